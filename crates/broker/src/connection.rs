@@ -1,0 +1,143 @@
+//! One connection to RabbitMQ.
+
+use std::time::Duration;
+
+use lapin::ConnectionProperties;
+use lapin::options::ConfirmSelectOptions;
+use lapin::types::ShortString;
+use lapin::uri::AMQPUri;
+use secrecy::{ExposeSecret, SecretString};
+use tokio::time::timeout;
+
+use crate::error::is_refusal;
+use crate::{Consumer, Error, Publisher};
+
+/// How long the broker may take to answer anything but a publish.
+pub(crate) const CALL_LIMIT: Duration = Duration::from_secs(5);
+/// A blocked broker never answers a close.
+const CLOSE_LIMIT: Duration = Duration::from_secs(2);
+/// Seconds. A dead peer is noticed after twice as long; below 5 there are false alarms.
+const HEARTBEAT: u16 = 10;
+
+/// How to reach the broker.
+#[derive(Clone)]
+pub struct Options {
+    uri: AMQPUri,
+    name: String,
+    address: String,
+}
+
+impl Options {
+    /// Takes a URL such as `amqps://user:password@host:5671/vhost?heartbeat=10`.
+    ///
+    /// `name` is what the management page shows.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Url`] when the URL cannot be parsed.
+    pub fn parse(url: &SecretString, name: &str) -> Result<Self, Error> {
+        let mut uri: AMQPUri = url.expose_secret().parse().map_err(|_quotes_the_url| Error::Url)?;
+        uri.query.heartbeat.get_or_insert(HEARTBEAT);
+        let address = format!("{}:{} {}", uri.authority.host, uri.authority.port, uri.vhost);
+        Ok(Self { uri, name: name.to_owned(), address })
+    }
+
+    /// Host, port and virtual host, for messages.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+}
+
+/// One connection to the broker.
+pub struct Connection {
+    inner: lapin::Connection,
+}
+
+impl Connection {
+    /// Connects.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Login`] when the broker refuses user, password or virtual host, otherwise
+    /// [`Error::Unreachable`] or [`Error::Timeout`].
+    pub async fn connect(options: &Options) -> Result<Self, Error> {
+        let properties =
+            ConnectionProperties::default().with_connection_name(options.name.clone().into());
+        let connect = lapin::Connection::connect_uri(options.uri.clone(), properties);
+        // lapin itself waits for ever for a broker that accepts and then says nothing.
+        let limit = CALL_LIMIT;
+        let inner = timeout(limit, connect)
+            .await
+            .map_err(|_elapsed| Error::Timeout { operation: "connecting", limit })?
+            .map_err(|source| {
+                let address = options.address.clone();
+                if is_refusal(&source) {
+                    Error::Login { address, source }
+                } else {
+                    Error::Unreachable { address, source }
+                }
+            })?;
+        Ok(Self { inner })
+    }
+
+    /// Whether the connection is up.
+    pub fn is_connected(&self) -> bool {
+        self.inner.status().connected()
+    }
+
+    /// Whether the broker has stopped taking messages, because it is short of memory or disk.
+    pub fn is_blocked(&self) -> bool {
+        self.inner.status().blocked()
+    }
+
+    /// A publisher to an exchange, on a channel of its own.
+    ///
+    /// # Errors
+    ///
+    /// When the broker does not open the channel.
+    pub async fn publisher(
+        &self,
+        exchange: &str,
+        confirm_limit: Duration,
+    ) -> Result<Publisher, Error> {
+        let channel = self.channel().await?;
+        call("asking for confirms", channel.confirm_select(ConfirmSelectOptions::default()))
+            .await?;
+        Ok(Publisher::new(channel, short(exchange)?, confirm_limit))
+    }
+
+    /// A consumer of a queue, on a channel of its own, with at most `prefetch` unsettled messages.
+    ///
+    /// # Errors
+    ///
+    /// When the queue does not exist, or the broker does not let us consume it.
+    pub async fn consumer(&self, queue: &str, prefetch: u16) -> Result<Consumer, Error> {
+        Consumer::start(self.channel().await?, queue, prefetch).await
+    }
+
+    /// Says goodbye; gives up after 2 s.
+    pub async fn close(self) {
+        // Whatever the answer, the connection is gone.
+        drop(timeout(CLOSE_LIMIT, self.inner.close(200, "bye".into())).await);
+    }
+
+    pub(crate) async fn channel(&self) -> Result<lapin::Channel, Error> {
+        call("opening a channel", self.inner.create_channel()).await
+    }
+}
+
+/// Awaits a call, but no longer than [`CALL_LIMIT`].
+pub(crate) async fn call<T>(
+    operation: &'static str,
+    call: impl Future<Output = lapin::Result<T>>,
+) -> Result<T, Error> {
+    match timeout(CALL_LIMIT, call).await {
+        Ok(result) => result.map_err(|source| Error::Call { operation, source }),
+        Err(_elapsed) => Err(Error::Timeout { operation, limit: CALL_LIMIT }),
+    }
+}
+
+/// A name as AMQP has it.
+pub(crate) fn short(name: &str) -> Result<ShortString, Error> {
+    ShortString::try_new(name).map_err(|_too_long| Error::Name { name: name.to_owned() })
+}

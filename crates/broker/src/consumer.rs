@@ -1,0 +1,169 @@
+//! Consuming a queue.
+
+use std::collections::BTreeSet;
+
+use domain_events::Message;
+use futures_util::future::try_join_all;
+use futures_util::{FutureExt, StreamExt};
+use lapin::message::Delivery as Received;
+use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions};
+use lapin::types::{AMQPValue, DeliveryTag, FieldTable};
+use lapin::{BasicProperties, Channel};
+
+use crate::connection::{call, short};
+use crate::{Error, properties};
+
+/// A message received and not settled yet.
+#[derive(Debug)]
+pub struct Delivery {
+    /// The message.
+    pub message: Message,
+    /// Whether the broker has delivered it before; a hint, nothing more.
+    pub redelivered: bool,
+    queue: String,
+    properties: BasicProperties,
+    receipt: Receipt,
+}
+
+/// The right to settle one delivery, once.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Receipt(DeliveryTag);
+
+impl Delivery {
+    /// Gives up the message and keeps the right to settle it.
+    pub fn into_receipt(self) -> Receipt {
+        self.receipt
+    }
+
+    /// The properties of the message, with the reason why it is a dead letter.
+    pub(crate) fn dead_letter_properties(&self, reason: &str) -> BasicProperties {
+        let mut headers = self.properties.headers().clone().unwrap_or_default();
+        let text = |text: &str| AMQPValue::LongString(text.into());
+        headers.insert("dead_letter_reason".into(), text(reason));
+        headers.insert("dead_letter_queue".into(), text(&self.queue));
+        headers.insert("dead_letter_routing_key".into(), text(&self.message.routing_key));
+        self.properties.clone().with_delivery_mode(2).with_headers(headers)
+    }
+}
+
+/// Consumes one queue, on a channel that nobody else uses.
+pub struct Consumer {
+    channel: Channel,
+    deliveries: lapin::Consumer,
+    queue: String,
+    unsettled: BTreeSet<DeliveryTag>,
+}
+
+impl Consumer {
+    pub(crate) async fn start(channel: Channel, queue: &str, prefetch: u16) -> Result<Self, Error> {
+        // Before consuming: what is on its way already would not be limited.
+        let qos = channel.basic_qos(prefetch, BasicQosOptions::default());
+        call("limiting the prefetch", qos).await?;
+        let consume = channel.basic_consume(
+            short(queue)?,
+            "".into(),
+            BasicConsumeOptions::default(),
+            FieldTable::default(),
+        );
+        let deliveries = call("consuming", consume).await?;
+        let queue = queue.to_owned();
+        Ok(Self { channel, deliveries, queue, unsettled: BTreeSet::new() })
+    }
+
+    /// Waits for a delivery, then takes those that have arrived as well, at most `max`.
+    ///
+    /// # Errors
+    ///
+    /// When the connection failed, or the broker cancelled the consumer: lapin then just ends the
+    /// stream, while channel and connection stay up.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: no delivery is lost when the future is dropped.
+    pub async fn next(&mut self, max: usize) -> Result<Vec<Delivery>, Error> {
+        let mut batch = Vec::new();
+        let first = self.deliveries.next().await;
+        self.take(first, &mut batch)?;
+        while batch.len() < max {
+            let Some(next) = self.deliveries.next().now_or_never() else { break };
+            self.take(next, &mut batch)?;
+        }
+        Ok(batch)
+    }
+
+    /// How many deliveries are not settled.
+    pub fn unsettled(&self) -> usize {
+        self.unsettled.len()
+    }
+
+    /// Tells the broker that messages are done with and can be forgotten.
+    ///
+    /// # Errors
+    ///
+    /// When the broker cannot be told; it then delivers them again.
+    pub async fn ack(&mut self, receipts: Vec<Receipt>) -> Result<(), Error> {
+        let (multiple, single) = self.settle(receipts);
+        if let Some(tag) = multiple {
+            let options = BasicAckOptions { multiple: true };
+            call("acknowledging", self.channel.basic_ack(tag, options)).await?;
+        }
+        let options = BasicAckOptions { multiple: false };
+        let acks = single.into_iter().map(|tag| self.channel.basic_ack(tag, options));
+        call("acknowledging", try_join_all(acks)).await.map(drop)
+    }
+
+    /// Gives messages back to the queue, to be delivered again.
+    ///
+    /// # Errors
+    ///
+    /// When the broker cannot be told; it then delivers them again when the connection ends.
+    pub async fn give_back(&mut self, receipts: Vec<Receipt>) -> Result<(), Error> {
+        let (multiple, single) = self.settle(receipts);
+        if let Some(tag) = multiple {
+            let options = BasicNackOptions { multiple: true, requeue: true };
+            call("giving messages back", self.channel.basic_nack(tag, options)).await?;
+        }
+        let options = BasicNackOptions { multiple: false, requeue: true };
+        let nacks = single.into_iter().map(|tag| self.channel.basic_nack(tag, options));
+        call("giving messages back", try_join_all(nacks)).await.map(drop)
+    }
+
+    fn take(
+        &mut self,
+        received: Option<lapin::Result<Received>>,
+        batch: &mut Vec<Delivery>,
+    ) -> Result<(), Error> {
+        let received = received
+            .ok_or_else(|| Error::Cancelled { queue: self.queue.clone() })?
+            .map_err(|source| Error::Call { operation: "consuming", source })?;
+        self.unsettled.insert(received.delivery_tag);
+        let message =
+            properties::message(&received.routing_key, &received.properties, received.data);
+        batch.push(Delivery {
+            message,
+            redelivered: received.redelivered,
+            queue: self.queue.clone(),
+            properties: received.properties,
+            receipt: Receipt(received.delivery_tag),
+        });
+        Ok(())
+    }
+
+    /// Splits receipts into the oldest run without a gap, which the broker can be told of at once,
+    /// and the rest.
+    fn settle(&mut self, receipts: Vec<Receipt>) -> (Option<DeliveryTag>, Vec<DeliveryTag>) {
+        let mut single: BTreeSet<DeliveryTag> =
+            receipts.into_iter().map(|receipt| receipt.0).collect();
+        let mut multiple = None;
+        while let (Some(oldest), Some(next)) = (self.unsettled.first(), single.first())
+            && oldest == next
+        {
+            multiple = self.unsettled.pop_first();
+            single.pop_first();
+        }
+        for tag in &single {
+            self.unsettled.remove(tag);
+        }
+        (multiple, single.into_iter().collect())
+    }
+}

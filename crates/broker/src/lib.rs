@@ -1,0 +1,24 @@
+//! RabbitMQ: connections, a confirmed publisher, a consumer and the topology.
+//!
+//! The only crate that names lapin. Nothing here reconnects: lapin's own recovery hides an outage
+//! until it is over, so a broken connection is an error, and whoever supervises connects anew.
+//!
+//! **Invariants:**
+//! - A channel belongs to one task. Two tasks that publish on one channel are told each other's
+//!   confirms (lapin 4.12.3 numbers a message and sends it under two different locks).
+//! - A message counts as published when the broker confirmed it *and* did not return it, and that
+//!   is decided for a batch when all its confirms are in.
+//! - Every call has a deadline.
+
+mod connection;
+mod consumer;
+mod error;
+mod properties;
+mod publisher;
+mod topology;
+
+pub use connection::{Connection, Options};
+pub use consumer::{Consumer, Delivery, Receipt};
+pub use error::Error;
+pub use publisher::{Outcome, Publisher};
+pub use topology::{Binding, Queue};

@@ -1,0 +1,76 @@
+//! What the command lines of both daemons share.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+
+use crate::settings::{Errors, Layers, Reader, Shown};
+use crate::{Exit, Failure, chain};
+
+const DEFAULTS: &str = include_str!("../../../config/default.toml");
+
+/// Variables without a prefix, shared by both daemons and known to other tools.
+const ALIASES: [(&str, &str); 4] = [
+    ("EVENT_STORE_URL", "postgres.url"),
+    ("AMQP_URL", "rabbitmq.url"),
+    ("READ_MODEL_URL", "mysql.url"),
+    ("RUST_LOG", "log.filter"),
+];
+
+/// Options of every command.
+#[derive(Debug, Args)]
+pub struct Common {
+    /// A TOML file with the keys that differ from the defaults.
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+impl Common {
+    /// The layered configuration of a daemon whose environment variables start with `prefix`.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read, or is not TOML.
+    pub fn reader(&self, prefix: &'static str) -> Result<Reader, Errors> {
+        let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
+            Some((name.into_string().ok()?, value.into_string().ok()?))
+        };
+        let environment: BTreeMap<String, String> = std::env::vars_os().filter_map(text).collect();
+        let file = self.config.as_deref();
+        Layers { defaults: DEFAULTS, file, aliases: &ALIASES, prefix, environment }.load()
+    }
+}
+
+impl From<Errors> for Failure {
+    fn from(errors: Errors) -> Self {
+        Self::new(Exit::Configuration, errors)
+    }
+}
+
+/// Prints a configuration as TOML, each key with its origin.
+#[expect(clippy::print_stdout, reason = "the result of a command")]
+pub fn print_settings(shown: &[Shown]) {
+    let mut section = "";
+    for Shown { key, value, origin } in shown {
+        let (of, name) = key.split_once('.').unwrap_or(("", key));
+        if of != section {
+            println!("{}[{of}]", if section.is_empty() { "" } else { "\n" });
+            section = of;
+        }
+        println!("{name} = {value}  # {origin}");
+    }
+}
+
+/// Ends a command: prints what went wrong, if anything did.
+#[expect(clippy::print_stderr, reason = "the result of a command")]
+pub fn end(result: Result<(), Failure>) -> ExitCode {
+    match result {
+        Ok(()) => Exit::Done.into(),
+        Err(failure) => {
+            eprintln!("error: {}", chain(failure.error.as_ref()));
+            failure.exit.into()
+        }
+    }
+}

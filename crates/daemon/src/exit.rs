@@ -1,0 +1,82 @@
+//! How a program ends.
+
+use std::error::Error;
+use std::fmt::Write;
+use std::process::ExitCode;
+
+/// The exit codes, documented in the README. clap itself ends with 2 on a wrong command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// Done, or stopped by a signal.
+    Done = 0,
+    /// Something that should not happen; the message says what.
+    Failed = 1,
+    /// The configuration is not valid (`EX_USAGE`).
+    Configuration = 64,
+    /// What was to be read is not valid: a projection, an import file (`EX_DATAERR`).
+    Data = 65,
+    /// A server cannot be reached (`EX_UNAVAILABLE`).
+    Unavailable = 69,
+    /// A server refused the login (`EX_NOPERM`).
+    Login = 77,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+/// Why a program or one of its tasks ends before it was told to.
+#[derive(Debug)]
+pub struct Failure {
+    /// The code to end with.
+    pub exit: Exit,
+    /// The reason, with its context.
+    pub error: anyhow::Error,
+}
+
+impl Failure {
+    /// Ends the program with a code of its own.
+    pub fn new(exit: Exit, error: impl Into<anyhow::Error>) -> Self {
+        Self { exit, error: error.into() }
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self { exit: Exit::Failed, error }
+    }
+}
+
+/// An error and what caused it, on one line.
+pub fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        // Some libraries repeat their cause in their own message.
+        if !text.ends_with(&cause_text) {
+            write!(text, ": {cause_text}").expect("writing to a String cannot fail");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("outer{0}")]
+    struct Outer(&'static str, #[source] std::io::Error);
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let inner = || std::io::Error::other("inner");
+        assert_eq!(chain(&Outer("", inner())), "outer: inner");
+        assert_eq!(chain(&Outer(", because inner", inner())), "outer, because inner");
+    }
+}

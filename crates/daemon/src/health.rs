@@ -1,0 +1,161 @@
+//! Whether the daemon makes progress, and if not, why and since when.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde_json::{Value, json};
+
+/// The state of everything the daemon depends on and does.
+///
+/// A state change is logged here, once, however many tasks notice it.
+#[derive(Clone, Default)]
+pub struct Health(Arc<Mutex<BTreeMap<String, Component>>>);
+
+#[derive(Default)]
+struct Component {
+    /// Why it is not well, by the probe that says so; empty when all is well.
+    failing: BTreeMap<usize, String>,
+    /// Since when it is as it is.
+    since: DateTime<Utc>,
+    probes: Vec<ProbeState>,
+}
+
+struct ProbeState {
+    last_sign: Instant,
+    silence_limit: Option<Duration>,
+}
+
+/// Reports on one component; several probes may report on the same one.
+pub struct Probe {
+    health: Health,
+    component: String,
+    number: usize,
+}
+
+impl Health {
+    /// A probe that first says that its component is starting.
+    ///
+    /// With a `silence_limit` the component counts as failing when the probe says nothing for so
+    /// long: a task that hangs is not well, though it never said so.
+    pub fn probe(&self, component: &str, silence_limit: Option<Duration>) -> Probe {
+        let mut components = self.lock();
+        let entry = components
+            .entry(component.to_owned())
+            .or_insert_with(|| Component { since: Utc::now(), ..Component::default() });
+        let number = entry.probes.len();
+        entry.probes.push(ProbeState { last_sign: Instant::now(), silence_limit });
+        entry.failing.insert(number, "starting".to_owned());
+        Probe { health: self.clone(), component: component.to_owned(), number }
+    }
+
+    /// Whether all is well, and the state of each component as JSON.
+    pub fn report(&self) -> (bool, Value) {
+        let components = self.lock();
+        let mut ready = true;
+        let mut states = serde_json::Map::new();
+        for (name, component) in &*components {
+            let reason = component.failing.values().next().cloned().or_else(|| component.silence());
+            ready &= reason.is_none();
+            let since = component.since.to_rfc3339_opts(SecondsFormat::Secs, true);
+            let state = match reason {
+                None => json!({ "ok": true, "since": since }),
+                Some(reason) => json!({ "ok": false, "since": since, "reason": reason }),
+            };
+            states.insert(name.clone(), state);
+        }
+        (ready, json!({ "ready": ready, "components": states }))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Component>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Component {
+    fn silence(&self) -> Option<String> {
+        self.probes.iter().find_map(|probe| {
+            let silence = probe.last_sign.elapsed();
+            (silence > probe.silence_limit?)
+                .then(|| format!("no progress for {} s", silence.as_secs()))
+        })
+    }
+}
+
+impl Probe {
+    /// All is well, or goes on.
+    pub fn ok(&self) {
+        self.update(|component| {
+            if component.failing.remove(&self.number).is_some() && component.failing.is_empty() {
+                let after = Utc::now() - component.since;
+                component.since = Utc::now();
+                let seconds = after.num_seconds();
+                tracing::info!(component = self.component, after_seconds = seconds, "is well");
+            }
+        });
+    }
+
+    /// It does not work now, for this reason.
+    pub fn failing(&self, reason: &str) {
+        self.update(|component| {
+            let was_well = component.failing.is_empty();
+            let starting = component.failing.values().all(|reason| reason == "starting");
+            let known = component.failing.values().any(|known| known == reason);
+            component.failing.insert(self.number, reason.to_owned());
+            if was_well {
+                component.since = Utc::now();
+            }
+            if !known && (was_well || starting) {
+                tracing::warn!(component = self.component, reason, "does not work, trying again");
+            }
+        });
+    }
+
+    fn update(&self, change: impl FnOnce(&mut Component)) {
+        let mut components = self.health.lock();
+        if let Some(component) = components.get_mut(&self.component) {
+            if let Some(probe) = component.probes.get_mut(self.number) {
+                probe.last_sign = Instant::now();
+            }
+            change(component);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reason(health: &Health) -> Option<String> {
+        let (ready, report) = health.report();
+        let reason = report["components"]["broker"]["reason"].as_str().map(str::to_owned);
+        assert_eq!(ready, reason.is_none());
+        reason
+    }
+
+    #[test]
+    fn ready_when_every_probe_is_well() {
+        let health = Health::default();
+        let (one, two) = (health.probe("broker", None), health.probe("broker", None));
+        assert_eq!(reason(&health).as_deref(), Some("starting"));
+        one.ok();
+        assert_eq!(reason(&health).as_deref(), Some("starting"));
+        two.ok();
+        assert_eq!(reason(&health), None);
+        two.failing("gone");
+        one.ok();
+        assert_eq!(reason(&health).as_deref(), Some("gone"));
+        two.ok();
+        assert_eq!(reason(&health), None);
+    }
+
+    #[test]
+    fn silence_is_not_health() {
+        let health = Health::default();
+        let probe = health.probe("broker", Some(Duration::ZERO));
+        probe.ok();
+        std::thread::sleep(Duration::from_millis(2));
+        assert_eq!(reason(&health).as_deref(), Some("no progress for 0 s"));
+    }
+}

@@ -1,0 +1,106 @@
+//! `/livez`, `/readyz` and `/metrics`.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use axum::Router;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::{Exit, Failure, Health};
+
+const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// The HTTP endpoint of a daemon; it only reads.
+pub struct Endpoint {
+    listener: TcpListener,
+    router: Router,
+}
+
+impl Endpoint {
+    /// Listens on an address.
+    ///
+    /// # Errors
+    ///
+    /// When the address is taken or not ours.
+    pub async fn bind(
+        address: SocketAddr,
+        health: Health,
+        registry: Registry,
+    ) -> Result<Self, Failure> {
+        let listener = TcpListener::bind(address)
+            .await
+            .with_context(|| format!("cannot listen on {address}; set http_listen to a free one"))
+            .map_err(|error| Failure::new(Exit::Configuration, error))?;
+        let registry = Arc::new(registry);
+        let router = Router::new()
+            .route("/livez", get(|| async { "alive\n" }))
+            .route("/readyz", get(move || async move { ready(&health) }))
+            .route("/metrics", get(move || async move { metrics(&registry) }));
+        Ok(Self { listener, router })
+    }
+
+    /// Answers until the token is cancelled.
+    ///
+    /// # Errors
+    ///
+    /// When the listener fails.
+    pub async fn serve(self, shutdown: CancellationToken) -> Result<(), Failure> {
+        // Not gracefully: a client that never finishes its request must not hold up the end.
+        let serve = axum::serve(self.listener, self.router).into_future();
+        match shutdown.run_until_cancelled(serve).await {
+            None | Some(Ok(())) => Ok(()),
+            Some(Err(error)) => Err(anyhow::Error::new(error).context("serving HTTP").into()),
+        }
+    }
+}
+
+fn ready(health: &Health) -> Response {
+    let (ready, report) = health.report();
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let content_type = [(header::CONTENT_TYPE, "application/json")];
+    (status, content_type, format!("{report:#}\n")).into_response()
+}
+
+fn metrics(registry: &Registry) -> Response {
+    let mut text = String::new();
+    match encode(&mut text, registry) {
+        Ok(()) => ([(header::CONTENT_TYPE, METRICS_TYPE)], text).into_response(),
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
+}
+
+/// Asks a daemon on this host whether it is ready; for containers, which have no curl.
+///
+/// # Errors
+///
+/// With the daemon's own report when it is not, or when it does not answer.
+pub fn healthcheck(listen: SocketAddr) -> Result<(), Failure> {
+    let mut address = listen;
+    if address.ip().is_unspecified() {
+        address.set_ip(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    }
+    let agent = ureq::Agent::config_builder()
+        .timeout_global(Some(Duration::from_secs(3)))
+        .http_status_as_error(false)
+        .build()
+        .new_agent();
+    let mut response = agent
+        .get(format!("http://{address}/readyz"))
+        .call()
+        .with_context(|| format!("nothing answers on {address}"))
+        .map_err(|error| Failure::new(Exit::Unavailable, error))?;
+    let report = response.body_mut().read_to_string().unwrap_or_default();
+    if response.status() == 200 {
+        Ok(())
+    } else {
+        Err(anyhow::anyhow!("not ready: {}", report.trim()).into())
+    }
+}

@@ -1,0 +1,96 @@
+//! Configuration in layers, read key by key, so that every error is told at once.
+//!
+//! Later layers win: the built-in defaults, a TOML file, plain environment variables that other
+//! tools use too (`AMQP_URL`), environment variables with the daemon's prefix.
+
+mod reader;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use config::{Config, File, FileFormat, Map, Source, Value, ValueKind};
+
+pub use reader::{Reader, Shown};
+
+/// Every error of a configuration.
+#[derive(Debug, thiserror::Error)]
+#[error("{} in the configuration:\n  - {}", count(.0.len()), .0.join("\n  - "))]
+pub struct Errors(pub Vec<String>);
+
+fn count(errors: usize) -> String {
+    if errors == 1 { "1 error".to_owned() } else { format!("{errors} errors") }
+}
+
+/// Where a daemon's configuration comes from.
+pub struct Layers<'a> {
+    /// The defaults, as TOML.
+    pub defaults: &'static str,
+    /// A TOML file, if one is named.
+    pub file: Option<&'a Path>,
+    /// Plain variables: name and key.
+    pub aliases: &'static [(&'static str, &'static str)],
+    /// `PREFIX__SECTION__KEY` sets `section.key`.
+    pub prefix: &'static str,
+    /// The environment.
+    pub environment: BTreeMap<String, String>,
+}
+
+impl Layers<'_> {
+    /// Loads all layers.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read, or is not TOML.
+    pub fn load(self) -> Result<Reader, Errors> {
+        let mut builder =
+            Config::builder().add_source(File::from_str(self.defaults, FileFormat::Toml));
+        if let Some(file) = self.file {
+            builder = builder.add_source(File::from(file).format(FileFormat::Toml));
+        }
+        let aliases = self.aliases.iter().map(|(name, key)| (*name, (*key).to_owned()));
+        let prefix = format!("{}__", self.prefix);
+        let prefixed = self.environment.keys().filter_map(|name| {
+            let key = name.strip_prefix(&prefix)?;
+            Some((name.as_str(), key.to_lowercase().replace("__", ".")))
+        });
+        let config = builder
+            .add_source(Variables::of(&self.environment, aliases))
+            .add_source(Variables::of(&self.environment, prefixed))
+            .build()
+            .map_err(|error| Errors(vec![error.to_string()]))?;
+        Ok(Reader::new(config, self.prefix))
+    }
+}
+
+/// Environment variables, each as text, with its name as the origin.
+///
+/// config's own source reads `no` as 0 and `7.9` as 8; here a value is text until it is read.
+#[derive(Debug, Clone)]
+struct Variables(Map<String, Value>);
+
+impl Variables {
+    fn of<'a>(
+        environment: &BTreeMap<String, String>,
+        names: impl Iterator<Item = (&'a str, String)>,
+    ) -> Self {
+        let value = |(name, key): (&str, String)| {
+            let value = environment.get(name)?;
+            let origin = format!("environment variable {name}");
+            Some((key, Value::new(Some(&origin), ValueKind::String(value.clone()))))
+        };
+        Self(names.filter_map(value).collect())
+    }
+}
+
+impl Source for Variables {
+    fn clone_into_box(&self) -> Box<dyn Source + Send + Sync> {
+        Box::new(self.clone())
+    }
+
+    fn collect(&self) -> Result<Map<String, Value>, config::ConfigError> {
+        Ok(self.0.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,67 @@
+//! Logs.
+
+use std::io::IsTerminal;
+
+use anyhow::{Context, anyhow};
+use tracing_subscriber::EnvFilter;
+
+use crate::settings::Reader;
+use crate::{Exit, Failure};
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Text on a terminal, JSON elsewhere.
+    Auto,
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What is logged, and how.
+#[derive(Debug, Clone)]
+pub struct LogSettings {
+    /// How a line looks.
+    pub format: LogFormat,
+    /// Directives as in `RUST_LOG`.
+    pub filter: String,
+}
+
+impl LogSettings {
+    /// Reads the section `log`.
+    pub fn read(reader: &mut Reader) -> Self {
+        let formats =
+            [("auto", LogFormat::Auto), ("text", LogFormat::Text), ("json", LogFormat::Json)];
+        Self { format: reader.choice("log.format", &formats), filter: reader.text("log.filter") }
+    }
+}
+
+/// lapin logs each returned message whole, payload included.
+const ALWAYS: &str = "lapin::returned_messages=off";
+
+/// Starts logging to standard output.
+///
+/// # Errors
+///
+/// When the filter is not valid.
+pub fn init_logs(settings: &LogSettings) -> Result<(), Failure> {
+    let directives = format!("{},{ALWAYS}", settings.filter);
+    let filter = EnvFilter::builder()
+        .parse(directives)
+        .context("log.filter is not valid: expected directives such as info,projector=debug")
+        .map_err(|error| Failure::new(Exit::Configuration, error))?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter);
+    let terminal = std::io::stdout().is_terminal();
+    let json = match settings.format {
+        LogFormat::Json => true,
+        LogFormat::Text => false,
+        LogFormat::Auto => !terminal,
+    };
+    let started = if json {
+        builder.json().flatten_event(true).with_span_list(false).try_init()
+    } else {
+        builder.with_ansi(terminal && std::env::var_os("NO_COLOR").is_none()).try_init()
+    };
+    started.map_err(|error| anyhow!(error).context("starting the logs").into())
+}

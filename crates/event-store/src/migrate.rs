@@ -1,0 +1,91 @@
+//! The schema of the event store, as in `migrations/postgres`.
+
+use std::time::Duration;
+
+use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
+use sqlx::{SqlSafeStr, query, query_scalar};
+use tokio::time::timeout;
+
+use crate::session::within;
+use crate::{Error, Session};
+
+/// How long a whole migration may take, waiting for another migrator included.
+const MIGRATION_LIMIT: Duration = Duration::from_mins(10);
+/// The table in which applied migrations are recorded; an application may keep sqlx's own.
+const TABLE: &str = "outbox_relay_migrations";
+
+const MIGRATIONS: [(i64, &str, &str); 2] = [
+    (1, "event store", include_str!("../../../migrations/postgres/0001_event_store.sql")),
+    (2, "outbox", include_str!("../../../migrations/postgres/0002_outbox.sql")),
+];
+
+fn migrator() -> Migrator {
+    let migrations = MIGRATIONS.map(|(version, description, sql)| {
+        let kind = MigrationType::Simple;
+        Migration::new(version, description.into(), kind, sql.into_sql_str(), false)
+    });
+    let mut migrator = Migrator::with_migrations(migrations.into());
+    migrator.dangerous_set_table_name(TABLE);
+    migrator
+}
+
+impl Session {
+    /// Brings the schema up to date; does nothing when it is. Several migrators take turns.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Migration`] when a migration fails, or when the database was migrated by a newer
+    /// version or by other files. A failed migration leaves nothing behind.
+    pub async fn migrate(&mut self) -> Result<(), Error> {
+        // DDL that waits behind a long transaction makes every writer queue up behind itself.
+        let limit = self.client_limit();
+        let lock_limit = query("SET lock_timeout = '5s'").execute(&mut self.connection);
+        within(limit, "preparing the migration", lock_limit).await?;
+        let limit = MIGRATION_LIMIT;
+        timeout(limit, migrator().run_direct(None, &mut self.connection, false))
+            .await
+            .map_err(|_elapsed| Error::Timeout { operation: "the migration", limit })?
+            .map_err(|error| match error {
+                MigrateError::Execute(source) => Error::statement("the migration", source),
+                other => Error::Migration(other),
+            })
+    }
+
+    /// Makes sure that the schema is the one this program was built for.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotMigrated`] when a migration is missing.
+    pub async fn require_migrated(&mut self) -> Result<(), Error> {
+        let newest: Option<i64> = within(
+            self.client_limit(),
+            "reading the schema version",
+            query_scalar("SELECT max(version) FROM outbox_relay_migrations WHERE success")
+                .fetch_one(&mut self.connection),
+        )
+        .await?;
+        let needed = MIGRATIONS.map(|(version, ..)| version).into_iter().max();
+        if newest >= needed { Ok(()) } else { Err(Error::NotMigrated) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_file_is_a_migration() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../migrations/postgres");
+        let mut files: Vec<_> = std::fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .filter(|name| name != "README.md")
+            .collect();
+        files.sort();
+        let known: Vec<_> = MIGRATIONS
+            .iter()
+            .map(|(version, name, _)| format!("{version:04}_{}.sql", name.replace(' ', "_")))
+            .collect();
+        assert_eq!(files, known);
+    }
+}

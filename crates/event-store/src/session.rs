@@ -1,0 +1,195 @@
+//! One connection to PostgreSQL.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use secrecy::{ExposeSecret, SecretString};
+use sqlx::postgres::{PgArguments, PgConnectOptions, PgConnection, PgRow};
+use sqlx::query::Query;
+use sqlx::{ConnectOptions, Connection, FromRow, Postgres, Transaction};
+use tokio::time::timeout;
+
+use crate::Error;
+
+/// How long a connection may take to open, with login.
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+/// How much longer the client waits than the server works, so that the server gives up first.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// Right after a bulk load the statistics say that a table is empty, and the planner then reads and
+/// sorts a million rows for one batch. Every query here has an index in its order.
+const HOLD_PLANNER_TO_INDEXES: &str = "SET LOCAL enable_seqscan = off;
+                 SET LOCAL enable_bitmapscan = off;
+                 SET LOCAL enable_sort = off";
+
+/// How to reach the event store, and how long to wait for it.
+#[derive(Clone)]
+pub struct Options {
+    connect: PgConnectOptions,
+    address: String,
+    statement_limit: Duration,
+    idle_limit: Duration,
+}
+
+impl Options {
+    /// Takes a URL such as `postgres://user:password@host:5432/database?sslmode=verify-full`.
+    ///
+    /// `application_name` is what `pg_stat_activity` shows.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Url`] when the URL cannot be parsed.
+    pub fn parse(url: &SecretString, application_name: &str) -> Result<Self, Error> {
+        let connect = PgConnectOptions::from_str(url.expose_secret())
+            .map_err(|_quotes_the_url| Error::Url)?
+            .application_name(application_name)
+            .disable_statement_logging();
+        let database = connect.get_database().unwrap_or(connect.get_username());
+        let address = format!("{}:{}/{database}", connect.get_host(), connect.get_port());
+        Ok(Self {
+            connect,
+            address,
+            statement_limit: Duration::from_secs(10),
+            idle_limit: Duration::from_secs(15),
+        })
+    }
+
+    /// How long one statement may take; the server cancels it then. Default 10 s.
+    #[must_use]
+    pub fn statement_limit(mut self, limit: Duration) -> Self {
+        self.statement_limit = limit;
+        self
+    }
+
+    /// How long a claim may lie idle while its events are published, before the server ends the
+    /// connection and so frees the lanes. Default 15 s.
+    #[must_use]
+    pub fn idle_limit(mut self, limit: Duration) -> Self {
+        self.idle_limit = limit;
+        self
+    }
+
+    /// Host, port and database, for messages.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+}
+
+/// One connection to the primary.
+///
+/// After any error, drop it and connect anew. Dropping closes the socket, and the server rolls back.
+pub struct Session {
+    pub(crate) connection: PgConnection,
+    begin_read: String,
+    begin_claim: String,
+    client_limit: Duration,
+}
+
+impl Session {
+    /// Connects, and makes sure that the server is the primary.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Login`] when the server refuses user, password or database, [`Error::NotPrimary`],
+    /// and [`Error::Unreachable`] or [`Error::Timeout`] for everything that may pass.
+    pub async fn connect(options: &Options) -> Result<Self, Error> {
+        let limit = CONNECT_LIMIT;
+        let connection = timeout(limit, PgConnection::connect_with(&options.connect))
+            .await
+            .map_err(|_elapsed| Error::Timeout { operation: "connecting", limit })?
+            .map_err(|source| connect_error(options, source))?;
+        let statement_ms = options.statement_limit.as_millis();
+        let idle_ms = options.idle_limit.as_millis();
+        let mut session = Self {
+            connection,
+            begin_read: format!(
+                "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY;
+                 SET LOCAL statement_timeout = {statement_ms}; {HOLD_PLANNER_TO_INDEXES}"
+            ),
+            begin_claim: format!(
+                "BEGIN ISOLATION LEVEL READ COMMITTED;
+                 SET LOCAL statement_timeout = {statement_ms};
+                 SET LOCAL idle_in_transaction_session_timeout = {idle_ms};
+                 {HOLD_PLANNER_TO_INDEXES}"
+            ),
+            client_limit: options.statement_limit + GRACE,
+        };
+        session.require_primary(options).await?;
+        Ok(session)
+    }
+
+    /// Says goodbye to the server, so that it does not log a lost connection.
+    pub async fn close(self) {
+        // Whatever the answer, the connection is gone.
+        drop(timeout(GRACE, self.connection.close()).await);
+    }
+
+    async fn require_primary(&mut self, options: &Options) -> Result<(), Error> {
+        let query = sqlx::query_scalar(
+            "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean",
+        );
+        let standby: bool = within(
+            self.client_limit,
+            "asking whether the server is the primary",
+            query.fetch_one(&mut self.connection),
+        )
+        .await?;
+        if standby { Err(Error::NotPrimary { address: options.address.clone() }) } else { Ok(()) }
+    }
+
+    pub(crate) fn client_limit(&self) -> Duration {
+        self.client_limit
+    }
+
+    /// Begins a transaction that claims lanes.
+    pub(crate) async fn begin_claim(&mut self) -> Result<Transaction<'_, Postgres>, Error> {
+        let begin = sqlx::AssertSqlSafe(self.begin_claim.clone());
+        let limit = self.client_limit;
+        within(limit, "opening a transaction", self.connection.begin_with(begin)).await
+    }
+
+    /// Runs one query in a transaction of its own, under the server's statement timeout.
+    pub(crate) async fn read<T>(
+        &mut self,
+        operation: &'static str,
+        query: Query<'_, Postgres, PgArguments>,
+    ) -> Result<Vec<T>, Error>
+    where
+        T: for<'r> FromRow<'r, PgRow>,
+    {
+        let begin = sqlx::AssertSqlSafe(self.begin_read.clone());
+        let connection = &mut self.connection;
+        let read = async {
+            let mut transaction = connection.begin_with(begin).await?;
+            let rows = query.fetch_all(&mut *transaction).await?;
+            transaction.rollback().await?;
+            rows.iter().map(T::from_row).collect()
+        };
+        within(self.client_limit, operation, read).await
+    }
+}
+
+/// Awaits a statement, but no longer than `limit`.
+pub(crate) async fn within<T>(
+    limit: Duration,
+    operation: &'static str,
+    statement: impl Future<Output = Result<T, sqlx::Error>>,
+) -> Result<T, Error> {
+    match timeout(limit, statement).await {
+        Ok(result) => result.map_err(|source| Error::statement(operation, source)),
+        Err(_elapsed) => Err(Error::Timeout { operation, limit }),
+    }
+}
+
+fn connect_error(options: &Options, source: sqlx::Error) -> Error {
+    let address = options.address.clone();
+    let code = source.as_database_error().and_then(sqlx::error::DatabaseError::code);
+    // invalid_authorization_specification, invalid_password, invalid_catalog_name, and a missing
+    // CONNECT privilege.
+    let refused = matches!(code.as_deref(), Some("28000" | "28P01" | "3D000" | "42501"));
+    if refused || matches!(source, sqlx::Error::Configuration(_)) {
+        Error::Login { address, source }
+    } else {
+        Error::Unreachable { address, source }
+    }
+}

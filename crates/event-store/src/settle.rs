@@ -1,0 +1,140 @@
+//! Settling a claim: marking what was published, setting aside what was not.
+
+use std::time::Duration;
+
+use sqlx::query;
+
+use crate::session::within;
+use crate::{Claim, Error, Lane, OutboxId};
+
+/// What became of the events of a claim. Events that it does not name stay pending.
+#[derive(Debug, Default)]
+pub struct Settlement {
+    /// Confirmed by the broker.
+    pub processed: Vec<OutboxId>,
+    /// Streams whose first unpublished event failed.
+    pub holds: Vec<Hold>,
+    /// The failed events, and those of their streams behind them: out of the way of the others.
+    pub set_aside: Vec<OutboxId>,
+    /// Streams that waited, and of which every event of this claim was published.
+    pub recovered: Vec<String>,
+}
+
+/// A stream that waits.
+#[derive(Debug)]
+pub struct Hold {
+    /// The stream, or the event where there is none.
+    pub stream_key: String,
+    /// Its lane.
+    pub lane: Lane,
+    /// The event that could not be published.
+    pub outbox_id: OutboxId,
+    /// Why.
+    pub error: String,
+    /// When to try again, from now on.
+    pub retry_after: Duration,
+}
+
+impl Claim<'_> {
+    /// Records what became of the events, and frees the lanes.
+    ///
+    /// # Errors
+    ///
+    /// When PostgreSQL cannot be told, or the claim was lost meanwhile: nothing is recorded then, and
+    /// the events are published again.
+    pub async fn settle(mut self, settlement: &Settlement) -> Result<(), Error> {
+        if !settlement.processed.is_empty() {
+            self.mark_processed(&settlement.processed).await?;
+        }
+        if !settlement.holds.is_empty() {
+            self.hold(&settlement.holds).await?;
+        }
+        if !settlement.recovered.is_empty() {
+            self.recover(&settlement.recovered).await?;
+        }
+        let mut set_aside = std::mem::take(&mut self.waiting);
+        set_aside.extend(&settlement.set_aside);
+        if !set_aside.is_empty() {
+            self.set_aside(&set_aside).await?;
+        }
+        within(self.client_limit, "committing a claim", self.transaction.commit()).await
+    }
+
+    async fn mark_processed(&mut self, ids: &[OutboxId]) -> Result<(), Error> {
+        let mark = query(
+            "UPDATE outbox SET processed_at = clock_timestamp(), held = false
+             WHERE id = ANY ($1) AND processed_at IS NULL",
+        )
+        .bind(numbers(ids))
+        .execute(&mut *self.transaction);
+        let marked = within(self.client_limit, "marking events processed", mark).await?;
+        let (expected, marked) = (ids.len() as u64, marked.rows_affected());
+        if marked == expected { Ok(()) } else { Err(Error::NotMarked { expected, marked }) }
+    }
+
+    async fn hold(&mut self, holds: &[Hold]) -> Result<(), Error> {
+        let keys: Vec<&str> = holds.iter().map(|hold| hold.stream_key.as_str()).collect();
+        let lanes: Vec<i16> = holds.iter().map(|hold| hold.lane.0).collect();
+        let ids: Vec<i64> = holds.iter().map(|hold| hold.outbox_id.0).collect();
+        let errors: Vec<&str> = holds.iter().map(|hold| hold.error.as_str()).collect();
+        let delays: Vec<f64> = holds.iter().map(|hold| hold.retry_after.as_secs_f64()).collect();
+        let upsert = query(
+            "INSERT INTO outbox_holds AS h
+                 (stream_key, lane, outbox_id, attempts, last_error, until)
+             SELECT f.stream_key, f.lane, f.outbox_id, 1, f.error,
+                    clock_timestamp() + make_interval(secs => f.delay)
+             FROM unnest($1::text[], $2::smallint[], $3::bigint[], $4::text[], $5::float8[])
+                  AS f (stream_key, lane, outbox_id, error, delay)
+             ON CONFLICT (stream_key) DO UPDATE SET
+                 attempts = CASE WHEN h.outbox_id = excluded.outbox_id THEN h.attempts + 1 ELSE 1 END,
+                 since = CASE WHEN h.outbox_id = excluded.outbox_id THEN h.since ELSE now() END,
+                 outbox_id = excluded.outbox_id,
+                 last_error = excluded.last_error,
+                 until = excluded.until",
+        )
+        .bind(keys)
+        .bind(lanes)
+        .bind(ids)
+        .bind(errors)
+        .bind(delays)
+        .execute(&mut *self.transaction);
+        within(self.client_limit, "holding streams", upsert).await.map(drop)
+    }
+
+    /// Takes events of streams that still wait out of the pending index.
+    async fn set_aside(&mut self, ids: &[OutboxId]) -> Result<(), Error> {
+        let update = query(
+            "UPDATE outbox o SET held = true
+             FROM outbox_holds h
+             WHERE o.id = ANY ($1) AND NOT o.held
+               AND h.stream_key = coalesce(o.stream_id, o.event_id::text)",
+        )
+        .bind(numbers(ids))
+        .execute(&mut *self.transaction);
+        within(self.client_limit, "setting events aside", update).await.map(drop)
+    }
+
+    /// Ends the wait of streams that have nothing left, and lets the others go on at once.
+    async fn recover(&mut self, stream_keys: &[String]) -> Result<(), Error> {
+        let delete = query(
+            "DELETE FROM outbox_holds h
+             WHERE h.stream_key = ANY ($1)
+               AND NOT EXISTS (SELECT 1 FROM outbox o
+                               WHERE coalesce(o.stream_id, o.event_id::text) = h.stream_key
+                                 AND o.processed_at IS NULL AND o.held)",
+        )
+        .bind(stream_keys)
+        .execute(&mut *self.transaction);
+        within(self.client_limit, "ending holds", delete).await?;
+        let go_on = query(
+            "UPDATE outbox_holds SET attempts = 0, until = now() WHERE stream_key = ANY ($1)",
+        )
+        .bind(stream_keys)
+        .execute(&mut *self.transaction);
+        within(self.client_limit, "ending holds", go_on).await.map(drop)
+    }
+}
+
+fn numbers(ids: &[OutboxId]) -> Vec<i64> {
+    ids.iter().map(|id| id.0).collect()
+}

@@ -1,0 +1,7 @@
+//! The relay's command line.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    outbox_relay::cli::main()
+}

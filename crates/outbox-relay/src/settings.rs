@@ -1,0 +1,101 @@
+//! The relay's configuration.
+
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use daemon::LogSettings;
+use daemon::settings::{Errors, Reader, Shown};
+use secrecy::SecretString;
+
+/// What the relay is told to do; each key is described in `config/default.toml`.
+#[derive(Clone)]
+pub struct Settings {
+    /// `postgres.url`
+    pub postgres_url: SecretString,
+    /// `postgres.statement_timeout`
+    pub statement_timeout: Duration,
+    /// `rabbitmq.url`
+    pub rabbitmq_url: SecretString,
+    /// `rabbitmq.exchange`
+    pub exchange: String,
+    /// `log`
+    pub log: LogSettings,
+    /// `relay.http_listen`
+    pub http_listen: SocketAddr,
+    /// `relay.workers`
+    pub workers: u16,
+    /// `relay.lanes_per_claim`
+    pub lanes_per_claim: u16,
+    /// `relay.batch_size`
+    pub batch_size: u32,
+    /// `relay.confirm_timeout`
+    pub confirm_timeout: Duration,
+    /// `relay.claim_timeout`
+    pub claim_timeout: Duration,
+    /// `relay.poll_min`
+    pub poll_min: Duration,
+    /// `relay.poll_max`
+    pub poll_max: Duration,
+    /// `relay.max_message_bytes`
+    pub max_message_bytes: usize,
+    /// `relay.retry_min`
+    pub retry_min: Duration,
+    /// `relay.retry_max`
+    pub retry_max: Duration,
+    /// `relay.reconnect_max`
+    pub reconnect_max: Duration,
+}
+
+impl Settings {
+    /// Reads the configuration.
+    ///
+    /// # Errors
+    ///
+    /// With every error in it.
+    pub fn read(mut reader: Reader) -> Result<(Self, Vec<Shown>), Errors> {
+        reader.ignore_section("mysql");
+        reader.ignore_section("projector");
+        let settings = Self {
+            postgres_url: reader.secret_url("postgres.url"),
+            statement_timeout: reader.duration("postgres.statement_timeout", seconds(1..=300)),
+            rabbitmq_url: reader.secret_url("rabbitmq.url"),
+            exchange: reader.text("rabbitmq.exchange"),
+            log: LogSettings::read(&mut reader),
+            http_listen: reader.address("relay.http_listen"),
+            workers: reader.integer("relay.workers", 1..=64),
+            lanes_per_claim: reader.integer("relay.lanes_per_claim", 1..=64),
+            batch_size: reader.integer("relay.batch_size", 1..=10_000),
+            confirm_timeout: reader.duration("relay.confirm_timeout", seconds(1..=18)),
+            claim_timeout: reader.duration("relay.claim_timeout", seconds(2..=19)),
+            poll_min: reader.duration("relay.poll_min", milliseconds(1..=10_000)),
+            poll_max: reader.duration("relay.poll_max", milliseconds(1..=60_000)),
+            max_message_bytes: reader.integer("relay.max_message_bytes", 1..=16 * 1024 * 1024),
+            retry_min: reader.duration("relay.retry_min", milliseconds(1..=60_000)),
+            retry_max: reader.duration("relay.retry_max", milliseconds(1..=86_400_000)),
+            reconnect_max: reader.duration("relay.reconnect_max", milliseconds(100..=30_000)),
+        };
+        reader.require(
+            &["relay.confirm_timeout", "relay.claim_timeout"],
+            settings.confirm_timeout < settings.claim_timeout,
+            "relay.confirm_timeout must be shorter than relay.claim_timeout: \
+             otherwise PostgreSQL ends a claim whose events are still being confirmed",
+        );
+        for (pair, ordered) in [
+            (["relay.poll_min", "relay.poll_max"], settings.poll_min <= settings.poll_max),
+            (["relay.retry_min", "relay.retry_max"], settings.retry_min <= settings.retry_max),
+        ] {
+            let [least, most] = pair;
+            reader.require(&pair, ordered, &format!("{least} must not be longer than {most}"));
+        }
+        Ok((settings, reader.finish()?))
+    }
+}
+
+fn seconds(range: RangeInclusive<u64>) -> RangeInclusive<Duration> {
+    Duration::from_secs(*range.start())..=Duration::from_secs(*range.end())
+}
+
+fn milliseconds(range: RangeInclusive<u64>) -> RangeInclusive<Duration> {
+    Duration::from_millis(*range.start())..=Duration::from_millis(*range.end())
+}
