@@ -1,0 +1,2 @@
+//! The projector's command line.
+fn main() {}

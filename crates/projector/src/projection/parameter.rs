@@ -1,0 +1,163 @@
+//! Named parameters: which part of an event a placeholder stands for.
+
+use std::collections::HashMap;
+use std::fmt;
+
+use domain_events::{Json, Origin};
+use serde_json::value::RawValue;
+
+use super::Value;
+use super::value::NotBindable;
+use crate::stream_event::StreamEvent;
+
+/// Stands for a part of an event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Parameter {
+    source: Source,
+    path: Vec<Step>,
+    optional: bool,
+}
+
+/// What a parameter starts from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Source {
+    StreamId,
+    StreamVersion,
+    EventId,
+    EventType,
+    SchemaVersion,
+    Position,
+    OccurredAt,
+    RecordedAt,
+    Data,
+    Metadata,
+}
+
+/// One step into a JSON value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Step {
+    Field(String),
+    Index(usize),
+}
+
+/// An event lacks what a parameter stands for, or has something that MySQL cannot hold.
+///
+/// Names the parameter and never the value.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BindError {
+    /// There is no such field.
+    #[error("the event has no {parameter}; write {parameter}? to take NULL for it")]
+    Missing {
+        /// The parameter, as written.
+        parameter: String,
+    },
+    /// The value has no SQL counterpart.
+    #[error("{parameter} {reason}")]
+    NotBindable {
+        /// The parameter, as written.
+        parameter: String,
+        /// Why.
+        reason: NotBindable,
+    },
+}
+
+const SOURCES: [(&str, Source); 10] = [
+    ("stream_id", Source::StreamId),
+    ("stream_version", Source::StreamVersion),
+    ("event_id", Source::EventId),
+    ("event_type", Source::EventType),
+    ("schema_version", Source::SchemaVersion),
+    ("position", Source::Position),
+    ("occurred_at", Source::OccurredAt),
+    ("recorded_at", Source::RecordedAt),
+    ("data", Source::Data),
+    ("metadata", Source::Metadata),
+];
+
+impl Source {
+    pub(super) fn named(name: &str) -> Result<Self, String> {
+        SOURCES.iter().find(|(known, _)| *known == name).map(|(_, source)| *source).ok_or_else(
+            || {
+                let known: Vec<_> = SOURCES.iter().map(|(name, _)| format!(":{name}")).collect();
+                format!("unknown parameter :{name}; known are {}", known.join(", "))
+            },
+        )
+    }
+}
+
+impl Parameter {
+    pub(super) fn new(source: Source, path: Vec<Step>, optional: bool) -> Result<Self, String> {
+        let parameter = Self { source, path, optional };
+        let has_parts = matches!(source, Source::Data | Source::Metadata);
+        if !has_parts && (!parameter.path.is_empty() || optional) {
+            return Err(format!("only :data and :metadata have parts, so {parameter} cannot be"));
+        }
+        if has_parts && parameter.path.is_empty() && optional {
+            return Err(format!("every event has it, so {parameter} needs no question mark"));
+        }
+        Ok(parameter)
+    }
+
+    /// The value for an event.
+    ///
+    /// # Errors
+    ///
+    /// See [`BindError`].
+    pub fn value(&self, event: &StreamEvent) -> Result<Value, BindError> {
+        let StreamEvent { stream_id, version, event } = event;
+        Ok(match self.source {
+            Source::StreamId => Value::Text(stream_id.as_str().to_owned()),
+            Source::StreamVersion => Value::Integer(version.get()),
+            Source::EventId => Value::Text(event.event_id.to_string()),
+            Source::EventType => Value::Text(event.event_type.as_str().to_owned()),
+            Source::SchemaVersion => Value::Integer(event.schema_version.get().into()),
+            Source::Position => match &event.origin {
+                Origin::Stream { position: Some(position), .. } => Value::Integer(position.get()),
+                _ => Value::Null,
+            },
+            Source::OccurredAt => Value::Time(event.occurred_at.naive_utc()),
+            Source::RecordedAt => Value::Time(event.recorded_at.naive_utc()),
+            Source::Data => self.part(&event.data)?,
+            Source::Metadata => self.part(&event.metadata)?,
+        })
+    }
+
+    fn part(&self, document: &Json) -> Result<Value, BindError> {
+        let parameter = || self.to_string();
+        match find(document.as_str(), &self.path) {
+            Some(json) => Value::of_json(json)
+                .map_err(|reason| BindError::NotBindable { parameter: parameter(), reason }),
+            None if self.optional => Ok(Value::Null),
+            None => Err(BindError::Missing { parameter: parameter() }),
+        }
+    }
+}
+
+/// Walks into a JSON text without building values, so that numbers keep their digits.
+fn find<'j>(json: &'j str, path: &[Step]) -> Option<&'j str> {
+    let Some((step, rest)) = path.split_first() else { return Some(json) };
+    let part = match step {
+        // A key that is there twice counts with its last value, as in PostgreSQL's jsonb.
+        Step::Field(name) => {
+            serde_json::from_str::<HashMap<String, &RawValue>>(json).ok()?.get(name).copied()?
+        }
+        Step::Index(index) => {
+            serde_json::from_str::<Vec<&RawValue>>(json).ok()?.get(*index).copied()?
+        }
+    };
+    find(part.get(), rest)
+}
+
+impl fmt::Display for Parameter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = SOURCES.iter().find(|(_, source)| *source == self.source);
+        write!(f, ":{}", name.map_or("", |(name, _)| name))?;
+        for step in &self.path {
+            match step {
+                Step::Field(name) => write!(f, ".{name}")?,
+                Step::Index(index) => write!(f, "[{index}]")?,
+            }
+        }
+        if self.optional { f.write_str("?") } else { Ok(()) }
+    }
+}

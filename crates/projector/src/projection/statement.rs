@@ -1,0 +1,195 @@
+//! One SQL statement with named parameters.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use sqlparser::tokenizer::Token;
+
+use super::parameter::{Parameter, Source, Step};
+use super::tokens::{Placed, statements};
+use super::{BindError, Fault, Value};
+use crate::stream_event::StreamEvent;
+
+/// A statement ready to be prepared: its named parameters are placeholders.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Statement {
+    /// The SQL, with `?` for each parameter, and its lines as in the file.
+    pub sql: Arc<str>,
+    /// The parameters in the order of their placeholders.
+    pub parameters: Vec<Parameter>,
+    /// The file it is from.
+    pub file: Arc<Path>,
+    /// The line it starts at, from 1.
+    pub line: u64,
+}
+
+/// What a handler may do: change rows, nothing that commits or outlives the transaction.
+const VERBS: [&str; 5] = ["INSERT", "UPDATE", "DELETE", "REPLACE", "WITH"];
+
+impl Statement {
+    /// The values of the parameters for an event.
+    ///
+    /// # Errors
+    ///
+    /// When the event lacks a value that is not optional, or has one that MySQL cannot hold.
+    pub fn bind(&self, event: &StreamEvent) -> Result<Vec<Value>, BindError> {
+        self.parameters.iter().map(|parameter| parameter.value(event)).collect()
+    }
+}
+
+/// Reads the statements of a handler.
+pub(super) fn handler(file: &Arc<Path>, sql: &str) -> Result<Vec<Statement>, Vec<Fault>> {
+    let found = split(file, sql)?;
+    let mut faults = Vec::new();
+    let mut handler = Vec::new();
+    for tokens in found {
+        let verb = tokens.iter().find(|placed| !placed.is_space());
+        let line = verb.map_or(1, |placed| placed.line);
+        let keyword = verb.and_then(Placed::keyword).unwrap_or_default();
+        if !VERBS.contains(&keyword.as_str()) {
+            let reason = "a handler can only INSERT, UPDATE, DELETE or REPLACE: it runs in the \
+                          transaction of its batch";
+            faults.push(Fault {
+                file: file.to_path_buf(),
+                line: Some(line),
+                reason: reason.into(),
+            });
+            continue;
+        }
+        match parse(file, sql, &tokens, line) {
+            Ok(statement) => handler.push(statement),
+            Err(found) => faults.extend(found),
+        }
+    }
+    if handler.is_empty() && faults.is_empty() {
+        let reason = "the file has no statement: remove it if the event changes nothing".to_owned();
+        faults.push(Fault { file: file.to_path_buf(), line: None, reason });
+    }
+    if faults.is_empty() { Ok(handler) } else { Err(faults) }
+}
+
+/// Splits a file into statements of tokens.
+pub(super) fn split(file: &Arc<Path>, sql: &str) -> Result<Vec<Vec<Placed>>, Vec<Fault>> {
+    statements(sql).map_err(|error| {
+        let reason = error.reason;
+        vec![Fault { file: file.to_path_buf(), line: Some(error.line), reason }]
+    })
+}
+
+/// Turns named parameters into placeholders.
+pub(super) fn parse(
+    file: &Arc<Path>,
+    sql: &str,
+    tokens: &[Placed],
+    line: u64,
+) -> Result<Statement, Vec<Fault>> {
+    let mut faults = Vec::new();
+    let mut parameters = Vec::new();
+    let (start, end) = extent(tokens);
+    let mut text = String::new();
+    let mut copied = start;
+    let mut index = 0;
+    while let Some(placed) = tokens.get(index) {
+        let fault =
+            |reason: String| Fault { file: file.to_path_buf(), line: Some(placed.line), reason };
+        match &placed.token {
+            Token::Placeholder(_) => {
+                faults.push(fault("write a named parameter such as :stream_id, not ?".to_owned()));
+                index += 1;
+            }
+            Token::Assignment => {
+                let reason = "a user variable outlives the event: := is not allowed";
+                faults.push(fault(reason.to_owned()));
+                index += 1;
+            }
+            Token::Colon => match parameter(&tokens[index + 1..], placed.bytes.end) {
+                Ok((parameter, length, end)) => {
+                    text.push_str(&sql[copied..placed.bytes.start]);
+                    text.push('?');
+                    copied = end;
+                    parameters.push(parameter);
+                    index += 1 + length;
+                }
+                Err(reason) => {
+                    faults.push(fault(reason));
+                    // What is left of the parameter would only be blamed again.
+                    let rest = &tokens[index..];
+                    let end = rest.iter().position(|placed| placed.is_space() || placed.ends());
+                    index += end.unwrap_or(rest.len());
+                }
+            },
+            _ => index += 1,
+        }
+    }
+    text.push_str(&sql[copied..end]);
+    if faults.is_empty() {
+        Ok(Statement { sql: text.into(), parameters, file: Arc::clone(file), line })
+    } else {
+        Err(faults)
+    }
+}
+
+/// From the first to the last token that is not white space.
+fn extent(tokens: &[Placed]) -> (usize, usize) {
+    let mut solid = tokens.iter().filter(|placed| !placed.is_space());
+    let first = solid.next();
+    let last = solid.next_back().or(first);
+    (first.map_or(0, |placed| placed.bytes.start), last.map_or(0, |placed| placed.bytes.end))
+}
+
+/// Reads a parameter after its colon: `data.lines[0].price?`, each part right behind the other.
+///
+/// Gives the parameter, the number of its tokens and the byte it ends at.
+fn parameter(tokens: &[Placed], mut end: usize) -> Result<(Parameter, usize, usize), String> {
+    let mut tokens = tokens.iter().take_while(|placed| {
+        let adjacent = placed.bytes.start == end;
+        end = placed.bytes.end;
+        adjacent
+    });
+    let first = tokens.next().filter(|placed| placed.keyword().is_some());
+    let (Some(root), Some(first)) = (first.and_then(Placed::name), first) else {
+        return Err("expected the name of a parameter after the colon".to_owned());
+    };
+    let source = Source::named(root)?;
+    let (mut path, mut optional) = (Vec::new(), false);
+    let (mut length, mut end) = (1, first.bytes.end);
+    let mut rest = tokens.peekable();
+    while let Some(next) = rest.next() {
+        let used = match &next.token {
+            Token::Period => {
+                let Some(field) = rest.next() else {
+                    return Err(format!("expected a name after :{root}…."));
+                };
+                let Some(name) = field.name() else {
+                    return Err(format!("expected a name after :{root}…."));
+                };
+                path.push(Step::Field(name.to_owned()));
+                end = field.bytes.end;
+                2
+            }
+            Token::LBracket => {
+                let index = rest.next().and_then(|placed| match &placed.token {
+                    Token::Number(digits, false) => digits.parse().ok(),
+                    _ => None,
+                });
+                let closing = rest.next().filter(|placed| placed.token == Token::RBracket);
+                let (Some(index), Some(closing)) = (index, closing) else {
+                    return Err(format!("expected an index such as [0] after :{root}…"));
+                };
+                path.push(Step::Index(index));
+                end = closing.bytes.end;
+                3
+            }
+            Token::Placeholder(mark) if mark == "?" => {
+                optional = true;
+                end = next.bytes.end;
+                length += 1;
+                break;
+            }
+            _ => break,
+        };
+        length += used;
+    }
+    let parameter = Parameter::new(source, path, optional)?;
+    Ok((parameter, length, end))
+}

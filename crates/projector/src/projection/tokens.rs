@@ -1,0 +1,143 @@
+//! SQL as tokens, each with its place in the text.
+
+use std::ops::Range;
+
+use sqlparser::dialect::{Dialect, MySqlDialect};
+use sqlparser::tokenizer::{Location, Token, Tokenizer, Whitespace};
+
+/// A token and the bytes it stands at.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Placed {
+    pub(super) token: Token,
+    pub(super) bytes: Range<usize>,
+    pub(super) line: u64,
+}
+
+/// SQL that is not even tokens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Untokenisable {
+    pub(super) line: u64,
+    pub(super) reason: String,
+}
+
+/// MySQL, but a comment is a comment: `/*! … */` is refused rather than read as SQL.
+#[derive(Debug)]
+struct PlainMySql(MySqlDialect);
+
+impl Dialect for PlainMySql {
+    fn is_identifier_start(&self, ch: char) -> bool {
+        self.0.is_identifier_start(ch)
+    }
+
+    fn is_identifier_part(&self, ch: char) -> bool {
+        self.0.is_identifier_part(ch)
+    }
+
+    fn is_delimited_identifier_start(&self, ch: char) -> bool {
+        self.0.is_delimited_identifier_start(ch)
+    }
+
+    fn supports_string_literal_backslash_escape(&self) -> bool {
+        true
+    }
+
+    fn supports_numeric_prefix(&self) -> bool {
+        true
+    }
+
+    fn requires_single_line_comment_whitespace(&self) -> bool {
+        true
+    }
+}
+
+/// Splits SQL into statements of tokens, white space and comments included.
+///
+/// Empty statements are left out.
+pub(super) fn statements(sql: &str) -> Result<Vec<Vec<Placed>>, Untokenisable> {
+    let dialect = PlainMySql(MySqlDialect {});
+    let tokens = Tokenizer::new(&dialect, sql)
+        .with_unescape(false)
+        .tokenize_with_location()
+        .map_err(|error| Untokenisable { line: error.location.line, reason: error.message })?;
+    let places = Places::of(sql);
+    let mut statements = vec![Vec::new()];
+    for token in tokens {
+        let line = token.span.start.line;
+        let bytes = places.offset(token.span.start)..places.offset(token.span.end);
+        match token.token {
+            Token::EOF => {}
+            Token::SemiColon => statements.push(Vec::new()),
+            Token::Whitespace(Whitespace::MultiLineComment(comment))
+                if comment.starts_with(['!', '+']) || comment.starts_with("M!") =>
+            {
+                let reason = "a comment that MySQL executes is not allowed".to_owned();
+                return Err(Untokenisable { line, reason });
+            }
+            token => {
+                if let Some(statement) = statements.last_mut() {
+                    statement.push(Placed { token, bytes, line });
+                }
+            }
+        }
+    }
+    statements.retain(|statement| statement.iter().any(|placed| !placed.is_space()));
+    Ok(statements)
+}
+
+impl Placed {
+    /// Whether this is white space or a comment.
+    pub(super) fn is_space(&self) -> bool {
+        matches!(self.token, Token::Whitespace(_))
+    }
+
+    /// Whether this ends an expression.
+    pub(super) fn ends(&self) -> bool {
+        matches!(self.token, Token::Comma | Token::RParen)
+    }
+
+    /// The keyword or name, in upper case, unless it is quoted.
+    pub(super) fn keyword(&self) -> Option<String> {
+        match &self.token {
+            Token::Word(word) if word.quote_style.is_none() => Some(word.value.to_uppercase()),
+            _ => None,
+        }
+    }
+
+    /// The name, quoted by backticks or not at all.
+    pub(super) fn name(&self) -> Option<&str> {
+        match &self.token {
+            Token::Word(word) => Some(&word.value),
+            _ => None,
+        }
+    }
+}
+
+/// From the tokeniser's lines and columns to bytes.
+struct Places<'s> {
+    lines: Vec<(usize, &'s str)>,
+    end: usize,
+}
+
+impl<'s> Places<'s> {
+    fn of(sql: &'s str) -> Self {
+        let mut start = 0;
+        let lines = sql
+            .split_inclusive('\n')
+            .map(|line| {
+                let place = (start, line);
+                start += line.len();
+                place
+            })
+            .collect();
+        Self { lines, end: sql.len() }
+    }
+
+    /// Lines and columns count from 1, columns in characters.
+    fn offset(&self, location: Location) -> usize {
+        let line = usize::try_from(location.line).unwrap_or(usize::MAX).saturating_sub(1);
+        let column = usize::try_from(location.column).unwrap_or(usize::MAX).saturating_sub(1);
+        let Some((start, text)) = self.lines.get(line) else { return self.end };
+        let within = text.char_indices().nth(column).map_or(text.len(), |(offset, _)| offset);
+        start + within
+    }
+}
