@@ -18,9 +18,15 @@ use crate::{Error, properties};
 pub struct Delivery {
     /// The message.
     pub message: Message,
-    /// Whether the broker has delivered it before; a hint, nothing more.
-    pub redelivered: bool,
+    /// What is needed to settle it.
+    pub envelope: Envelope,
+}
+
+/// A delivery without its body: what is needed to settle it.
+#[derive(Debug)]
+pub struct Envelope {
     queue: String,
+    routing_key: String,
     properties: BasicProperties,
     receipt: Receipt,
 }
@@ -29,8 +35,8 @@ pub struct Delivery {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Receipt(DeliveryTag);
 
-impl Delivery {
-    /// Gives up the message and keeps the right to settle it.
+impl Envelope {
+    /// The right to settle the delivery.
     pub fn into_receipt(self) -> Receipt {
         self.receipt
     }
@@ -41,7 +47,7 @@ impl Delivery {
         let text = |text: &str| AMQPValue::LongString(text.into());
         headers.insert("dead_letter_reason".into(), text(reason));
         headers.insert("dead_letter_queue".into(), text(&self.queue));
-        headers.insert("dead_letter_routing_key".into(), text(&self.message.routing_key));
+        headers.insert("dead_letter_routing_key".into(), text(&self.routing_key));
         self.properties.clone().with_delivery_mode(2).with_headers(headers)
     }
 }
@@ -139,13 +145,13 @@ impl Consumer {
         self.unsettled.insert(received.delivery_tag);
         let message =
             properties::message(&received.routing_key, &received.properties, received.data);
-        batch.push(Delivery {
-            message,
-            redelivered: received.redelivered,
+        let envelope = Envelope {
             queue: self.queue.clone(),
+            routing_key: message.routing_key.clone(),
             properties: received.properties,
             receipt: Receipt(received.delivery_tag),
-        });
+        };
+        batch.push(Delivery { message, envelope });
         Ok(())
     }
 

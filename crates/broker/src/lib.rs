@@ -18,7 +18,7 @@ mod publisher;
 mod topology;
 
 pub use connection::{Connection, Options};
-pub use consumer::{Consumer, Delivery, Receipt};
+pub use consumer::{Consumer, Delivery, Envelope, Receipt};
 pub use error::Error;
 pub use publisher::{Outcome, Publisher};
 pub use topology::{Binding, Queue};

@@ -11,7 +11,7 @@ use lapin::{Channel, Confirmation};
 use tokio::time::timeout;
 
 use crate::connection::short;
-use crate::{Delivery, Error, properties};
+use crate::{Envelope, Error, properties};
 
 /// Messages handed to lapin at once. One at a time costs a hand-over between threads and a system
 /// call for each message, three times the work of a chunk.
@@ -74,7 +74,7 @@ impl Publisher {
         Ok(messages.iter().zip(nacked).map(outcome).collect())
     }
 
-    /// Puts a received message, unchanged but for headers that say why, into a dead-letter queue.
+    /// Puts a message that was received, with headers that say why, into a dead-letter queue.
     ///
     /// # Errors
     ///
@@ -82,12 +82,12 @@ impl Publisher {
     pub async fn dead_letter(
         &mut self,
         queue: &str,
-        delivery: &Delivery,
+        envelope: &Envelope,
+        body: &[u8],
         reason: &str,
     ) -> Result<(), Error> {
         let key = short(queue)?;
-        let properties = delivery.dead_letter_properties(reason);
-        let body = &delivery.message.body;
+        let properties = envelope.dead_letter_properties(reason);
         let limit = self.confirm_limit;
         let send = async {
             let publish =

@@ -19,6 +19,8 @@ struct Component {
     failing: BTreeMap<usize, String>,
     /// Since when it is as it is.
     since: DateTime<Utc>,
+    /// Whether it was logged that it does not work.
+    told: bool,
     probes: Vec<ProbeState>,
 }
 
@@ -88,10 +90,11 @@ impl Probe {
     pub fn ok(&self) {
         self.update(|component| {
             if component.failing.remove(&self.number).is_some() && component.failing.is_empty() {
-                let after = Utc::now() - component.since;
+                let after_seconds = (Utc::now() - component.since).num_seconds();
                 component.since = Utc::now();
-                let seconds = after.num_seconds();
-                tracing::info!(component = self.component, after_seconds = seconds, "is well");
+                if std::mem::take(&mut component.told) {
+                    tracing::info!(component = self.component, after_seconds, "works again");
+                }
             }
         });
     }
@@ -99,14 +102,11 @@ impl Probe {
     /// It does not work now, for this reason.
     pub fn failing(&self, reason: &str) {
         self.update(|component| {
-            let was_well = component.failing.is_empty();
-            let starting = component.failing.values().all(|reason| reason == "starting");
-            let known = component.failing.values().any(|known| known == reason);
-            component.failing.insert(self.number, reason.to_owned());
-            if was_well {
+            if component.failing.is_empty() {
                 component.since = Utc::now();
             }
-            if !known && (was_well || starting) {
+            component.failing.insert(self.number, reason.to_owned());
+            if !std::mem::replace(&mut component.told, true) {
                 tracing::warn!(component = self.component, reason, "does not work, trying again");
             }
         });

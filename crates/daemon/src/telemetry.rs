@@ -37,8 +37,10 @@ impl LogSettings {
     }
 }
 
-/// lapin logs each returned message whole, payload included.
-const ALWAYS: &str = "lapin::returned_messages=off";
+/// lapin calls every closed channel an error; what matters of it is reported where it is handled.
+const BEFORE: &str = "lapin=off";
+/// It logs each returned message whole, payload included: never.
+const AFTER: &str = "lapin::returned_messages=off";
 
 /// Starts logging to standard output.
 ///
@@ -46,7 +48,7 @@ const ALWAYS: &str = "lapin::returned_messages=off";
 ///
 /// When the filter is not valid.
 pub fn init_logs(settings: &LogSettings) -> Result<(), Failure> {
-    let directives = format!("{},{ALWAYS}", settings.filter);
+    let directives = format!("{BEFORE},{},{AFTER}", settings.filter);
     let filter = EnvFilter::builder()
         .parse(directives)
         .context("log.filter is not valid: expected directives such as info,projector=debug")

@@ -7,8 +7,8 @@ use daemon::cli::{Common, end, print_settings};
 use daemon::{Exit, Failure, healthcheck, init_logs};
 use event_store::Session;
 
-use crate::Settings;
 use crate::run::{run, store_options};
+use crate::{Servers, Settings};
 
 /// Publishes the outbox of PostgreSQL to RabbitMQ.
 ///
@@ -49,8 +49,13 @@ enum ConfigCommand {
 /// Runs the program.
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let read = arguments.common.reader("OUTBOX_RELAY").and_then(Settings::read);
-    let (settings, shown) = match read {
+    let needed = match arguments.command {
+        Command::Run => Servers { postgres: true, rabbitmq: true },
+        Command::Migrate => Servers { postgres: true, rabbitmq: false },
+        Command::Config(_) | Command::Healthcheck => Servers::default(),
+    };
+    let reader = arguments.common.reader("OUTBOX_RELAY");
+    let (settings, shown) = match reader.and_then(|reader| Settings::read(reader, needed)) {
         Ok(read) => read,
         Err(errors) => return end(Err(errors.into())),
     };

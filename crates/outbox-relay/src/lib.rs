@@ -18,4 +18,4 @@ mod settings;
 mod worker;
 
 pub use run::run;
-pub use settings::Settings;
+pub use settings::{Servers, Settings};

@@ -47,19 +47,28 @@ pub struct Settings {
     pub reconnect_max: Duration,
 }
 
+/// The servers that a command needs, and so their URLs.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Servers {
+    /// PostgreSQL
+    pub postgres: bool,
+    /// RabbitMQ
+    pub rabbitmq: bool,
+}
+
 impl Settings {
     /// Reads the configuration.
     ///
     /// # Errors
     ///
     /// With every error in it.
-    pub fn read(mut reader: Reader) -> Result<(Self, Vec<Shown>), Errors> {
+    pub fn read(mut reader: Reader, needed: Servers) -> Result<(Self, Vec<Shown>), Errors> {
         reader.ignore_section("mysql");
         reader.ignore_section("projector");
         let settings = Self {
-            postgres_url: reader.secret_url("postgres.url"),
+            postgres_url: reader.secret_url("postgres.url", needed.postgres),
             statement_timeout: reader.duration("postgres.statement_timeout", seconds(1..=300)),
-            rabbitmq_url: reader.secret_url("rabbitmq.url"),
+            rabbitmq_url: reader.secret_url("rabbitmq.url", needed.rabbitmq),
             exchange: reader.text("rabbitmq.exchange"),
             log: LogSettings::read(&mut reader),
             http_listen: reader.address("relay.http_listen"),

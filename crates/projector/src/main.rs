@@ -1,2 +1,7 @@
 //! The projector's command line.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    projector::cli::main()
+}

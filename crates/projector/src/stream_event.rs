@@ -4,13 +4,13 @@ use domain_events::{Event, Origin, StreamId, StreamVersion};
 
 /// An event with its place in its stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StreamEvent {
+pub(crate) struct StreamEvent {
     /// The stream.
-    pub stream_id: StreamId,
+    pub(crate) stream_id: StreamId,
     /// The number of the event within the stream.
-    pub version: StreamVersion,
+    pub(crate) version: StreamVersion,
     /// The event.
-    pub event: Event,
+    pub(crate) event: Event,
 }
 
 impl TryFrom<Event> for StreamEvent {
@@ -29,4 +29,4 @@ impl TryFrom<Event> for StreamEvent {
 /// The event has no version: it cannot be ordered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("header stream_version is missing: a projection applies events of streams only")]
-pub struct Unversioned;
+pub(crate) struct Unversioned;

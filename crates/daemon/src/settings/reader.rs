@@ -118,8 +118,8 @@ impl Reader {
     }
 
     /// A URL that may hold a password: the key itself, or the content of the file that
-    /// `<key>_file` names.
-    pub fn secret_url(&mut self, key: &'static str) -> SecretString {
+    /// `<key>_file` names. It may be missing unless it is needed.
+    pub fn secret_url(&mut self, key: &'static str, needed: bool) -> SecretString {
         let file_key = format!("{key}_file");
         self.read.extend([key.to_owned(), file_key.clone()]);
         let direct = self.values.get(key).map(|value| (text_of(value), origin(value)));
@@ -134,6 +134,7 @@ impl Reader {
                 Some(url) => (url, file_key),
                 None => return SecretString::default(),
             },
+            (None, None) if !needed => return SecretString::default(),
             (None, None) => {
                 let variable = format!("{}__{}", self.prefix, variable(key));
                 self.errors.push(format!("{key} is missing: set {variable}, or {key} in a file"));

@@ -36,7 +36,8 @@ fn read(
     }
     .load()?;
     reader.ignore_section("other");
-    let url = reader.secret_url("rabbitmq.url");
+    reader.secret_url("mysql.url", false);
+    let url = reader.secret_url("rabbitmq.url", true);
     let settings = Settings {
         workers: reader.integer("relay.workers", 1..=64),
         pace: reader.duration("relay.pace", Duration::from_millis(1)..=Duration::from_secs(1)),

@@ -33,7 +33,7 @@ const NAME_MAX: usize = 48;
 /// # Errors
 ///
 /// With every mistake in every file.
-pub fn load_all(folder: &Path, names: &[String]) -> Result<Vec<Projection>, Vec<Fault>> {
+pub(crate) fn load_all(folder: &Path, names: &[String]) -> Result<Vec<Projection>, Vec<Fault>> {
     let mut faults = Vec::new();
     let mut directories = entries(folder).map_err(|fault| vec![fault])?;
     directories.retain(|path| path.is_dir());

@@ -13,22 +13,22 @@ use std::sync::Arc;
 
 use domain_events::{Category, EventType, SchemaVersion};
 
-pub use load::load_all;
-pub use parameter::{BindError, Parameter};
-pub use statement::Statement;
-pub use value::Value;
+pub(crate) use load::load_all;
+pub(crate) use parameter::BindError;
+pub(crate) use statement::Statement;
+pub(crate) use value::Value;
 
 /// A read model and how events change it.
 #[derive(Debug)]
-pub struct Projection {
+pub(crate) struct Projection {
     /// The name of its directory: lower-case letters, digits and single underscores.
-    pub name: String,
+    pub(crate) name: String,
     /// The categories whose streams it follows.
-    pub categories: Vec<Category>,
+    pub(crate) categories: Vec<Category>,
     /// Its tables, in the order in which they are created.
-    pub tables: Vec<Table>,
+    pub(crate) tables: Vec<Table>,
     /// Tells whether `tables.sql` has changed.
-    pub tables_hash: String,
+    pub(crate) tables_hash: String,
     handlers: Handlers,
 }
 
@@ -37,23 +37,23 @@ type Handlers = BTreeMap<String, BTreeMap<SchemaVersion, Arc<Handler>>>;
 
 /// A table of a read model.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Table {
+pub(crate) struct Table {
     /// Its name, unquoted.
-    pub name: String,
+    pub(crate) name: String,
     /// The `CREATE TABLE` statement.
-    pub create: Statement,
+    pub(crate) create: Statement,
 }
 
 /// What an event type does to the read model.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Handler {
+pub(crate) struct Handler {
     /// Run in order, in the transaction of the batch.
-    pub statements: Vec<Statement>,
+    pub(crate) statements: Vec<Statement>,
 }
 
 /// The handler of an event.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Lookup<'p> {
+pub(crate) enum Lookup<'p> {
     /// The newest handler that is not newer than the event.
     Found(&'p Handler),
     /// The projection has no handler for the type: the event changes nothing.
@@ -65,13 +65,13 @@ pub enum Lookup<'p> {
 
 /// A mistake in a projection's directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fault {
+pub(crate) struct Fault {
     /// The file, or the directory where no file is to blame.
-    pub file: PathBuf,
+    pub(crate) file: PathBuf,
     /// The line, from 1.
-    pub line: Option<u64>,
+    pub(crate) line: Option<u64>,
     /// What is wrong, and what to do.
-    pub reason: String,
+    pub(crate) reason: String,
 }
 
 impl fmt::Display for Fault {
@@ -86,7 +86,11 @@ impl fmt::Display for Fault {
 
 impl Projection {
     /// Finds the handler of an event.
-    pub fn lookup(&self, event_type: &EventType, schema_version: SchemaVersion) -> Lookup<'_> {
+    pub(crate) fn lookup(
+        &self,
+        event_type: &EventType,
+        schema_version: SchemaVersion,
+    ) -> Lookup<'_> {
         let Some(versions) = self.handlers.get(event_type.as_str()) else {
             return Lookup::Unhandled;
         };
@@ -99,7 +103,7 @@ impl Projection {
     }
 
     /// The statements of every handler.
-    pub fn statements(&self) -> impl Iterator<Item = &Statement> {
+    pub(crate) fn statements(&self) -> impl Iterator<Item = &Statement> {
         let handlers = self.handlers.values().flat_map(BTreeMap::values);
         handlers.flat_map(|handler| &handler.statements)
     }

@@ -12,7 +12,7 @@ use crate::stream_event::StreamEvent;
 
 /// Stands for a part of an event.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Parameter {
+pub(crate) struct Parameter {
     source: Source,
     path: Vec<Step>,
     optional: bool,
@@ -44,7 +44,7 @@ pub(super) enum Step {
 ///
 /// Names the parameter and never the value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum BindError {
+pub(crate) enum BindError {
     /// There is no such field.
     #[error("the event has no {parameter}; write {parameter}? to take NULL for it")]
     Missing {
@@ -103,7 +103,7 @@ impl Parameter {
     /// # Errors
     ///
     /// See [`BindError`].
-    pub fn value(&self, event: &StreamEvent) -> Result<Value, BindError> {
+    pub(crate) fn value(&self, event: &StreamEvent) -> Result<Value, BindError> {
         let StreamEvent { stream_id, version, event } = event;
         Ok(match self.source {
             Source::StreamId => Value::Text(stream_id.as_str().to_owned()),

@@ -12,15 +12,15 @@ use crate::stream_event::StreamEvent;
 
 /// A statement ready to be prepared: its named parameters are placeholders.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Statement {
+pub(crate) struct Statement {
     /// The SQL, with `?` for each parameter, and its lines as in the file.
-    pub sql: Arc<str>,
+    pub(crate) sql: Arc<str>,
     /// The parameters in the order of their placeholders.
-    pub parameters: Vec<Parameter>,
+    pub(crate) parameters: Vec<Parameter>,
     /// The file it is from.
-    pub file: Arc<Path>,
+    pub(crate) file: Arc<Path>,
     /// The line it starts at, from 1.
-    pub line: u64,
+    pub(crate) line: u64,
 }
 
 /// What a handler may do: change rows, nothing that commits or outlives the transaction.
@@ -32,7 +32,7 @@ impl Statement {
     /// # Errors
     ///
     /// When the event lacks a value that is not optional, or has one that MySQL cannot hold.
-    pub fn bind(&self, event: &StreamEvent) -> Result<Vec<Value>, BindError> {
+    pub(crate) fn bind(&self, event: &StreamEvent) -> Result<Vec<Value>, BindError> {
         self.parameters.iter().map(|parameter| parameter.value(event)).collect()
     }
 }

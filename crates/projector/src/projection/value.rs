@@ -7,7 +7,7 @@ use chrono::NaiveDateTime;
 
 /// A value that MySQL can take as a parameter.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Value {
+pub(crate) enum Value {
     /// `NULL`
     Null,
     /// A JSON boolean; 0 or 1.
@@ -28,7 +28,7 @@ pub enum Value {
 
 /// A JSON value that has no counterpart in MySQL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum NotBindable {
+pub(crate) enum NotBindable {
     /// `DECIMAL` has 65 digits at most.
     #[error("is a number with more than 65 digits, which MySQL cannot hold")]
     NumberTooLong,

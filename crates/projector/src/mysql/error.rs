@@ -1,0 +1,229 @@
+//! What can go wrong with MySQL, by what the caller can do about it.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use sqlx::mysql::MySqlDatabaseError;
+
+use crate::projection::Statement;
+
+/// A failure of MySQL. No variant carries a payload, a password or a URL.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// The URL cannot be used; nothing was tried.
+    #[error("the MySQL URL is not valid: expected mysql://user:password@host:port/database")]
+    Url,
+    /// There is no connection: the server is away, or the way to it.
+    #[error("MySQL at {address} cannot be reached")]
+    Unreachable {
+        /// Host, port and database.
+        address: String,
+        /// What the network or the server said.
+        #[source]
+        source: sqlx::Error,
+    },
+    /// The server refused user, password or database.
+    #[error("MySQL at {address} refused the login: check user, password and database")]
+    Login {
+        /// Host, port and database.
+        address: String,
+        /// What the server said.
+        #[source]
+        source: sqlx::Error,
+    },
+    /// The server does not work as the bookkeeping needs it to.
+    #[error("MySQL has {name} = {found}, and {wanted} is needed")]
+    Setting {
+        /// The session variable.
+        name: &'static str,
+        /// Its value.
+        found: String,
+        /// The value it was set to.
+        wanted: &'static str,
+    },
+    /// No answer in time; the connection must not be used again.
+    #[error("{operation} in MySQL gave no answer within {limit:?}")]
+    Timeout {
+        /// What was being done.
+        operation: &'static str,
+        /// The deadline.
+        limit: Duration,
+    },
+    /// The tables are missing.
+    #[error("table {table} is missing in MySQL: run `projector migrate`")]
+    NotMigrated {
+        /// The table.
+        table: String,
+    },
+    /// The tables of a projection and its bookkeeping do not belong together.
+    #[error("projection {projection}: {reason}")]
+    Tables {
+        /// The projection.
+        projection: String,
+        /// What is wrong, and what to do.
+        reason: String,
+    },
+    /// A migration could not be applied.
+    #[error("the migration of the read models failed")]
+    Migration(#[source] sqlx::migrate::MigrateError),
+    /// A statement lost against another transaction, or its server went away. Trying again helps.
+    #[error("{operation} in MySQL has to be tried again")]
+    Transient {
+        /// What was being done.
+        operation: &'static str,
+        /// What the server said.
+        #[source]
+        source: sqlx::Error,
+    },
+    /// The statement of a handler was refused.
+    #[error(transparent)]
+    Refused(Refusal),
+    /// Another statement failed.
+    #[error("{operation} in MySQL failed")]
+    Statement {
+        /// What was being done.
+        operation: &'static str,
+        /// What the server said.
+        #[source]
+        source: sqlx::Error,
+    },
+}
+
+/// A statement of a handler that the server refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    /// The handler's file.
+    pub(crate) file: PathBuf,
+    /// The line of the statement.
+    pub(crate) line: u64,
+    /// MySQL's error number; 0 when the driver refused a value.
+    pub(crate) number: u16,
+    /// MySQL's message, without values from the event.
+    pub(crate) message: String,
+}
+
+impl std::error::Error for Refusal {}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { file, line, number, message } = self;
+        write!(f, "{}:{line}: MySQL refused the statement: {message} ({number})", file.display())
+    }
+}
+
+impl Error {
+    /// Whether trying again cannot help until somebody changes the configuration.
+    pub(crate) fn is_configuration(&self) -> bool {
+        matches!(self, Self::Url | Self::Login { .. })
+    }
+
+    /// An error of one of our own statements.
+    pub(super) fn of(operation: &'static str, source: sqlx::Error) -> Self {
+        match number(&source) {
+            Some(1146) => {
+                let message = source.to_string();
+                let table = message.split('\'').nth(1).unwrap_or("of a projection").to_owned();
+                Self::NotMigrated { table }
+            }
+            Some(number) if !is_transient(number) => Self::Statement { operation, source },
+            _ => Self::Transient { operation, source },
+        }
+    }
+
+    /// An error of a handler's statement.
+    pub(super) fn of_handler(statement: &Statement, source: sqlx::Error) -> Self {
+        let refused = |number, message| {
+            let file = statement.file.to_path_buf();
+            Self::Refused(Refusal { file, line: statement.line, number, message })
+        };
+        match (&source, number(&source)) {
+            (sqlx::Error::Database(error), Some(number)) if !is_transient(number) => {
+                refused(number, without_values(number, error.message()))
+            }
+            (sqlx::Error::Encode(_), _) => refused(0, "a value cannot be sent".to_owned()),
+            _ => Self::Transient { operation: "applying an event", source },
+        }
+    }
+}
+
+/// MySQL's error number.
+pub(super) fn number(error: &sqlx::Error) -> Option<u16> {
+    error
+        .as_database_error()
+        .and_then(|error| error.try_downcast_ref::<MySqlDatabaseError>())
+        .map(MySqlDatabaseError::number)
+}
+
+/// Errors that are nobody's fault: locks, restarts, read-only times, full disks.
+fn is_transient(number: u16) -> bool {
+    matches!(
+        number,
+        1021 | 1028 | 1037 | 1040 | 1041 | 1053 | 1077..=1080 | 1114 | 1129 | 1152 | 1158..=1161
+            | 1184 | 1189 | 1190 | 1203 | 1205 | 1206 | 1213 | 1226 | 1290 | 1317 | 1613 | 1614
+            | 1792 | 1836 | 1927 | 2006 | 2013 | 3024 | 3100 | 3101 | 3572 | 4031
+    )
+}
+
+/// MySQL quotes values in its messages; only names of its own may reach a log.
+fn without_values(number: u16, message: &str) -> String {
+    // Wrong column count, unknown column or table, syntax: they quote the handler, not the event.
+    let about_handler = matches!(number, 1054 | 1064 | 1136 | 1146);
+    let (Some(first), Some(last)) = (message.find('\''), message.rfind('\'')) else {
+        return message.to_owned();
+    };
+    let before = &message[..first];
+    let names = ["column", "key", "constraint", "table", "field", "function"];
+    let last_word = before.trim_end().rsplit(' ').next().unwrap_or_default().to_lowercase();
+    let only_a_name = names.contains(&last_word.as_str()) && message.matches('\'').count() == 2;
+    if about_handler || only_a_name {
+        return message.to_owned();
+    }
+    // "Duplicate entry 'value' for key 'name'": the name is last, whatever the value holds.
+    let after = match message.rfind("' for ") {
+        Some(end) if end > first => &message[end..],
+        _ => &message[last..],
+    };
+    format!("{before}'…{after}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_do_not_reach_the_log() {
+        for (number, message, shown) in [
+            (
+                1062,
+                "Duplicate entry 'alice@example.org' for key 'orders.PRIMARY'",
+                "Duplicate entry '…' for key 'orders.PRIMARY'",
+            ),
+            (
+                1062,
+                "Duplicate entry 'it's' for key 'mine' for key 'orders.PRIMARY'",
+                "Duplicate entry '…' for key 'orders.PRIMARY'",
+            ),
+            (
+                1292,
+                "Incorrect datetime value: '2026-13-01' for column 'paid_at' at row 1",
+                "Incorrect datetime value: '…' for column 'paid_at' at row 1",
+            ),
+            (
+                1292,
+                "Truncated incorrect DOUBLE value: 'a'b'c'",
+                "Truncated incorrect DOUBLE value: '…'",
+            ),
+            (1048, "Column 'name' cannot be null", "Column 'name' cannot be null"),
+            (
+                1406,
+                "Data too long for column 'name' at row 1",
+                "Data too long for column 'name' at row 1",
+            ),
+            (1054, "Unknown column 'nam' in 'field list'", "Unknown column 'nam' in 'field list'"),
+            (1365, "Division by 0", "Division by 0"),
+        ] {
+            assert_eq!(without_values(number, message), shown);
+        }
+    }
+}

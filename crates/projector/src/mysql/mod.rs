@@ -1,0 +1,21 @@
+//! MySQL: the read models and their bookkeeping. All MySQL SQL is in this module, but for the
+//! statements of projections.
+//!
+//! **Invariants:**
+//! - A session that lost its transaction half way is thrown away, never used again.
+//! - `ledger` alone writes the bookkeeping, in the transaction of the effects it stands for.
+
+mod batch;
+mod error;
+mod ledger;
+mod scratch;
+mod session;
+mod show;
+mod tables;
+
+pub(crate) use batch::{Batch, Committed};
+pub(crate) use error::{Error, Refusal};
+pub(crate) use ledger::Ledger;
+pub(crate) use scratch::check;
+pub(crate) use session::{Options, Session};
+pub(crate) use tables::Migrated;

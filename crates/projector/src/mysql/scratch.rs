@@ -1,0 +1,76 @@
+//! Trying projections out in a database that is thrown away.
+
+use sqlx::{AssertSqlSafe, Executor, SqlSafeStr};
+use uuid::Uuid;
+
+use super::error::number;
+use super::session::within;
+use super::{Error, Options, Session};
+use crate::projection::{Fault, Projection, Statement};
+
+/// Makes the tables of each projection and prepares its statements.
+///
+/// The outer error is about the server, the faults are about the projections.
+pub(crate) async fn check(
+    options: &Options,
+    projections: &[Projection],
+) -> Result<Vec<Fault>, Error> {
+    let mut session = Session::connect(options).await?;
+    let database = format!("projector_check_{}", Uuid::new_v4().simple());
+    session.run(format!("CREATE DATABASE {database}")).await?;
+    let faults = session.try_out(&database, projections).await;
+    // Also after an error, as far as that goes.
+    session.run(format!("DROP DATABASE {database}")).await?;
+    session.close().await;
+    faults
+}
+
+impl Session {
+    async fn try_out(
+        &mut self,
+        database: &str,
+        projections: &[Projection],
+    ) -> Result<Vec<Fault>, Error> {
+        self.run(format!("USE {database}")).await?;
+        let mut faults = Vec::new();
+        for projection in projections {
+            for table in &projection.tables {
+                let sql = AssertSqlSafe(std::sync::Arc::clone(&table.create.sql));
+                let create = sqlx::raw_sql(sql).execute(&mut self.connection);
+                faults.extend(fault_of(&table.create, within("making a table", create).await)?);
+            }
+            for statement in projection.statements() {
+                let sql = AssertSqlSafe(std::sync::Arc::clone(&statement.sql)).into_sql_str();
+                let prepare = self.connection.prepare(sql);
+                faults.extend(fault_of(statement, within("preparing a statement", prepare).await)?);
+            }
+        }
+        Ok(faults)
+    }
+
+    async fn run(&mut self, sql: String) -> Result<(), Error> {
+        let run = sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut self.connection);
+        within("using a scratch database", run).await.map(drop)
+    }
+}
+
+/// What the server says of a statement: nothing, a fault of the statement, or an error of its own.
+fn fault_of<T>(statement: &Statement, result: Result<T, Error>) -> Result<Option<Fault>, Error> {
+    let message = match &result {
+        Ok(_) => return Ok(None),
+        Err(Error::Statement { source, .. }) => {
+            let number = number(source).unwrap_or_default();
+            source.as_database_error().map(|error| format!("{} ({number})", error.message()))
+        }
+        Err(Error::NotMigrated { table }) => Some(format!("table '{table}' does not exist (1146)")),
+        Err(_) => None,
+    };
+    let Some(message) = message else { return result.map(|_| None) };
+    // MySQL counts lines from the start of the statement.
+    let line = message
+        .rsplit_once(" at line ")
+        .and_then(|(_, rest)| rest.split(' ').next()?.parse::<u64>().ok())
+        .map_or(statement.line, |line| statement.line + line - 1);
+    let reason = message.split(" at line ").next().unwrap_or(&message).to_owned();
+    Ok(Some(Fault { file: statement.file.to_path_buf(), line: Some(line), reason }))
+}

@@ -1,0 +1,148 @@
+//! One connection to MySQL.
+
+use std::str::FromStr;
+use std::time::{Duration, Instant};
+
+use secrecy::{ExposeSecret, SecretString};
+use sqlx::mysql::{MySqlConnectOptions, MySqlConnection};
+use sqlx::{ConnectOptions, Connection, Row};
+use tokio::time::timeout;
+
+use super::Error;
+use super::error::number;
+
+/// How long a connection may take to open, with login.
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+/// How long one statement may take. Longer than the lock wait, so that the server gives up first.
+pub(super) const STATEMENT_LIMIT: Duration = Duration::from_secs(15);
+/// A connection that was idle for longer is tried before it is used: the server closes it after
+/// `wait_timeout`, so that a dead projector's locks do not outlive it by much.
+const IDLE_LIMIT: Duration = Duration::from_secs(20);
+/// Handlers and bookkeeping are prepared once per connection.
+const PREPARED_STATEMENTS: usize = 1_000;
+
+/// Session variables that effects and bookkeeping depend on, with what they must be.
+const SETTINGS: [(&str, &str); 6] = [
+    ("transaction_isolation", "READ-COMMITTED"),
+    // The defaults of MySQL 9, and an error for every value that a column cannot hold.
+    (
+        "sql_mode",
+        "ONLY_FULL_GROUP_BY,STRICT_TRANS_TABLES,STRICT_ALL_TABLES,NO_ZERO_IN_DATE,NO_ZERO_DATE,\
+         ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION",
+    ),
+    ("time_zone", "+00:00"),
+    ("innodb_lock_wait_timeout", "5"),
+    ("lock_wait_timeout", "10"),
+    ("wait_timeout", "60"),
+];
+
+/// How to reach the read models.
+#[derive(Clone)]
+pub(crate) struct Options {
+    connect: MySqlConnectOptions,
+    address: String,
+}
+
+impl Options {
+    /// Takes a URL such as `mysql://user:password@host:3306/database?ssl-mode=VERIFY_IDENTITY`.
+    pub(crate) fn parse(url: &SecretString) -> Result<Self, Error> {
+        let connect = MySqlConnectOptions::from_str(url.expose_secret())
+            .map_err(|_quotes_the_url| Error::Url)?
+            // The server's own dialect, so that a handler means what it means elsewhere.
+            .pipes_as_concat(false)
+            .statement_cache_capacity(PREPARED_STATEMENTS)
+            .disable_statement_logging();
+        let database = connect.get_database().ok_or(Error::Url)?;
+        let address = format!("{}:{}/{database}", connect.get_host(), connect.get_port());
+        Ok(Self { connect, address })
+    }
+
+    /// Host, port and database, for messages.
+    pub(crate) fn address(&self) -> &str {
+        &self.address
+    }
+}
+
+/// One connection, with settings that were read back.
+///
+/// After an error that is not [`Error::Refused`], drop it and connect anew.
+pub(crate) struct Session {
+    pub(super) connection: MySqlConnection,
+    pub(super) used: Instant,
+}
+
+impl Session {
+    /// Connects.
+    pub(crate) async fn connect(options: &Options) -> Result<Self, Error> {
+        let limit = CONNECT_LIMIT;
+        let connection = timeout(limit, MySqlConnection::connect_with(&options.connect))
+            .await
+            .map_err(|_elapsed| Error::Timeout { operation: "connecting", limit })?
+            .map_err(|source| connect_error(options, source))?;
+        let mut session = Self { connection, used: Instant::now() };
+        session.settle().await?;
+        Ok(session)
+    }
+
+    /// Whether the connection still works, if that is in doubt.
+    pub(crate) async fn is_usable(&mut self) -> bool {
+        self.used.elapsed() < IDLE_LIMIT || within("a ping", self.connection.ping()).await.is_ok()
+    }
+
+    /// Says goodbye to the server.
+    pub(crate) async fn close(self) {
+        // Whatever the answer, the connection is gone.
+        drop(timeout(Duration::from_secs(1), self.connection.close()).await);
+    }
+
+    /// Sets the session variables and reads them back: a proxy or a server may not follow.
+    async fn settle(&mut self) -> Result<(), Error> {
+        let assignments: Vec<_> = SETTINGS
+            .iter()
+            .map(|(name, value)| match value.parse::<u32>() {
+                Ok(number) => format!("{name} = {number}"),
+                Err(_) => format!("{name} = '{value}'"),
+            })
+            .collect();
+        let set = sqlx::AssertSqlSafe(format!("SET SESSION {}", assignments.join(", ")));
+        within("setting session variables", sqlx::raw_sql(set).execute(&mut self.connection))
+            .await?;
+        let columns: Vec<_> =
+            SETTINGS.iter().map(|(name, _)| format!("CAST(@@SESSION.{name} AS CHAR)")).collect();
+        let read = sqlx::AssertSqlSafe(format!("SELECT {}", columns.join(", ")));
+        let query = sqlx::query(read).persistent(false);
+        let row =
+            within("reading session variables", query.fetch_one(&mut self.connection)).await?;
+        for (column, (name, wanted)) in SETTINGS.into_iter().enumerate() {
+            let found: String = row
+                .try_get(column)
+                .map_err(|error| Error::of("reading session variables", error))?;
+            if found != wanted {
+                return Err(Error::Setting { name, found, wanted });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Awaits one of our own statements, with a deadline.
+pub(super) async fn within<T>(
+    operation: &'static str,
+    statement: impl Future<Output = Result<T, sqlx::Error>>,
+) -> Result<T, Error> {
+    match timeout(STATEMENT_LIMIT, statement).await {
+        Ok(result) => result.map_err(|source| Error::of(operation, source)),
+        Err(_elapsed) => Err(Error::Timeout { operation, limit: STATEMENT_LIMIT }),
+    }
+}
+
+fn connect_error(options: &Options, source: sqlx::Error) -> Error {
+    let address = options.address.clone();
+    // Access denied to the server, to the database, or without a password; unknown database.
+    let refused = matches!(number(&source), Some(1044 | 1045 | 1049 | 1698));
+    if refused || matches!(source, sqlx::Error::Configuration(_)) {
+        Error::Login { address, source }
+    } else {
+        Error::Unreachable { address, source }
+    }
+}

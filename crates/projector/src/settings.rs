@@ -1,0 +1,93 @@
+//! The projector's configuration.
+
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use daemon::LogSettings;
+use daemon::settings::{Errors, Reader, Shown};
+use secrecy::SecretString;
+
+/// What the projector is told to do; each key is described in `config/default.toml`.
+#[derive(Clone)]
+pub struct Settings {
+    /// `postgres.url`
+    pub postgres_url: SecretString,
+    /// `postgres.statement_timeout`
+    pub statement_timeout: Duration,
+    /// `rabbitmq.url`
+    pub rabbitmq_url: SecretString,
+    /// `rabbitmq.exchange`
+    pub exchange: String,
+    /// `mysql.url`
+    pub mysql_url: SecretString,
+    /// `log`
+    pub log: LogSettings,
+    /// `projector.http_listen`
+    pub http_listen: SocketAddr,
+    /// `projector.projections_dir`
+    pub projections_dir: PathBuf,
+    /// `projector.projections`
+    pub projections: Vec<String>,
+    /// `projector.queue_prefix`
+    pub queue_prefix: String,
+    /// `projector.batch_size`
+    pub batch_size: usize,
+    /// `projector.prefetch`
+    pub prefetch: u16,
+    /// `projector.sweep_interval`
+    pub sweep_interval: Duration,
+    /// `projector.sweep_grace`
+    pub sweep_grace: Duration,
+    /// `projector.retry_max`
+    pub retry_max: Duration,
+}
+
+/// The servers that a command needs, and so their URLs.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Servers {
+    /// PostgreSQL and RabbitMQ
+    pub sources: bool,
+    /// MySQL
+    pub mysql: bool,
+}
+
+impl Settings {
+    /// Reads the configuration.
+    ///
+    /// # Errors
+    ///
+    /// With every error in it.
+    pub fn read(mut reader: Reader, needed: Servers) -> Result<(Self, Vec<Shown>), Errors> {
+        reader.ignore_section("relay");
+        let settings = Self {
+            postgres_url: reader.secret_url("postgres.url", needed.sources),
+            statement_timeout: reader.duration("postgres.statement_timeout", seconds(1..=300)),
+            rabbitmq_url: reader.secret_url("rabbitmq.url", needed.sources),
+            exchange: reader.text("rabbitmq.exchange"),
+            mysql_url: reader.secret_url("mysql.url", needed.mysql),
+            log: LogSettings::read(&mut reader),
+            http_listen: reader.address("projector.http_listen"),
+            projections_dir: reader.path("projector.projections_dir"),
+            projections: reader.list("projector.projections"),
+            queue_prefix: reader.text("projector.queue_prefix"),
+            batch_size: reader.integer("projector.batch_size", 1..=10_000),
+            // RabbitMQ caps a quorum queue's prefetch at 2,000.
+            prefetch: reader.integer("projector.prefetch", 1..=2_000),
+            sweep_interval: reader
+                .duration("projector.sweep_interval", milliseconds(100..=3_600_000)),
+            sweep_grace: reader.duration("projector.sweep_grace", milliseconds(100..=3_600_000)),
+            retry_max: reader.duration("projector.retry_max", milliseconds(100..=30_000)),
+        };
+        Ok((settings, reader.finish()?))
+    }
+}
+
+fn seconds(range: RangeInclusive<u64>) -> RangeInclusive<Duration> {
+    Duration::from_secs(*range.start())..=Duration::from_secs(*range.end())
+}
+
+fn milliseconds(range: RangeInclusive<u64>) -> RangeInclusive<Duration> {
+    Duration::from_millis(*range.start())..=Duration::from_millis(*range.end())
+}

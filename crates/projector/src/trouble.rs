@@ -1,0 +1,85 @@
+//! What ends a round of work, to be begun again after a pause.
+
+use daemon::{Exit, Failure};
+
+use crate::apply::{ApplyError, EventFault};
+use crate::mysql;
+
+/// Why a projection cannot go on for now. Nothing is lost: what is not applied comes again.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Trouble {
+    #[error(transparent)]
+    ReadModel(#[from] mysql::Error),
+    #[error(transparent)]
+    Broker(#[from] broker::Error),
+    #[error(transparent)]
+    Store(#[from] event_store::Error),
+    #[error(transparent)]
+    Event(#[from] Box<EventFault>),
+}
+
+impl From<ApplyError> for Trouble {
+    fn from(error: ApplyError) -> Self {
+        match error {
+            ApplyError::Server(error) => Self::ReadModel(error),
+            ApplyError::Event(fault) => Self::Event(fault),
+        }
+    }
+}
+
+impl Trouble {
+    /// The server whose connection is lost, for the metric.
+    pub(crate) fn server(&self) -> Option<&'static str> {
+        match self {
+            Self::ReadModel(_) => Some("mysql"),
+            Self::Broker(_) => Some("rabbitmq"),
+            Self::Store(_) => Some("postgresql"),
+            Self::Event(_) => None,
+        }
+    }
+
+    /// Whether it is a matter of configuration, which only a person can mend.
+    pub(crate) fn is_configuration(&self) -> bool {
+        match self {
+            Self::ReadModel(error) => error.is_configuration(),
+            Self::Broker(error) => error.is_configuration(),
+            Self::Store(error) => error.is_configuration(),
+            Self::Event(_) => false,
+        }
+    }
+}
+
+impl From<Trouble> for Failure {
+    fn from(trouble: Trouble) -> Self {
+        let exit = match &trouble {
+            Trouble::ReadModel(error) => match error {
+                mysql::Error::Login { .. } => Exit::Login,
+                mysql::Error::Url => Exit::Configuration,
+                mysql::Error::Unreachable { .. } | mysql::Error::Timeout { .. } => {
+                    Exit::Unavailable
+                }
+                _ => Exit::Failed,
+            },
+            Trouble::Broker(error) => match error {
+                broker::Error::Login { .. } => Exit::Login,
+                broker::Error::Url
+                | broker::Error::Mismatch { .. }
+                | broker::Error::Name { .. } => Exit::Configuration,
+                broker::Error::Unreachable { .. } | broker::Error::Timeout { .. } => {
+                    Exit::Unavailable
+                }
+                _ => Exit::Failed,
+            },
+            Trouble::Store(error) => match error {
+                event_store::Error::Login { .. } => Exit::Login,
+                event_store::Error::Url => Exit::Configuration,
+                event_store::Error::Unreachable { .. } | event_store::Error::Timeout { .. } => {
+                    Exit::Unavailable
+                }
+                _ => Exit::Failed,
+            },
+            Trouble::Event(_) => Exit::Failed,
+        };
+        Self::new(exit, trouble)
+    }
+}
