@@ -71,6 +71,7 @@ fn fault_of<T>(statement: &Statement, result: Result<T, Error>) -> Result<Option
         .rsplit_once(" at line ")
         .and_then(|(_, rest)| rest.split(' ').next()?.parse::<u64>().ok())
         .map_or(statement.line, |line| statement.line + line - 1);
-    let reason = message.split(" at line ").next().unwrap_or(&message).to_owned();
+    let reason = message.split(" at line ").next().unwrap_or(&message);
+    let reason = reason.split_whitespace().collect::<Vec<_>>().join(" ");
     Ok(Some(Fault { file: statement.file.to_path_buf(), line: Some(line), reason }))
 }
