@@ -1,0 +1,26 @@
+//! Everything that finds mistakes without running the program.
+
+use anyhow::{Result, bail};
+
+use crate::workspace::{cargo, succeed};
+
+/// Never in the tree: OpenSSL, because rustls is used throughout, and the crate with
+/// RUSTSEC-2023-0071, which has no fix.
+const BANNED: [&str; 4] = ["openssl", "openssl-sys", "native-tls", "rsa"];
+
+pub(crate) fn run() -> Result<()> {
+    succeed(&mut cargo(&["fmt", "--all", "--check"]))?;
+    let clippy = ["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"];
+    succeed(&mut cargo(&clippy))?;
+    let document = ["doc", "--workspace", "--no-deps", "--document-private-items"];
+    succeed(cargo(&document).env("RUSTDOCFLAGS", "-D warnings"))?;
+    let tree =
+        cargo(&["tree", "--workspace", "--prefix", "none", "--edges", "normal,build"]).output()?;
+    let tree = String::from_utf8(tree.stdout)?;
+    let banned = tree.lines().filter_map(|line| line.split(' ').next());
+    if let Some(name) = banned.into_iter().find(|name| BANNED.contains(name)) {
+        bail!("{name} is in the dependency tree: `cargo tree -i {name}` says why");
+    }
+    println!("no mistakes found");
+    Ok(())
+}

@@ -1,0 +1,35 @@
+//! All tests, on real servers.
+
+use std::process::{Command, Stdio};
+
+use anyhow::Result;
+use clap::Args;
+
+use crate::servers::Borrowed;
+use crate::workspace::{build, cargo, succeed};
+
+/// Run all tests on real servers.
+#[derive(Args)]
+pub(crate) struct Test {
+    /// For the test runner, for example the name of a test.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    arguments: Vec<String>,
+}
+
+impl Test {
+    pub(crate) fn run(&self) -> Result<()> {
+        let borrowed = Borrowed::up()?;
+        let programs = build(false)?;
+        let has_nextest = Command::new("cargo")
+            .args(["nextest", "--version"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .is_ok_and(|status| status.success());
+        let runner: &[&str] = if has_nextest { &["nextest", "run"] } else { &["test"] };
+        let mut tests = cargo(runner);
+        tests.arg("--workspace").args(&self.arguments);
+        tests.envs(&borrowed.servers.urls).env("DAEMONS", programs);
+        succeed(&mut tests)
+    }
+}

@@ -1,0 +1,55 @@
+//! Where things are.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+/// The root of the workspace.
+pub(crate) fn root() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.ancestors().nth(2).unwrap_or(here).to_path_buf()
+}
+
+/// Where cargo puts what it builds.
+pub(crate) fn target() -> PathBuf {
+    env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
+}
+
+/// cargo itself, in the workspace.
+pub(crate) fn cargo(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(arguments).current_dir(root());
+    // Those of this program would make cargo build everything anew.
+    for (name, _) in env::vars_os() {
+        if name.to_string_lossy().starts_with("CARGO_PKG_") {
+            command.env_remove(name);
+        }
+    }
+    command.env_remove("CARGO_MANIFEST_DIR").env_remove("CARGO_MANIFEST_PATH");
+    command
+}
+
+/// Runs a command to its end.
+pub(crate) fn succeed(command: &mut Command) -> Result<()> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let arguments: Vec<_> =
+        command.get_args().map(|argument| argument.to_string_lossy().into_owned()).collect();
+    let status = command.status()?;
+    if !status.success() {
+        bail!("`{name} {}` failed ({status})", arguments.join(" "));
+    }
+    Ok(())
+}
+
+/// Builds both daemons and the workload, and says where they are.
+pub(crate) fn build(release: bool) -> Result<PathBuf> {
+    let mut arguments =
+        vec!["build", "--bins", "-p", "outbox-relay", "-p", "projector", "-p", "workload"];
+    if release {
+        arguments.push("--release");
+    }
+    succeed(&mut cargo(&arguments))?;
+    Ok(target().join(if release { "release" } else { "debug" }))
+}
