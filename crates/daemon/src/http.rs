@@ -47,6 +47,15 @@ impl Endpoint {
         Ok(Self { listener, router })
     }
 
+    /// The address, with the port that the system chose where 0 was asked for.
+    ///
+    /// # Errors
+    ///
+    /// When the system does not tell.
+    pub fn address(&self) -> Result<SocketAddr, Failure> {
+        Ok(self.listener.local_addr().context("asking for the HTTP address")?)
+    }
+
     /// Answers until the token is cancelled.
     ///
     /// # Errors

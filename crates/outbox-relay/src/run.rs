@@ -40,8 +40,8 @@ pub async fn run(settings: Settings, tasks: &mut Tasks) -> Result<(), Failure> {
         tasks.spawn(format!("worker {number}"), worker.run());
     }
     tasks.spawn("backlog", sample(shared.store.clone(), metrics, tasks.shutdown()));
-    let listen = shared.settings.http_listen;
-    let endpoint = Endpoint::bind(listen, health, registry).await?;
+    let endpoint = Endpoint::bind(shared.settings.http_listen, health, registry).await?;
+    let listen = endpoint.address()?;
     tasks.spawn("http", endpoint.serve(tasks.shutdown()));
     tracing::info!(
         postgresql = shared.store.address(),

@@ -55,6 +55,13 @@ pub(crate) struct EventFault {
     pub(crate) reason: Reason,
 }
 
+impl EventFault {
+    /// Whether an event has to wait for this one: it is this one, or a later one of its stream.
+    pub(crate) fn stops(&self, event: &StreamEvent) -> bool {
+        event.stream_id == self.stream_id && event.version >= self.version
+    }
+}
+
 /// Why an event cannot be applied.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Reason {

@@ -6,7 +6,7 @@ use chrono::Utc;
 use daemon::CancellationToken;
 
 use crate::Settings;
-use crate::apply::{Applied, ApplyError, ReadModel, apply};
+use crate::apply::{Applied, ApplyError, EventFault, ReadModel, apply};
 use crate::metrics::{Healing, Metrics, Outcome};
 use crate::mysql::{self, Session};
 use crate::sequence::Verdict;
@@ -44,6 +44,8 @@ impl Context {
     }
 
     /// Applies events from the event store, and counts those that had been missing.
+    ///
+    /// When some cannot be applied, everything else is; the first of them is the error.
     pub(crate) async fn heal(
         &self,
         session: &mut Session,
@@ -51,11 +53,24 @@ impl Context {
         events: &[StreamEvent],
         by: Healing,
     ) -> Result<(), ApplyError> {
-        for batch in events.chunks(self.settings.batch_size) {
-            let batch: Vec<&StreamEvent> = batch.iter().collect();
-            let applied = self.apply(session, model, &batch).await?;
-            self.metrics.healed(model.name(), by, applied.plan.apply.len());
+        let mut faults: Vec<Box<EventFault>> = Vec::new();
+        for chunk in events.chunks(self.settings.batch_size) {
+            loop {
+                let waits = |event: &StreamEvent| faults.iter().any(|fault| fault.stops(event));
+                let batch: Vec<_> = chunk.iter().filter(|event| !waits(event)).collect();
+                match self.apply(session, model, &batch).await {
+                    Ok(applied) => {
+                        self.metrics.healed(model.name(), by, applied.plan.apply.len());
+                        break;
+                    }
+                    Err(ApplyError::Event(fault)) => faults.push(fault),
+                    Err(error @ ApplyError::Server(_)) => return Err(error),
+                }
+            }
         }
-        Ok(())
+        match faults.into_iter().next() {
+            None => Ok(()),
+            Some(fault) => Err(ApplyError::Event(fault)),
+        }
     }
 }

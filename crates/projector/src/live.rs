@@ -6,7 +6,7 @@ use std::time::Duration;
 use broker::{Connection, Delivery, Envelope, Queue};
 use daemon::backoff::Backoff;
 use daemon::{Probe, chain};
-use domain_events::StreamId;
+use domain_events::{StreamId, StreamVersion};
 use event_store::Wanted;
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -49,6 +49,8 @@ struct Pending {
 
 /// A stream that waits before it is tried again.
 struct Held {
+    /// The event that cannot be applied; those before it can.
+    from: StreamVersion,
     until: Instant,
     backoff: Backoff,
 }
@@ -150,8 +152,9 @@ impl<'c> Live<'c> {
         loop {
             let now = Instant::now();
             let held = &self.held;
-            let is_ready = |pending: &Pending| {
-                held.get(&pending.event.stream_id).is_none_or(|held| held.until <= now)
+            let is_ready = |Pending { event, .. }: &Pending| {
+                held.get(&event.stream_id)
+                    .is_none_or(|held| held.until <= now || event.version < held.from)
             };
             let mut ready: Vec<usize> =
                 (0..self.pending.len()).filter(|index| is_ready(&self.pending[*index])).collect();
@@ -185,7 +188,7 @@ impl<'c> Live<'c> {
             }
             Err(ApplyError::Event(fault)) => {
                 self.session = Some(session);
-                self.hold(&fault.stream_id.clone(), &chain(&fault));
+                self.hold(&fault.stream_id, fault.version, &chain(&fault));
                 Ok(())
             }
             Err(ApplyError::Server(error)) => self.pause(error).await,
@@ -232,7 +235,7 @@ impl<'c> Live<'c> {
             Err(error) => {
                 let reason = chain(&error);
                 for gap in &gaps {
-                    self.hold(&gap.stream_id, &reason);
+                    self.hold(&gap.stream_id, gap.from, &reason);
                 }
                 return Ok(());
             }
@@ -263,7 +266,7 @@ impl<'c> Live<'c> {
             }
             Err(ApplyError::Event(fault)) => {
                 self.session = Some(session);
-                self.hold(&fault.stream_id.clone(), &chain(&fault));
+                self.hold(&fault.stream_id, fault.version, &chain(&fault));
                 Ok(())
             }
             Err(ApplyError::Server(error)) => self.pause(error).await,
@@ -287,9 +290,10 @@ impl<'c> Live<'c> {
         Ok(())
     }
 
-    /// Lets a stream wait, while the others go on.
-    fn hold(&mut self, stream_id: &StreamId, reason: &str) {
+    /// Lets a stream wait from a version on, while the others go on.
+    fn hold(&mut self, stream_id: &StreamId, from: StreamVersion, reason: &str) {
         let first = || Held {
+            from,
             until: Instant::now(),
             backoff: Backoff::new(RETRY_MIN, self.context.settings.retry_max),
         };
@@ -302,6 +306,7 @@ impl<'c> Live<'c> {
             );
         }
         let held = self.held.entry(stream_id.clone()).or_insert_with(first);
+        held.from = from;
         held.until = Instant::now() + held.backoff.failed();
         self.streams.failing(&format!("{} streams wait, one because: {reason}", self.held.len()));
     }

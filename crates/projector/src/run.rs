@@ -39,18 +39,20 @@ pub async fn run(settings: Settings, tasks: &mut Tasks) -> Result<(), Failure> {
         let task = supervise(Arc::clone(&context), Arc::clone(model), health.clone());
         tasks.spawn(format!("projection {}", model.name()), task);
     }
+    let count = models.len();
+    tasks.spawn("sweeper", sweep(Arc::clone(&context), models, health.clone()));
+    let endpoint = Endpoint::bind(context.settings.http_listen, health, registry).await?;
+    let listen = endpoint.address()?;
+    tasks.spawn("http", endpoint.serve(tasks.shutdown()));
     tracing::info!(
         postgresql = context.store.address(),
         rabbitmq = context.broker.address(),
         mysql = context.mysql.address(),
-        projections = models.len(),
-        http = %context.settings.http_listen,
+        projections = count,
+        http = %listen,
         "projector {} started",
         env!("CARGO_PKG_VERSION"),
     );
-    tasks.spawn("sweeper", sweep(Arc::clone(&context), models, health.clone()));
-    let endpoint = Endpoint::bind(context.settings.http_listen, health, registry).await?;
-    tasks.spawn("http", endpoint.serve(tasks.shutdown()));
     Ok(())
 }
 

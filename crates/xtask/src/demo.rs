@@ -75,7 +75,7 @@ impl Demo {
             }
         }
         let level = self.wait_until_level(workload, &mut view, &daemons)?;
-        println!();
+        view.summary(&Counts::read(&daemons)?);
         for projection in PROJECTIONS {
             succeed(stage.command("projector").args(["show", projection, "--limit", "5"]))?;
         }

@@ -62,15 +62,7 @@ impl View {
 
     /// Shows the figures; says whether every event was published and applied.
     pub(super) fn show(&mut self, appended: u64, now: &Counts) -> bool {
-        let published = now.published.saturating_sub(self.before.published);
-        let applied: Vec<(&str, u64)> = now
-            .applied
-            .iter()
-            .map(|(name, count)| {
-                let before = self.before.applied.get(name).copied().unwrap_or(0);
-                (name.as_str(), count.saturating_sub(before))
-            })
-            .collect();
+        let (published, applied) = self.since(now);
         let (append_rate, publish_rate) = self.rates(appended, published);
         let seconds = self.started.elapsed().as_secs();
         if std::io::stdout().is_terminal() {
@@ -98,6 +90,28 @@ impl View {
         }
         let level = published == appended && applied.iter().all(|(_, count)| *count == appended);
         level && !applied.is_empty()
+    }
+
+    /// The final figures.
+    pub(super) fn summary(&self, now: &Counts) {
+        let (published, applied) = self.since(now);
+        let applied: Vec<_> =
+            applied.iter().map(|(name, count)| format!("{name} {count}")).collect();
+        println!(
+            "\nappended {}, published {published}, applied: {}\n",
+            self.last.map_or(0, |(_, appended, _)| appended),
+            applied.join(", ")
+        );
+    }
+
+    /// What was published and applied since the view began.
+    fn since<'n>(&self, now: &'n Counts) -> (u64, Vec<(&'n str, u64)>) {
+        let since = |(name, count): (&'n String, &u64)| {
+            let before = self.before.applied.get(name).copied().unwrap_or(0);
+            (name.as_str(), count.saturating_sub(before))
+        };
+        let published = now.published.saturating_sub(self.before.published);
+        (published, now.applied.iter().map(since).collect())
     }
 
     /// Events a second since about a second ago.

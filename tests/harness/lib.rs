@@ -1,0 +1,15 @@
+//! Test support: servers' databases for one test alone, real daemons, and ways to disturb them.
+//!
+//! The servers are named by the environment; `cargo xtask test` starts them and sets it.
+
+mod daemon;
+mod eventually;
+mod proxy;
+mod stack;
+mod tap;
+
+pub use daemon::{Daemon, Program};
+pub use eventually::{eventually, within};
+pub use proxy::{Mode, Proxy};
+pub use stack::{Stack, append, event, root};
+pub use tap::{Seen, Tap};

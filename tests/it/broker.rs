@@ -1,0 +1,218 @@
+//! Our publisher and consumer against what lapin and RabbitMQ do.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use broker::{Binding, Outcome, Queue};
+use domain_events::Message;
+use futures_util::future::join_all;
+use harness::Stack;
+use lapin::options::{QueueBindOptions, QueueDeclareOptions};
+use lapin::types::{AMQPValue, FieldTable};
+use uuid::Uuid;
+
+const EXCHANGE: &str = "events";
+const LIMIT: Duration = Duration::from_secs(30);
+
+fn message(routing_key: &str, number: usize) -> Message {
+    Message {
+        routing_key: routing_key.to_owned(),
+        message_id: Some(Uuid::new_v4().to_string()),
+        body: number.to_string().into_bytes(),
+        ..Message::default()
+    }
+}
+
+/// A queue for each routing key; `full` ones refuse every message.
+async fn declare(stack: &Stack, queues: &[(&str, bool)]) {
+    stack.broker().await.declare_exchange(EXCHANGE).await.unwrap();
+    let channel = stack.amqp().await.create_channel().await.unwrap();
+    for (key, full) in queues {
+        let mut arguments = FieldTable::default();
+        if *full {
+            arguments.insert("x-max-length".into(), AMQPValue::LongInt(0));
+            arguments.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
+        }
+        channel
+            .queue_declare((*key).into(), QueueDeclareOptions::durable(), arguments)
+            .await
+            .unwrap();
+        let options = QueueBindOptions::default();
+        channel
+            .queue_bind(
+                (*key).into(),
+                EXCHANGE.into(),
+                (*key).into(),
+                options,
+                FieldTable::default(),
+            )
+            .await
+            .unwrap();
+    }
+}
+
+fn count(outcomes: &[Outcome]) -> BTreeMap<&'static str, usize> {
+    let mut counts = BTreeMap::new();
+    for outcome in outcomes {
+        let name = match outcome {
+            Outcome::Confirmed => "confirmed",
+            Outcome::Returned => "returned",
+            Outcome::Nacked => "nacked",
+        };
+        *counts.entry(name).or_default() += 1;
+    }
+    counts
+}
+
+/// E1: on one channel shared by tasks, lapin tells a task another's confirm. Ours has a channel for
+/// each publisher, and publishing needs it exclusively.
+#[tokio::test(flavor = "multi_thread")]
+async fn e1_publishers_side_by_side_get_their_own_confirms() {
+    Stack::run_empty(async |stack| {
+        declare(stack, &[("good", false), ("full", true)]).await;
+        let connection = stack.broker().await;
+        let publishers = (0..8).map(async |_| {
+            let mut publisher = connection.publisher(EXCHANGE, LIMIT).await.unwrap();
+            let mut wrong = 0;
+            for _ in 0..10 {
+                let batch: Vec<_> = (0..200)
+                    .map(|number| message(if number % 2 == 0 { "good" } else { "full" }, number))
+                    .collect();
+                let outcomes = publisher.publish(&batch).await.unwrap();
+                for (message, outcome) in batch.iter().zip(outcomes) {
+                    let expected = match message.routing_key.as_str() {
+                        "good" => Outcome::Confirmed,
+                        _ => Outcome::Nacked,
+                    };
+                    wrong += usize::from(outcome != expected);
+                }
+            }
+            wrong
+        });
+        assert_eq!(join_all(publishers).await, [0; 8]);
+    })
+    .await;
+}
+
+/// E2: lapin attaches a returned message to a neighbour's confirm.
+#[tokio::test(flavor = "multi_thread")]
+async fn e2_a_returned_message_is_told_from_its_neighbours() {
+    Stack::run_empty(async |stack| {
+        declare(stack, &[("good", false)]).await;
+        let connection = stack.broker().await;
+        let mut publisher = connection.publisher(EXCHANGE, LIMIT).await.unwrap();
+        for _ in 0..20 {
+            let key = |number| if number % 7 == 0 { "nowhere" } else { "good" };
+            let batch: Vec<_> = (0..500).map(|number| message(key(number), number)).collect();
+            let outcomes = publisher.publish(&batch).await.unwrap();
+            for (number, outcome) in outcomes.into_iter().enumerate() {
+                let expected = if number % 7 == 0 { Outcome::Returned } else { Outcome::Confirmed };
+                assert_eq!(outcome, expected, "message {number}");
+            }
+        }
+    })
+    .await;
+}
+
+/// E3: waiting for all confirms at once hides those that are refusals.
+#[tokio::test(flavor = "multi_thread")]
+async fn e3_a_refusal_is_not_hidden() {
+    Stack::run_empty(async |stack| {
+        declare(stack, &[("good", false), ("full", true)]).await;
+        let connection = stack.broker().await;
+        let mut publisher = connection.publisher(EXCHANGE, LIMIT).await.unwrap();
+        let key = |number| if number < 500 { "full" } else { "good" };
+        let batch: Vec<_> = (0..1_000).map(|number| message(key(number), number)).collect();
+        let outcomes = publisher.publish(&batch).await.unwrap();
+        assert_eq!(count(&outcomes), BTreeMap::from([("confirmed", 500), ("nacked", 500)]));
+        assert!(outcomes[..500].iter().all(|outcome| *outcome == Outcome::Nacked));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_arrives_in_its_order() {
+    Stack::run_empty(async |stack| {
+        declare(stack, &[("good", false)]).await;
+        let connection = stack.broker().await;
+        let mut publisher = connection.publisher(EXCHANGE, LIMIT).await.unwrap();
+        let mut consumer = connection.consumer("good", 2_000).await.unwrap();
+        for _ in 0..3 {
+            let batch: Vec<_> = (0..1_500).map(|number| message("good", number)).collect();
+            publisher.publish(&batch).await.unwrap();
+            let mut received = Vec::new();
+            let mut receipts = Vec::new();
+            while received.len() < batch.len() {
+                for delivery in consumer.next(100).await.unwrap() {
+                    received.push(delivery.message.body);
+                    receipts.push(delivery.envelope.into_receipt());
+                }
+            }
+            let sent: Vec<_> = batch.into_iter().map(|message| message.body).collect();
+            assert!(received == sent);
+            consumer.ack(receipts).await.unwrap();
+        }
+    })
+    .await;
+}
+
+/// Acknowledging some of several deliveries settles just those.
+#[tokio::test(flavor = "multi_thread")]
+async fn deliveries_can_be_settled_in_any_order() {
+    Stack::run_empty(async |stack| {
+        declare(stack, &[("good", false)]).await;
+        let connection = stack.broker().await;
+        let mut publisher = connection.publisher(EXCHANGE, LIMIT).await.unwrap();
+        let batch: Vec<_> = (0..10).map(|number| message("good", number)).collect();
+        publisher.publish(&batch).await.unwrap();
+        let mut consumer = connection.consumer("good", 100).await.unwrap();
+        let mut deliveries = Vec::new();
+        while deliveries.len() < 10 {
+            deliveries.extend(consumer.next(10).await.unwrap());
+        }
+        // 0 to 2 in one go, 5 and 7 singly, 3 back; the others stay unsettled.
+        let (mut ack, mut back) = (Vec::new(), Vec::new());
+        for (number, delivery) in deliveries.into_iter().enumerate() {
+            match number {
+                0..=2 | 5 | 7 => ack.push(delivery.envelope.into_receipt()),
+                3 => back.push(delivery.envelope.into_receipt()),
+                _ => {}
+            }
+        }
+        consumer.ack(ack).await.unwrap();
+        consumer.give_back(back).await.unwrap();
+        drop(consumer);
+        let mut consumer = connection.consumer("good", 100).await.unwrap();
+        let mut left = Vec::new();
+        while left.len() < 5 {
+            left.extend(consumer.next(10).await.unwrap().into_iter().map(|d| d.message.body));
+        }
+        left.sort();
+        assert_eq!(left, [b"3", b"4", b"6", b"8", b"9"]);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn declaring_twice_is_harmless_and_other_settings_are_told() {
+    Stack::run_empty(async |stack| {
+        let connection = stack.broker().await;
+        connection.declare_exchange(EXCHANGE).await.unwrap();
+        let queue = |name: &str| Queue {
+            name: name.to_owned(),
+            dead_letters: format!("{name}.dead"),
+            bindings: vec![Binding { exchange: EXCHANGE.to_owned(), key: "order.#".to_owned() }],
+        };
+        assert!(connection.declare_queue(&queue("one")).await.unwrap(), "it is new");
+        assert!(!connection.declare_queue(&queue("one")).await.unwrap(), "it is there");
+        assert_eq!(connection.ready_messages("one").await.unwrap(), Some(0));
+        assert_eq!(connection.ready_messages("none").await.unwrap(), None);
+
+        declare(stack, &[("two", false)]).await;
+        let error = connection.declare_queue(&queue("two")).await.unwrap_err();
+        let told = error.to_string();
+        assert!(told.contains("queue two exists in RabbitMQ with other settings"), "{told}");
+        assert!(error.is_configuration());
+    })
+    .await;
+}

@@ -1,0 +1,14 @@
+//! Tests of the whole, on real PostgreSQL, RabbitMQ and MySQL.
+//!
+//! Each test has databases and a virtual host of its own, so that all run side by side.
+#![expect(clippy::unwrap_used, clippy::too_many_lines, reason = "tests say what must hold")]
+
+mod append;
+mod broker;
+mod fence;
+mod incidents;
+mod operations;
+mod projector;
+mod relay;
+mod shop;
+mod workload;

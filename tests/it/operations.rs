@@ -1,0 +1,302 @@
+//! What an operator meets: migrations, wrong settings, servers that are not there.
+
+use std::fs;
+
+use futures_util::future::join_all;
+use harness::{Stack, event, eventually};
+use serde_json::json;
+
+const SHOP: &str = "config/projections";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn migrating_twice_or_at_once_is_harmless() {
+    Stack::run_empty(async |stack| {
+        let (relay, projector) =
+            (stack.relay().arg("migrate"), stack.projector(SHOP).arg("migrate"));
+        let outputs = join_all((0..4).map(|_| relay.succeed())).await;
+        assert!(outputs.iter().all(|output| output.contains("is up to date")), "{outputs:?}");
+        let outputs = join_all((0..4).map(|_| projector.succeed())).await;
+        let made = outputs.iter().filter(|output| output.contains("order_summary: tables made"));
+        assert_eq!(made.count(), 1, "{outputs:?}");
+        relay.succeed().await;
+        assert!(projector.succeed().await.contains("order_summary: up to date"));
+    })
+    .await;
+}
+
+/// The files are plain SQL: a database administrator may apply them with psql.
+#[tokio::test]
+async fn the_migrations_are_plain_sql() {
+    Stack::run_empty(async |stack| {
+        let mut connection = stack.postgres().await;
+        for file in ["0001_event_store.sql", "0002_outbox.sql"] {
+            let path = harness::root().join("migrations/postgres").join(file);
+            let sql = fs::read_to_string(path).unwrap();
+            sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut connection).await.unwrap();
+        }
+        stack.append("order-1", &[event("A", &json!({}))]).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn daemons_wait_for_servers_and_migrations() {
+    Stack::run_empty(async |stack| {
+        // Nothing listens there yet.
+        let port = free_port();
+        let there = |url: &str| {
+            let mut url = url::Url::parse(url).unwrap();
+            let before = url.port().unwrap();
+            url.set_port(Some(port)).unwrap();
+            (url.to_string(), before)
+        };
+        let (postgres_url, postgres_port) = there(&stack.postgres_url);
+        let relay = stack.relay().env("EVENT_STORE_URL", &postgres_url).start();
+        let projector = stack.projector(SHOP).env("EVENT_STORE_URL", &postgres_url).start();
+        for (daemon, reason) in [
+            (&relay, format!("PostgreSQL at 127.0.0.1:{port}/{} cannot be reached", stack.name())),
+            (&projector, "is missing in MySQL: run `projector migrate`".to_owned()),
+        ] {
+            let told = eventually("it says what it waits for", async || {
+                let (status, body) = daemon.get("/readyz").await?;
+                (status == 503 && body.contains(&reason)).then_some(body)
+            });
+            assert!(told.await.contains("since"));
+            assert_eq!(daemon.get("/livez").await.unwrap().0, 200);
+            let warnings = daemon.log().lines().filter(|line| line.contains("\"WARN\"")).count();
+            assert!(warnings <= 3, "state changes are logged, not attempts: {}", daemon.log());
+        }
+        stack.projector(SHOP).arg("migrate").succeed().await;
+        stack.relay().arg("migrate").succeed().await;
+
+        let server = tokio::net::TcpListener::bind(("127.0.0.1", port)).await.unwrap();
+        let forward = async {
+            let mut connections = tokio::task::JoinSet::new();
+            loop {
+                let (mut client, _) = server.accept().await.unwrap();
+                connections.spawn(async move {
+                    let address = ("127.0.0.1", postgres_port);
+                    let mut server = tokio::net::TcpStream::connect(address).await.unwrap();
+                    drop(tokio::io::copy_bidirectional(&mut client, &mut server).await);
+                });
+            }
+        };
+        tokio::select! {
+            () = forward => {}
+            () = async { relay.ready().await; projector.ready().await } => {}
+        }
+        assert!(relay.log().contains("works again"));
+    })
+    .await;
+}
+
+fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_login_ends_the_program_with_77() {
+    Stack::run_empty(async |stack| {
+        let wrong = |url: &str| {
+            let mut url = url::Url::parse(url).unwrap();
+            url.set_password(Some("canary-9f3a")).unwrap();
+            url.to_string()
+        };
+        let relay = stack.relay();
+        let projector = stack.projector(SHOP);
+        let cases = [
+            (relay.clone().arg("migrate"), "EVENT_STORE_URL", &stack.postgres_url, "PostgreSQL"),
+            (relay.clone().arg("run"), "EVENT_STORE_URL", &stack.postgres_url, "PostgreSQL"),
+            (relay.clone().arg("run"), "AMQP_URL", &stack.amqp_url, "RabbitMQ"),
+            (projector.clone().arg("migrate"), "READ_MODEL_URL", &stack.mysql_url, "MySQL"),
+            (projector.clone().arg("check"), "READ_MODEL_URL", &stack.mysql_url, "MySQL"),
+            (projector.clone().arg("run"), "READ_MODEL_URL", &stack.mysql_url, "MySQL"),
+        ];
+        for (program, variable, url, server) in cases {
+            let told = program.env(variable, &wrong(url)).fail(77).await;
+            assert!(told.contains(&format!("{server} at 127.0.0.1:")), "{told}");
+            assert!(told.contains("refused the login: check user, password"), "{told}");
+            assert!(!told.contains("canary-9f3a"), "{told}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unreachable_server_ends_a_command_with_69() {
+    Stack::run_empty(async |stack| {
+        let port = free_port();
+        let elsewhere = |url: &str| {
+            let mut url = url::Url::parse(url).unwrap();
+            url.set_port(Some(port)).unwrap();
+            url.to_string()
+        };
+        let migrate = stack.relay().arg("migrate");
+        let url = elsewhere(&stack.postgres_url);
+        let told = migrate.clone().env("EVENT_STORE_URL", &url).fail(69).await;
+        assert!(told.contains(&format!("127.0.0.1:{port}")) && told.contains("refused"), "{told}");
+        let unknown = "postgres://app:secret@no-such-host.invalid/app";
+        let told = migrate.env("EVENT_STORE_URL", unknown).fail(69).await;
+        assert!(told.contains("no-such-host.invalid") && !told.contains("secret"), "{told}");
+        let url = elsewhere(&stack.mysql_url);
+        let check = stack.projector(SHOP).arg("check").env("READ_MODEL_URL", &url);
+        assert!(check.fail(69).await.contains("cannot be reached"));
+        let url = elsewhere(&stack.postgres_url);
+        let generate = stack.workload().arg("generate").env("EVENT_STORE_URL", &url);
+        assert!(generate.fail(69).await.contains("cannot be reached"));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_error_of_a_configuration_is_told_with_64() {
+    Stack::run_empty(async |stack| {
+        let told = stack
+            .relay()
+            .arg("run")
+            .env("OUTBOX_RELAY__RELAY__WORKERS", "none")
+            .env("OUTBOX_RELAY__RELAY__CONFIRM_TIMEOUT", "15s")
+            .env("OUTBOX_RELAY__RELAY__CLAIM_TIMEOUT", "10s")
+            .env("OUTBOX_RELAY__RELAY__BATCHSIZE", "5")
+            .env("AMQP_URL", "not a url")
+            .fail(64)
+            .await;
+        for error in [
+            "relay.workers is not an integer from 1 to 64",
+            "relay.confirm_timeout must be shorter than relay.claim_timeout",
+            "unknown key relay.batchsize (environment variable OUTBOX_RELAY__RELAY__BATCHSIZE)",
+            "rabbitmq.url is not a URL (environment variable AMQP_URL)",
+        ] {
+            assert!(told.contains(error), "{told}\nshould contain\n{error}");
+        }
+        let file = stack.folder().join("wrong.toml");
+        fs::write(&file, "[projector]\nprefetch = 0\n[relay]\nworkers = 1\n").unwrap();
+        let run = stack.projector(SHOP).arg("run").arg("--config").arg(file.display().to_string());
+        let told = run.fail(64).await;
+        assert!(told.contains("projector.prefetch is not an integer from 1 to 2000"), "{told}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_configuration_in_force_can_be_shown() {
+    Stack::run_empty(async |stack| {
+        let shown = stack.relay().arg("config").arg("show").succeed().await;
+        assert!(shown.contains("workers = 2  # default"), "{shown}");
+        assert!(shown.contains(":***@127.0.0.1"), "{shown}");
+        assert!(shown.contains("# environment variable EVENT_STORE_URL"), "{shown}");
+        let shown = stack.projector(SHOP).arg("config").arg("show").succeed().await;
+        assert!(shown.contains("prefetch = 1000  # default"), "{shown}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mistake_in_a_projection_is_told_with_file_and_line_and_65() {
+    Stack::run_empty(async |stack| {
+        let folder = stack.folder().join("projections");
+        let directory = folder.join("orders");
+        fs::create_dir_all(&directory).unwrap();
+        let write = |name: &str, text: &str| fs::write(directory.join(name), text).unwrap();
+        write("projection.toml", "categories = [\"order\"]");
+        write("tables.sql", "CREATE TABLE orders (id VARCHAR(255) PRIMARY KEY, n INT)");
+        write("A.sql", "INSERT INTO orders (id, n)\nVALUES (:stream_id,\n        :data.n SET)");
+        write("B.sql", "UPDATE orders SET m = 1\nWHERE id = :stream_id");
+        let check = stack.projector(&folder).arg("check");
+        let told = check.fail(65).await;
+        assert!(told.contains("2 mistakes in the projections"), "{told}");
+        assert!(told.contains("orders/A.sql:3: You have an error in your SQL syntax"), "{told}");
+        assert!(told.contains("orders/B.sql:1: Unknown column 'm'"), "{told}");
+
+        // What needs no server is found by `run` as well, before it connects.
+        write("B.sql", "DELETE FROM orders;\nTRUNCATE orders");
+        let told = stack.projector(&folder).arg("run").fail(65).await;
+        assert!(told.contains("orders/B.sql:2: a handler can only INSERT, UPDATE"), "{told}");
+        let offline = check.clone().arg("--offline");
+        assert!(offline.fail(65).await.contains("orders/B.sql:2:"));
+
+        fs::remove_file(directory.join("B.sql")).unwrap();
+        write("A.sql", "INSERT INTO orders (id, n)\nVALUES (:stream_id,\n        :data.n)");
+        assert!(check.succeed().await.contains("1 projections: ok"));
+        let databases: i64 = sqlx::query_scalar(
+            "SELECT count(*) FROM information_schema.schemata WHERE schema_name LIKE ?",
+        )
+        .bind("projector_check_%")
+        .fetch_one(&mut stack.mysql().await)
+        .await
+        .unwrap();
+        assert_eq!(databases, 0, "the scratch databases are gone");
+    })
+    .await;
+}
+
+/// Tables and bookkeeping that do not belong together would give wrong read models in silence.
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_without_their_bookkeeping_are_refused() {
+    Stack::run_empty(async |stack| {
+        let migrate = stack.projector(SHOP).arg("migrate");
+        let mut mysql = stack.mysql().await;
+        sqlx::raw_sql("CREATE TABLE order_summary (x INT)").execute(&mut mysql).await.unwrap();
+        let told = migrate.fail(1).await;
+        assert!(told.contains("order_summary is there, but not its bookkeeping"), "{told}");
+        sqlx::raw_sql("DROP TABLE order_summary").execute(&mut mysql).await.unwrap();
+        migrate.succeed().await;
+        sqlx::raw_sql(
+            "INSERT INTO order_summary__streams VALUES ('order-1', 1, 0, UUID_TO_BIN(UUID()));
+             DROP TABLE order_summary",
+        )
+        .execute(&mut mysql)
+        .await
+        .unwrap();
+        let told = migrate.fail(1).await;
+        assert!(told.contains("table order_summary is gone, but order_summary__streams"), "{told}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_with_other_settings_is_told_once_with_64() {
+    Stack::run(async |stack| {
+        stack.projector(SHOP).arg("migrate").succeed().await;
+        let channel = stack.amqp().await.create_channel().await.unwrap();
+        let durable = lapin::options::QueueDeclareOptions::durable();
+        let name = "projector.order_summary".into();
+        channel.queue_declare(name, durable, <_>::default()).await.unwrap();
+        let told = stack.projector(SHOP).arg("run").fail(64).await;
+        assert!(
+            told.contains("queue projector.order_summary exists in RabbitMQ with other settings"),
+            "{told}"
+        );
+    })
+    .await;
+}
+
+/// Passwords and payloads reach no log, whatever goes wrong.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_secret_is_logged() {
+    Stack::run(async |stack| {
+        stack.projector(SHOP).arg("migrate").succeed().await;
+        let debug = |program: harness::Program| program.env("RUST_LOG", "debug");
+        let relay = debug(stack.relay()).start_ready().await;
+        let projector = debug(stack.projector(SHOP)).start_ready().await;
+        let canary = "canary-71c2e8";
+        let data = json!({ "customer": { "id": canary, "name": canary, "country": canary },
+                           "currency": canary, "total": canary, "amount": canary });
+        stack.append("order-1", &[event("OrderPlaced", &data)]).await;
+        stack.append("unheard-1", &[event("OrderPlaced", &data)]).await;
+        eventually("both have failed", async || {
+            let returned = "outbox_relay_messages_published_total{outcome=\"returned\"}";
+            let failed = projector.log().contains("a stream waits");
+            (relay.metric(returned).await > 0.0 && failed).then_some(())
+        })
+        .await;
+        let (_, relay_report) = relay.get("/readyz").await.unwrap();
+        let (_, projector_report) = projector.get("/readyz").await.unwrap();
+        for text in [relay.log(), projector.log(), relay_report, projector_report] {
+            assert!(!text.contains(canary), "{text}");
+            assert!(!text.contains("://"), "{text}");
+        }
+    })
+    .await;
+}

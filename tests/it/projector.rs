@@ -1,0 +1,554 @@
+//! projector as a process.
+
+use std::time::Duration;
+
+use broker::{Outcome, Publisher};
+use domain_events::{Event, EventId, HeaderValue, Json, Message, StreamId, StreamVersion};
+use event_store::Wanted;
+use harness::{Daemon, Mode, Proxy, Stack, event, eventually};
+use lapin::options::{BasicGetOptions, QueueDeleteOptions, QueuePurgeOptions};
+use serde_json::{Value, json};
+use sqlx::Executor;
+use tokio::time::sleep;
+use uuid::Uuid;
+
+const TALLY: &str = "tests/projections/tally";
+const QUEUE: &str = "projector.tally";
+const DEAD: &str = "projector.tally.dead";
+
+/// Runs a test with a relay, the projection `tally`, and a projector that follows it.
+async fn with_projector(test: impl AsyncFnOnce(&Stack, &mut Daemon)) {
+    Stack::run(async |stack| {
+        stack.projector(TALLY).arg("migrate").succeed().await;
+        let mut projector = stack.projector(TALLY).start_ready().await;
+        test(stack, &mut projector).await;
+    })
+    .await;
+}
+
+fn tested(n: &Value) -> Value {
+    event("Tested", &json!({ "n": n }))
+}
+
+/// The versions that were applied of a stream, in order.
+async fn applied(stack: &Stack, stream_id: &str) -> Option<String> {
+    sqlx::query_scalar("SELECT versions FROM tally WHERE stream_id = ?")
+        .bind(stream_id)
+        .fetch_optional(&mut stack.mysql().await)
+        .await
+        .unwrap()
+}
+
+async fn wait_for(stack: &Stack, stream_id: &str, versions: &str) {
+    eventually(&format!("{stream_id} is applied up to {versions}"), async || {
+        (applied(stack, stream_id).await.as_deref() == Some(versions)).then_some(())
+    })
+    .await;
+}
+
+/// An event as the event store has it.
+async fn stored(stack: &Stack, stream_id: &str, version: i64) -> Event {
+    let version = StreamVersion::new(version).unwrap();
+    let stream_id = StreamId::new(stream_id).unwrap();
+    let wanted = Wanted { stream_id, from: version, to: version };
+    stack.session().await.read_streams(&[wanted], 1).await.unwrap().remove(0)
+}
+
+async fn publisher(stack: &Stack) -> (broker::Connection, Publisher) {
+    let connection = stack.broker().await;
+    let publisher = connection.publisher("events", Duration::from_secs(10)).await.unwrap();
+    (connection, publisher)
+}
+
+/// Publishes what a relay would.
+async fn publish(stack: &Stack, stream_id: &str, versions: &[i64]) {
+    let (_connection, mut publisher) = publisher(stack).await;
+    for version in versions {
+        let event = stored(stack, stream_id, *version).await;
+        let message = Message::encode(event, "order.Tested".to_owned());
+        assert_eq!(publisher.publish(&[message]).await.unwrap(), [Outcome::Confirmed]);
+    }
+}
+
+/// Waits until so many messages are in the dead-letter queue, and gives their reasons.
+async fn dead_letters(stack: &Stack, count: usize) -> Vec<String> {
+    let channel = stack.amqp().await.create_channel().await.unwrap();
+    let mut reasons = Vec::new();
+    eventually(&format!("{count} dead letters"), async || {
+        while let Some(message) =
+            channel.basic_get(DEAD.into(), BasicGetOptions { no_ack: true }).await.unwrap()
+        {
+            let headers = message.properties.headers().clone().unwrap();
+            let reason = headers.inner()["dead_letter_reason"].as_long_string().unwrap();
+            reasons.push(String::from_utf8(reason.as_bytes().to_vec()).unwrap());
+        }
+        (reasons.len() >= count).then_some(())
+    })
+    .await;
+    reasons
+}
+
+/// E9: MySQL's row counts do not tell an insert from a repetition, so versions decide. Old and
+/// repeated messages change nothing, also after newer ones.
+#[tokio::test(flavor = "multi_thread")]
+async fn e9_repeated_and_old_messages_have_no_effect() {
+    with_projector(async |stack, projector| {
+        stack.append("order-1", &[tested(&json!(1)), tested(&json!(2)), tested(&json!(3))]).await;
+        publish(stack, "order-1", &[1, 1, 2, 1, 3, 2, 3, 1]).await;
+        wait_for(stack, "order-1", "1,2,3").await;
+        eventually("the repetitions are counted", async || {
+            let series = "projector_events_total{projection=\"tally\",outcome=\"duplicate\"}";
+            (projector.metric(series).await > 4.0).then_some(())
+        })
+        .await;
+        assert_eq!(applied(stack, "order-1").await.as_deref(), Some("1,2,3"));
+        let total: i32 = sqlx::query_scalar("SELECT applied FROM tally_total")
+            .fetch_one(&mut stack.mysql().await)
+            .await
+            .unwrap();
+        assert_eq!(total, 3);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gap_is_healed_from_the_event_store() {
+    with_projector(async |stack, projector| {
+        let events: Vec<_> = (1..=6).map(|n| tested(&json!(n))).collect();
+        stack.append("order-1", &events).await;
+        publish(stack, "order-1", &[1, 4]).await;
+        wait_for(stack, "order-1", "1,2,3,4").await;
+        publish(stack, "order-1", &[6, 5]).await;
+        wait_for(stack, "order-1", "1,2,3,4,5,6").await;
+        let series = "projector_healed_events_total{projection=\"tally\",by=\"gap\"}";
+        assert!(projector.metric(series).await >= 2.0);
+    })
+    .await;
+}
+
+/// A lost last event has no later one that would show the gap.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_sweeper_finds_a_lost_last_event() {
+    with_projector(async |stack, projector| {
+        // The relay did its work, but the messages are gone.
+        stack.append("order-1", &[tested(&json!(1)), tested(&json!(2))]).await;
+        stack.append("order-2", &[tested(&json!(1))]).await;
+        let mut postgres = stack.postgres().await;
+        postgres.execute("UPDATE outbox SET processed_at = now()").await.unwrap();
+        wait_for(stack, "order-1", "1,2").await;
+        wait_for(stack, "order-2", "1").await;
+        let series = "projector_healed_events_total{projection=\"tally\",by=\"sweep\"}";
+        assert!(projector.metric(series).await >= 3.0);
+        eventually("the checkpoint passes them", async || {
+            let series = "projector_checkpoint_position{projection=\"tally\"}";
+            (projector.metric(series).await > 2.0).then_some(())
+        })
+        .await;
+    })
+    .await;
+}
+
+/// What the relay has not published yet is not lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_sweeper_leaves_alone_what_is_still_to_be_published() {
+    with_projector(async |stack, projector| {
+        stack.append("order-1", &[tested(&json!(1))]).await;
+        sleep(Duration::from_secs(4)).await;
+        assert_eq!(applied(stack, "order-1").await, None);
+        let _relay = stack.relay().start();
+        wait_for(stack, "order-1", "1").await;
+        let series = "projector_healed_events_total{projection=\"tally\",by=\"sweep\"}";
+        assert!(projector.metric(series).await < 1.0);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_an_event_is_dead_lettered_with_its_reason() {
+    with_projector(async |stack, projector| {
+        stack.append("order-1", &[tested(&json!(1))]).await;
+        let good = Message::encode(stored(stack, "order-1", 1).await, "order.Tested".to_owned());
+        let changed = |change: &dyn Fn(&mut Message)| {
+            let mut message = good.clone();
+            change(&mut message);
+            message
+        };
+        let foreign = Message {
+            routing_key: "order.Tested".to_owned(),
+            body: b"{\"valid\": \"json\"}".to_vec(),
+            ..Message::default()
+        };
+        let garbage = changed(&|message| message.body = vec![0xff, 0x00, 0xfe]);
+        let truncated = changed(&|message| message.body.truncate(3));
+        let unversioned = changed(&|message| drop(message.headers.remove("stream_version")));
+        let wrong_type = changed(&|message| {
+            let value = HeaderValue::Text("1".to_owned());
+            message.headers.insert("stream_version".to_owned(), value);
+        });
+        let (_connection, mut publisher) = publisher(stack).await;
+        let batch = [garbage, foreign, truncated, unversioned, wrong_type, good];
+        publisher.publish(&batch).await.unwrap();
+        // The good one among them is applied.
+        wait_for(stack, "order-1", "1").await;
+        let reasons = dead_letters(stack, 5).await;
+        for (reason, expected) in reasons.iter().zip([
+            "the body is not UTF-8",
+            "message_id is missing",
+            "the body is not valid JSON at line 1",
+            "header stream_version is missing",
+            "header stream_version is not an integer",
+        ]) {
+            assert!(reason.starts_with(expected), "{reason:?} should start with {expected:?}");
+        }
+        let series = "projector_events_total{projection=\"tally\",outcome=\"dead_lettered\"}";
+        assert!((projector.metric(series).await - 5.0).abs() < 0.5);
+    })
+    .await;
+}
+
+/// Two stores, or one that lost commits: the same version with another event.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_conflict_and_a_version_out_of_nowhere_are_dead_lettered() {
+    with_projector(async |stack, _| {
+        stack.append("order-1", &[tested(&json!(1)), tested(&json!(2))]).await;
+        publish(stack, "order-1", &[1, 2]).await;
+        wait_for(stack, "order-1", "1,2").await;
+
+        let mut other = stored(stack, "order-1", 2).await;
+        other.event_id = EventId::new(Uuid::new_v4()).unwrap();
+        let mut beyond = Message::encode(other.clone(), "order.Tested".to_owned());
+        beyond.headers.insert("stream_version".to_owned(), HeaderValue::Integer(9));
+        let other = Message::encode(other, "order.Tested".to_owned());
+        let (_connection, mut publisher) = publisher(stack).await;
+        publisher.publish(&[other, beyond]).await.unwrap();
+        let reasons = dead_letters(stack, 2).await;
+        assert!(
+            reasons
+                .iter()
+                .any(|reason| reason.starts_with("conflict: version 2 of stream order-1")),
+            "{reasons:?}"
+        );
+        let nowhere = "version 9 of stream order-1 cannot follow: the event store has no version 3";
+        assert!(reasons.iter().any(|reason| reason == nowhere), "{reasons:?}");
+        assert_eq!(applied(stack, "order-1").await.as_deref(), Some("1,2"));
+    })
+    .await;
+}
+
+/// An event that cannot be applied stops its own stream; when the cause is gone, it goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_poison_event_holds_only_its_stream() {
+    with_projector(async |stack, projector| {
+        let _relay = stack.relay().start();
+        // More than DECIMAL(20, 2) holds.
+        let poison = event("Tested", &json!({ "n": 1e30 }));
+        stack.append("order-1", &[tested(&json!(1)), poison, tested(&json!(3))]).await;
+        for number in 2..40 {
+            stack.append(&format!("order-{number}"), &[tested(&json!(1))]).await;
+        }
+        for number in 2..40 {
+            wait_for(stack, &format!("order-{number}"), "1").await;
+        }
+        wait_for(stack, "order-1", "1").await;
+        let report = eventually("the projector says so", async || {
+            let (status, body) = projector.get("/readyz").await?;
+            (status == 503 && body.contains("1 streams wait")).then_some(body)
+        })
+        .await;
+        assert!(report.contains("Tested.sql:1: MySQL refused the statement"), "{report}");
+        assert!(report.contains("version 2 of stream order-1"), "{report}");
+
+        let widen = "ALTER TABLE tally MODIFY total DECIMAL(40, 2) NOT NULL";
+        stack.mysql().await.execute(widen).await.unwrap();
+        wait_for(stack, "order-1", "1,2,3").await;
+        projector.ready().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_missing_parameter_and_an_unknown_schema_hold_only_their_streams() {
+    with_projector(async |stack, projector| {
+        let _relay = stack.relay().start();
+        stack.append("order-1", &[event("Tested", &json!({}))]).await;
+        let mut newer = tested(&json!(1));
+        newer["schema_version"] = json!(2);
+        stack.append("order-2", &[newer]).await;
+        stack.append("order-3", &[event("Unhandled", &json!({})), tested(&json!(1))]).await;
+        wait_for(stack, "order-3", "2").await;
+        eventually("both reasons are logged", async || {
+            let log = projector.log();
+            let missing = "Tested.sql:1: the event has no :data.n; write :data.n? to take NULL";
+            let newer = "no handler is for schema version 2 of Tested";
+            (log.contains(missing) && log.contains(newer)).then_some(())
+        })
+        .await;
+        assert_eq!(applied(stack, "order-1").await, None);
+        assert_eq!(applied(stack, "order-2").await, None);
+    })
+    .await;
+}
+
+/// E7: when its queue is deleted, lapin's consumer just ends, while connection and channel stay up.
+#[tokio::test(flavor = "multi_thread")]
+async fn e7_a_deleted_queue_is_made_again_and_nothing_is_lost() {
+    with_projector(async |stack, projector| {
+        let mut relay = stack.relay().start_ready().await;
+        stack.append("order-1", &[tested(&json!(1))]).await;
+        wait_for(stack, "order-1", "1").await;
+        relay.terminate().await;
+        projector.signal(rustix::process::Signal::STOP);
+        stack.append("order-1", &[tested(&json!(2))]).await;
+        stack.append("order-2", &[tested(&json!(1))]).await;
+        let mut relay = stack.relay().start_ready().await;
+        eventually("both are published", async || {
+            (stack.broker().await.ready_messages(QUEUE).await.unwrap() == Some(0)).then_some(())
+        })
+        .await;
+        relay.terminate().await;
+        let channel = stack.amqp().await.create_channel().await.unwrap();
+        channel.queue_delete(QUEUE.into(), QueueDeleteOptions::default()).await.unwrap();
+        projector.signal(rustix::process::Signal::CONT);
+
+        wait_for(stack, "order-1", "1,2").await;
+        wait_for(stack, "order-2", "1").await;
+        let _relay = stack.relay().start();
+        stack.append("order-1", &[tested(&json!(3))]).await;
+        wait_for(stack, "order-1", "1,2,3").await;
+        projector.ready().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_purged_queue_loses_nothing() {
+    Stack::run(async |stack| {
+        stack.projector(TALLY).arg("migrate").succeed().await;
+        stack.projector(TALLY).start_ready().await.terminate().await;
+        let mut relay = stack.relay().start_ready().await;
+        for number in 0..20 {
+            stack.append(&format!("order-{number}"), &[tested(&json!(1))]).await;
+        }
+        eventually("all are in the queue", async || {
+            (stack.broker().await.ready_messages(QUEUE).await.unwrap() == Some(20)).then_some(())
+        })
+        .await;
+        relay.terminate().await;
+        let channel = stack.amqp().await.create_channel().await.unwrap();
+        channel.queue_purge(QUEUE.into(), QueuePurgeOptions::default()).await.unwrap();
+        let _projector = stack.projector(TALLY).start();
+        for number in 0..20 {
+            wait_for(stack, &format!("order-{number}"), "1").await;
+        }
+    })
+    .await;
+}
+
+/// A projection that comes later starts with the history.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_projection_begins_with_the_history() {
+    Stack::run(async |stack| {
+        for number in 0..10 {
+            let events = || (1..=7).map(|n| tested(&json!(n))).collect::<Vec<_>>();
+            stack.append(&format!("order-{number}"), &events()).await;
+            stack.append(&format!("other-{number}"), &events()).await;
+        }
+        let mut postgres = stack.postgres().await;
+        postgres.execute("UPDATE outbox SET processed_at = now()").await.unwrap();
+        stack.projector(TALLY).arg("migrate").succeed().await;
+        let size = "PROJECTOR__PROJECTOR__BATCH_SIZE";
+        let projector = stack.projector(TALLY).env(size, "10").start_ready().await;
+        for number in 0..10 {
+            let versions = applied(stack, &format!("order-{number}")).await;
+            assert_eq!(versions.as_deref(), Some("1,2,3,4,5,6,7"), "before it is ready");
+        }
+        assert_eq!(applied(stack, "other-1").await, None);
+        let series = "projector_healed_events_total{projection=\"tally\",by=\"replay\"}";
+        assert!((projector.metric(series).await - 70.0).abs() < 0.5);
+        let _relay = stack.relay().start();
+        stack.append("order-0", &[tested(&json!(8))]).await;
+        wait_for(stack, "order-0", "1,2,3,4,5,6,7,8").await;
+    })
+    .await;
+}
+
+/// Each server goes away in turn, in the middle of work, and comes back.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_projector_goes_on_by_itself_after_each_outage() {
+    Stack::run(async |stack| {
+        stack.projector(TALLY).arg("migrate").succeed().await;
+        let _relay = stack.relay().start_ready().await;
+        let (mysql, mysql_url) = Proxy::before(&stack.mysql_url).await;
+        let (rabbitmq, amqp_url) = Proxy::before(&stack.amqp_url).await;
+        let (postgres, postgres_url) = Proxy::before(&stack.postgres_url).await;
+        let projector = stack
+            .projector(TALLY)
+            .env("READ_MODEL_URL", &mysql_url)
+            .env("AMQP_URL", &amqp_url)
+            .env("EVENT_STORE_URL", &postgres_url)
+            .start_ready()
+            .await;
+        let mut versions = String::new();
+        let mut number = 0;
+        for proxy in [&mysql, &rabbitmq, &postgres] {
+            for outage in [Mode::Reset, Mode::BlackHole, Mode::Pass] {
+                proxy.set(outage);
+                if outage == Mode::Pass {
+                    proxy.cut();
+                }
+                for _ in 0..5 {
+                    number += 1;
+                    stack.append("order-1", &[tested(&json!(number))]).await;
+                    let comma = if versions.is_empty() { "" } else { "," };
+                    versions = format!("{versions}{comma}{number}");
+                }
+                sleep(Duration::from_millis(700)).await;
+                proxy.set(Mode::Pass);
+                wait_for(stack, "order-1", &versions).await;
+            }
+        }
+        projector.ready().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_ends_the_projector_in_time_in_every_state() {
+    Stack::run(async |stack| {
+        stack.projector(TALLY).arg("migrate").succeed().await;
+        let _relay = stack.relay().start_ready().await;
+        let (mysql, mysql_url) = Proxy::before(&stack.mysql_url).await;
+        let (rabbitmq, amqp_url) = Proxy::before(&stack.amqp_url).await;
+        let through =
+            stack.projector(TALLY).env("READ_MODEL_URL", &mysql_url).env("AMQP_URL", &amqp_url);
+        let limit = Duration::from_secs(10);
+        for (mysql_mode, rabbitmq_mode) in [
+            (Mode::Pass, Mode::Pass),
+            (Mode::BlackHole, Mode::Pass),
+            (Mode::Pass, Mode::BlackHole),
+            (Mode::Reset, Mode::Reset),
+        ] {
+            mysql.set(Mode::Pass);
+            rabbitmq.set(Mode::Pass);
+            let mut projector = through.start_ready().await;
+            mysql.set(mysql_mode);
+            rabbitmq.set(rabbitmq_mode);
+            stack.append("order-1", &[tested(&json!(1))]).await;
+            sleep(Duration::from_millis(300)).await;
+            let (status, after) = projector.terminate().await;
+            assert_eq!(status.code(), Some(0), "{mysql_mode:?} {rabbitmq_mode:?}");
+            assert!(after < limit, "{after:?} with {mysql_mode:?} {rabbitmq_mode:?}");
+        }
+        let _projector = stack.projector(TALLY).start();
+        wait_for(stack, "order-1", "1,2,3,4").await;
+    })
+    .await;
+}
+
+/// A second instance is a hot standby; each takes over when the other is killed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standby_takes_over() {
+    Stack::run(async |stack| {
+        stack.projector(TALLY).arg("migrate").succeed().await;
+        let _relay = stack.relay().start_ready().await;
+        let mut projectors = [
+            stack.projector(TALLY).start_ready().await,
+            stack.projector(TALLY).start_ready().await,
+        ];
+        let mut versions = String::new();
+        for round in 0..6 {
+            for n in 1..=5 {
+                let number = round * 5 + n;
+                stack.append("order-1", &[tested(&json!(number))]).await;
+                let comma = if versions.is_empty() { "" } else { "," };
+                versions = format!("{versions}{comma}{number}");
+            }
+            let projector = &mut projectors[round % 2];
+            projector.kill().await;
+            wait_for(stack, "order-1", &versions).await;
+            projector.restart();
+            projector.ready().await;
+        }
+    })
+    .await;
+}
+
+/// Every kind of value arrives as it was appended.
+#[tokio::test(flavor = "multi_thread")]
+async fn values_keep_every_digit_and_letter() {
+    Stack::run(async |stack| {
+        let folder = stack.folder().join("projections");
+        let directory = folder.join("kept");
+        std::fs::create_dir_all(&directory).unwrap();
+        let write = |name: &str, text: &str| std::fs::write(directory.join(name), text).unwrap();
+        write("projection.toml", "categories = [\"order\"]");
+        write(
+            "tables.sql",
+            "CREATE TABLE kept (id VARCHAR(64) PRIMARY KEY, money DECIMAL(30, 10), big BIGINT,
+             huge BIGINT UNSIGNED, exact DECIMAL(65, 0), text TEXT, flag BOOLEAN, nothing TEXT,
+             missing TEXT, document JSON, part JSON, at DATETIME(6), recorded DATETIME(6),
+             number VARCHAR(80), position BIGINT, event_type VARCHAR(200), who TEXT,
+             tiny DECIMAL(65, 30))",
+        );
+        write(
+            "Kept.sql",
+            "INSERT INTO kept VALUES (:event_id, :data.money, :data.big, :data.huge, :data.exact,
+             :data.text, :data.flag, :data.nothing, :data.missing?, :data, :data.part[1],
+             :occurred_at, :recorded_at, :data.money, :position, :event_type, :metadata.who,
+             :data.tiny)",
+        );
+        stack.projector(&folder).arg("migrate").succeed().await;
+        let _relay = stack.relay().start();
+        let text = "Zoë 🎉 \u{0}'\"\\; DROP TABLE kept; -- \n ظ";
+        let data = format!(
+            r#"{{"money": 19.90, "big": -9007199254740993, "huge": 18446744073709551615,
+                 "exact": 12345678901234567890123456789012345678901234567890123456789012345,
+                 "text": {}, "flag": true, "nothing": null, "part": [0, {{"b": 1.10}}],
+                 "tiny": 1.5e-9}}"#,
+            serde_json::to_string(&text.replace('\u{0}', "")).unwrap()
+        );
+        sqlx::query(
+            "SELECT append_to_stream('order-1', 0, jsonb_build_array(jsonb_build_object(
+                 'event_id', gen_random_uuid(), 'type', 'Kept', 'data', $1::jsonb,
+                 'metadata', '{\"who\": \"me\"}'::jsonb,
+                 'occurred_at', '2026-02-28T23:59:59.999999+00:00')))",
+        )
+        .bind(&data)
+        .execute(&mut stack.postgres().await)
+        .await
+        .unwrap();
+        let _projector = stack.projector(&folder).start();
+        let columns = "CONCAT_WS('|', money, big, huge, exact, flag, COALESCE(nothing, 'NULL'),
+             COALESCE(missing, 'NULL'), part->>'$.b', at, recorded IS NOT NULL, number, position,
+             event_type, who, tiny)";
+        let sql = format!("SELECT {columns}, text FROM kept");
+        let (row, kept): (String, String) = eventually("the row is there", async || {
+            sqlx::query_as(sqlx::AssertSqlSafe(sql.clone()))
+                .fetch_optional(&mut stack.mysql().await)
+                .await
+                .unwrap()
+        })
+        .await;
+        assert_eq!(
+            row,
+            "19.9000000000|-9007199254740993|18446744073709551615|\
+             12345678901234567890123456789012345678901234567890123456789012345|1|NULL|NULL|1.1|\
+             2026-02-28 23:59:59.999999|1|19.90|1|Kept|me|0.000000001500000000000000000000"
+        );
+        assert_eq!(kept, text.replace('\u{0}', ""));
+    })
+    .await;
+}
+
+/// The payload reaches other consumers as it was stored.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_carries_the_stored_text() {
+    with_projector(async |stack, _| {
+        stack.append("order-1", &[event("Tested", &json!({ "n": 19.90 }))]).await;
+        let stored = stored(stack, "order-1", 1).await;
+        assert_eq!(stored.data, Json::parse(r#"{"n": 19.9}"#).unwrap());
+        let message = Message::encode(stored.clone(), "order.Tested".to_owned());
+        assert_eq!(message.decode().unwrap(), stored);
+    })
+    .await;
+}

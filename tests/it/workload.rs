@@ -1,0 +1,95 @@
+//! The workload program.
+
+use std::fs;
+use std::io::Write;
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use harness::Stack;
+use serde_json::json;
+
+fn lines(count: usize) -> Vec<String> {
+    let line = |number: usize| {
+        json!({ "stream_id": format!("order-{}", number % 7), "type": "Imported",
+                "occurred_at": "2026-01-31T09:30:00.000Z", "data": { "number": number } })
+        .to_string()
+    };
+    (0..count).map(line).collect()
+}
+
+async fn stored(stack: &Stack) -> Vec<(String, i64, i64)> {
+    sqlx::query_as(
+        "SELECT stream_id, stream_version, (data->>'number')::bigint FROM events
+         ORDER BY stream_id, stream_version",
+    )
+    .fetch_all(&mut stack.postgres().await)
+    .await
+    .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_import_keeps_each_stream_in_order_and_can_be_repeated() {
+    Stack::run(async |stack| {
+        let file = stack.folder().join("events.jsonl.gz");
+        let mut zipped = GzEncoder::new(fs::File::create(&file).unwrap(), Compression::fast());
+        zipped.write_all(lines(1_000).join("\n").as_bytes()).unwrap();
+        zipped.finish().unwrap();
+        let import = stack.workload().arg("import").arg(file.display().to_string());
+        import.succeed().await;
+        let events = stored(stack).await;
+        assert_eq!(events.len(), 1_000);
+        for stream in events.chunk_by(|a, b| a.0 == b.0) {
+            assert!(stream.is_sorted_by_key(|(_, _, number)| *number), "{}", stream[0].0);
+        }
+        import.succeed().await;
+        assert_eq!(stored(stack).await, events);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bad_line_is_told_and_the_lines_before_it_are_kept() {
+    Stack::run(async |stack| {
+        let file = stack.folder().join("events.jsonl");
+        let mut lines = lines(100);
+        let good = lines[60].clone();
+        lines[60] = good.replace("2026-01-31", "yesterday");
+        fs::write(&file, lines.join("\n")).unwrap();
+        let import = stack.workload().arg("import").arg(file.display().to_string());
+        let told = import.fail(65).await;
+        assert!(told.contains("line 61: occurred_at: not a time such as"), "{told}");
+        assert!(told.contains("the 60 events before it are imported"), "{told}");
+        assert_eq!(stored(stack).await.len(), 60);
+        lines[60] = good;
+        fs::write(&file, lines.join("\n")).unwrap();
+        import.succeed().await;
+        assert_eq!(stored(stack).await.len(), 100);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_generated_shop_is_the_same_for_the_same_seed() {
+    Stack::run(async |stack| {
+        let generate = |seed: &str| {
+            let program = stack.workload().arg("generate").arg("--events").arg("500");
+            program.arg("--streams").arg("50").arg("--seed").arg(seed)
+        };
+        let count = async || {
+            let count: (i64, i64) =
+                sqlx::query_as("SELECT count(*), count(DISTINCT stream_id) FROM events")
+                    .fetch_one(&mut stack.postgres().await)
+                    .await
+                    .unwrap();
+            count
+        };
+        generate("1").succeed().await;
+        let (events, streams) = count().await;
+        assert!(events == 500 && streams <= 50, "{events} {streams}");
+        generate("1").succeed().await;
+        assert_eq!(count().await.0, 500);
+        generate("2").succeed().await;
+        assert_eq!(count().await.0, 1_000);
+    })
+    .await;
+}
