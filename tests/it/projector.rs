@@ -8,7 +8,7 @@ use event_store::Wanted;
 use harness::{Daemon, Mode, Proxy, Stack, event, eventually};
 use lapin::options::{BasicGetOptions, QueueDeleteOptions, QueuePurgeOptions};
 use serde_json::{Value, json};
-use sqlx::Executor;
+use sqlx::{Connection, Executor};
 use tokio::time::sleep;
 use uuid::Uuid;
 
@@ -469,6 +469,62 @@ async fn a_standby_takes_over() {
             projector.restart();
             projector.ready().await;
         }
+    })
+    .await;
+}
+
+/// An instance that lost its queue in the middle of a batch does not know it yet and commits, while
+/// its successor applies the same event: where the stream stands decides who was first.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_instances_in_the_middle_of_the_same_event_apply_it_once() {
+    Stack::run(async |stack| {
+        let (proxy, proxied) = Proxy::before(&stack.amqp_url).await;
+        // Only what the queue delivers.
+        let projector = stack.projector(TALLY).env("PROJECTOR__PROJECTOR__SWEEP_INTERVAL", "1h");
+        projector.clone().arg("migrate").succeed().await;
+        let _first = projector.clone().env("AMQP_URL", &proxied).start_ready().await;
+        let second = projector.start_ready().await;
+        stack.append("order-1", &[tested(&json!(1))]).await;
+
+        // Both will stop at this row.
+        let mut mysql = stack.mysql().await;
+        let mut row = mysql.begin().await.unwrap();
+        row.execute("INSERT INTO tally_total (id, applied) VALUES (1, 0)").await.unwrap();
+        publish(stack, "order-1", &[1]).await;
+        waiting_in_mysql(stack, 1).await;
+        proxy.cut();
+        waiting_in_mysql(stack, 2).await;
+        row.commit().await.unwrap();
+
+        eventually("the second has settled the event", async || {
+            let series = |outcome| {
+                format!("projector_events_total{{projection=\"tally\",outcome=\"{outcome}\"}}")
+            };
+            let applied = second.metric(&series("applied")).await;
+            (applied + second.metric(&series("duplicate")).await >= 1.0).then_some(())
+        })
+        .await;
+        assert_eq!(applied(stack, "order-1").await.as_deref(), Some("1"));
+    })
+    .await;
+}
+
+/// Waits until so many statements wait for another transaction in MySQL.
+async fn waiting_in_mysql(stack: &Stack, count: i64) {
+    let mut mysql = stack.mysql().await;
+    eventually(&format!("{count} statements wait for a lock"), async || {
+        let waiting: i64 = sqlx::query_scalar(
+            "SELECT COUNT(DISTINCT w.REQUESTING_ENGINE_TRANSACTION_ID)
+             FROM performance_schema.data_lock_waits w
+             JOIN performance_schema.data_locks l
+               ON l.ENGINE_LOCK_ID = w.REQUESTING_ENGINE_LOCK_ID
+             WHERE l.OBJECT_SCHEMA = ?",
+        )
+        .bind(stack.name())
+        .fetch_one(&mut mysql)
+        .await
+        .unwrap();
+        (waiting >= count).then_some(())
     })
     .await;
 }
