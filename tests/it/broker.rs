@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use broker::{Binding, Outcome, Queue};
-use domain_events::Message;
+use domain_events::{HeaderValue, Message};
 use futures_util::future::join_all;
 use harness::Stack;
 use lapin::options::{QueueBindOptions, QueueDeclareOptions};
@@ -58,6 +58,8 @@ fn count(outcomes: &[Outcome]) -> BTreeMap<&'static str, usize> {
             Outcome::Confirmed => "confirmed",
             Outcome::Returned => "returned",
             Outcome::Nacked => "nacked",
+            Outcome::Refused(_) => "refused",
+            Outcome::Untried => "untried",
         };
         *counts.entry(name).or_default() += 1;
     }
@@ -126,6 +128,52 @@ async fn e3_a_refusal_is_not_hidden() {
         let outcomes = publisher.publish(&batch).await.unwrap();
         assert_eq!(count(&outcomes), BTreeMap::from([("confirmed", 500), ("nacked", 500)]));
         assert!(outcomes[..500].iter().all(|outcome| *outcome == Outcome::Nacked));
+    })
+    .await;
+}
+
+/// The broker closes the channel over a message that it cannot accept, and with it all confirms of
+/// its neighbours.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_the_broker_refuses_is_told_from_its_neighbours() {
+    Stack::run_empty(async |stack| {
+        declare(stack, &[("good", false)]).await;
+        let connection = stack.broker().await;
+        let mut publisher = connection.publisher(EXCHANGE, LIMIT).await.unwrap();
+        let mut batch: Vec<_> = (0..300).map(|number| message("good", number)).collect();
+        for poison in [7, 290] {
+            // RabbitMQ wants a list here.
+            let header = ("CC".to_owned(), HeaderValue::Text("good".to_owned()));
+            batch[poison].headers.extend([header]);
+        }
+        // And this is wider than a frame.
+        let wide = HeaderValue::Text("x".repeat(200_000));
+        batch[100].headers.insert("wide".to_owned(), wide);
+        for _ in 0..2 {
+            let outcomes = publisher.publish(&batch).await.unwrap();
+            for (number, outcome) in outcomes.iter().enumerate() {
+                let refused = matches!(outcome, Outcome::Refused(_));
+                assert_eq!(refused, [7, 100, 290].contains(&number), "{number}: {outcome:?}");
+                assert!(refused || *outcome == Outcome::Confirmed, "{number}: {outcome:?}");
+            }
+            // The next time without the one that is known beforehand.
+            batch[100].headers = batch[7].headers.clone();
+        }
+        let whole: Vec<_> = (0..300).map(|number| message("good", number)).collect();
+        let outcomes = publisher.publish(&whole).await.unwrap();
+        assert!(outcomes.iter().all(|outcome| *outcome == Outcome::Confirmed));
+    })
+    .await;
+}
+
+/// An exchange that is gone is no fault of a message.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_missing_exchange_refuses_no_message() {
+    Stack::run_empty(async |stack| {
+        let connection = stack.broker().await;
+        let mut publisher = connection.publisher("nowhere", LIMIT).await.unwrap();
+        let batch: Vec<_> = (0..10).map(|number| message("good", number)).collect();
+        publisher.publish(&batch).await.unwrap_err();
     })
     .await;
 }

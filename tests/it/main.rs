@@ -10,5 +10,8 @@ mod incidents;
 mod operations;
 mod projector;
 mod relay;
+mod relay_fleet;
+mod relay_operations;
+mod relay_waits;
 mod shop;
 mod workload;

@@ -3,7 +3,7 @@
 use std::fs;
 
 use futures_util::future::join_all;
-use harness::{Stack, event, eventually};
+use harness::{Stack, event, eventually, root};
 use serde_json::json;
 
 const SHOP: &str = "config/projections";
@@ -30,7 +30,7 @@ async fn the_migrations_are_plain_sql() {
     Stack::run_empty(async |stack| {
         let mut connection = stack.postgres().await;
         for file in ["0001_event_store.sql", "0002_outbox.sql"] {
-            let path = harness::root().join("migrations/postgres").join(file);
+            let path = root().join("migrations/postgres").join(file);
             let sql = fs::read_to_string(path).unwrap();
             sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut connection).await.unwrap();
         }
@@ -175,6 +175,123 @@ async fn every_error_of_a_configuration_is_told_with_64() {
         let run = stack.projector(SHOP).arg("run").arg("--config").arg(file.display().to_string());
         let told = run.fail(64).await;
         assert!(told.contains("projector.prefetch is not an integer from 1 to 2000"), "{told}");
+    })
+    .await;
+}
+
+/// Both ends of every range, and every pair of values that contradict each other.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_value_out_of_range_and_every_contradiction_is_told_at_once() {
+    Stack::run_empty(async |stack| {
+        for (what, wrong) in [
+            (
+                "too low",
+                [
+                    ("postgres.statement_timeout", "999ms"),
+                    ("relay.workers", "0"),
+                    ("relay.lanes_per_claim", "0"),
+                    ("relay.batch_size", "0"),
+                    ("relay.confirm_timeout", "0s"),
+                    ("relay.claim_timeout", "1s"),
+                    ("relay.poll_min", "0s"),
+                    ("relay.poll_max", "0s"),
+                    ("relay.max_message_bytes", "0"),
+                    ("relay.retry_min", "0s"),
+                    ("relay.retry_max", "0s"),
+                    ("relay.reconnect_max", "99ms"),
+                    ("relay.max_attempts", "0"),
+                    ("relay.discard_unroutable", "order*"),
+                    ("relay.retention", "-1s"),
+                    ("relay.notify", "maybe"),
+                ],
+            ),
+            (
+                "too high",
+                [
+                    ("postgres.statement_timeout", "301s"),
+                    ("relay.workers", "65"),
+                    ("relay.lanes_per_claim", "65"),
+                    ("relay.batch_size", "10001"),
+                    ("relay.confirm_timeout", "19s"),
+                    ("relay.claim_timeout", "20s"),
+                    ("relay.poll_min", "11s"),
+                    ("relay.poll_max", "61s"),
+                    ("relay.max_message_bytes", "16777217"),
+                    ("relay.retry_min", "61s"),
+                    ("relay.retry_max", "25h"),
+                    ("relay.reconnect_max", "31s"),
+                    ("relay.max_attempts", "1000001"),
+                    ("relay.discard_unroutable", "a.#b"),
+                    ("relay.retention", "11years"),
+                    ("relay.notify", "1"),
+                ],
+            ),
+        ] {
+            let run = wrong.iter().fold(stack.relay().arg("run"), |run, (key, value)| {
+                run.env(&format!("OUTBOX_RELAY__{}", key.replace('.', "__").to_uppercase()), value)
+            });
+            let told = run.fail(64).await;
+            for (key, _) in wrong {
+                assert!(told.contains(&format!("- {key} is not ")), "{key} {what}: {told}");
+            }
+            assert!(told.contains(&format!("{} errors", wrong.len())), "{told}");
+        }
+        let contradictions = stack
+            .relay()
+            .arg("run")
+            .env("OUTBOX_RELAY__RELAY__CONFIRM_TIMEOUT", "10s")
+            .env("OUTBOX_RELAY__RELAY__CLAIM_TIMEOUT", "10s")
+            .env("OUTBOX_RELAY__RELAY__POLL_MIN", "2s")
+            .env("OUTBOX_RELAY__RELAY__POLL_MAX", "1s")
+            .env("OUTBOX_RELAY__RELAY__RETRY_MIN", "2s")
+            .env("OUTBOX_RELAY__RELAY__RETRY_MAX", "1s")
+            .env("OUTBOX_RELAY__POSTGRES__LISTEN_URL", &stack.postgres_url)
+            .fail(64)
+            .await;
+        for told in [
+            "relay.confirm_timeout must be shorter than relay.claim_timeout",
+            "relay.poll_min must not be longer than relay.poll_max",
+            "relay.retry_min must not be longer than relay.retry_max",
+            "postgres.listen_url is set, but relay.notify is false",
+        ] {
+            assert!(contradictions.contains(told), "{contradictions}");
+        }
+    })
+    .await;
+}
+
+/// An operator finds each metric explained.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_metric_is_documented() {
+    Stack::run(async |stack| {
+        stack.projector(SHOP).arg("migrate").succeed().await;
+        let daemons =
+            [stack.relay().start_ready().await, stack.projector(SHOP).start_ready().await];
+        // A series is there from its first count on.
+        stack.workload().arg("generate").arg("--events").arg("50").succeed().await;
+        eventually("events are applied and the sweeper was there", async || {
+            let (_, text) = daemons[1].get("/metrics").await?;
+            let seen = |series: &str| text.contains(series);
+            (seen("outcome=\"applied\"") && seen("projector_lag_seconds{")).then_some(())
+        })
+        .await;
+        let explained = fs::read_to_string(root().join("OPERATIONS.md")).unwrap();
+        let mut metrics = 0;
+        for daemon in &daemons {
+            let (_, text) = daemon.get("/metrics").await.unwrap();
+            for line in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
+                let (name, kind) = line.split_once(' ').unwrap();
+                let suffix = match kind {
+                    "counter" => "_total",
+                    "info" => "_info",
+                    _ => "",
+                };
+                let name = format!("`{name}{suffix}");
+                assert!(explained.contains(&name), "{name} is not in OPERATIONS.md");
+                metrics += 1;
+            }
+        }
+        assert!(metrics > 15, "{metrics} metrics");
     })
     .await;
 }

@@ -1,9 +1,9 @@
 //! One connection to RabbitMQ.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use lapin::ConnectionProperties;
-use lapin::options::ConfirmSelectOptions;
 use lapin::types::ShortString;
 use lapin::uri::AMQPUri;
 use secrecy::{ExposeSecret, SecretString};
@@ -50,7 +50,7 @@ impl Options {
 
 /// One connection to the broker.
 pub struct Connection {
-    inner: lapin::Connection,
+    inner: Arc<lapin::Connection>,
 }
 
 impl Connection {
@@ -77,7 +77,7 @@ impl Connection {
                     Error::Unreachable { address, source }
                 }
             })?;
-        Ok(Self { inner })
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     /// Whether the connection is up.
@@ -100,10 +100,8 @@ impl Connection {
         exchange: &str,
         confirm_limit: Duration,
     ) -> Result<Publisher, Error> {
-        let channel = self.channel().await?;
-        call("asking for confirms", channel.confirm_select(ConfirmSelectOptions::default()))
-            .await?;
-        Ok(Publisher::new(channel, short(exchange)?, confirm_limit))
+        let exchange = short(exchange)?;
+        Publisher::open(Arc::clone(&self.inner), exchange, confirm_limit).await
     }
 
     /// A consumer of a queue, on a channel of its own, with at most `prefetch` unsettled messages.
@@ -122,8 +120,12 @@ impl Connection {
     }
 
     pub(crate) async fn channel(&self) -> Result<lapin::Channel, Error> {
-        call("opening a channel", self.inner.create_channel()).await
+        open_channel(&self.inner).await
     }
+}
+
+pub(crate) async fn open_channel(connection: &lapin::Connection) -> Result<lapin::Channel, Error> {
+    call("opening a channel", connection.create_channel()).await
 }
 
 /// Awaits a call, but no longer than [`CALL_LIMIT`].

@@ -13,6 +13,7 @@
 mod connection;
 mod consumer;
 mod error;
+mod pattern;
 mod properties;
 mod publisher;
 mod topology;
@@ -20,5 +21,6 @@ mod topology;
 pub use connection::{Connection, Options};
 pub use consumer::{Consumer, Delivery, Envelope, Receipt};
 pub use error::Error;
+pub use pattern::{InvalidPattern, TopicPattern};
 pub use publisher::{Outcome, Publisher};
 pub use topology::{Binding, Queue};

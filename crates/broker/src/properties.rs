@@ -42,6 +42,20 @@ pub(crate) fn of(message: &Message, app_id: &ShortString) -> BasicProperties {
     properties
 }
 
+/// At most so many bytes has the header frame of a message; it cannot be split.
+pub(crate) fn header_bytes(message: &Message) -> usize {
+    // The frame, the five properties that are short texts, and the numbers.
+    const OTHERS: usize = 5 * 256 + 64;
+    let header = |(name, value): (&String, &HeaderValue)| {
+        name.len()
+            + match value {
+                HeaderValue::Text(text) => text.len() + 6,
+                HeaderValue::Integer(_) | HeaderValue::Other => 10,
+            }
+    };
+    OTHERS + message.headers.iter().map(header).sum::<usize>()
+}
+
 /// The message that was received.
 pub(crate) fn message(
     routing_key: &ShortString,

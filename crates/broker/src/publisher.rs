@@ -1,16 +1,20 @@
 //! Publishing with confirms.
 
 use std::collections::HashSet;
+use std::slice;
+use std::sync::Arc;
 use std::time::Duration;
 
 use domain_events::Message;
 use futures_util::future::try_join_all;
-use lapin::options::BasicPublishOptions;
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::protocol::AMQPSoftError;
 use lapin::types::ShortString;
-use lapin::{Channel, Confirmation};
-use tokio::time::timeout;
+use lapin::{Channel, Confirmation, Connection};
+use tokio::time::{Instant, timeout, timeout_at};
 
-use crate::connection::short;
+use crate::connection::{call, open_channel, short};
+use crate::error::is_soft;
 use crate::{Envelope, Error, properties};
 
 /// Messages handed to lapin at once. One at a time costs a hand-over between threads and a system
@@ -27,10 +31,15 @@ pub enum Outcome {
     Returned,
     /// The broker refused it, for example because a queue is full; some queues may have it.
     Nacked,
+    /// The broker closed the channel over it, or it is such that the broker would; the reason.
+    Refused(String),
+    /// It was not sent: time was up.
+    Untried,
 }
 
 /// Publishes to one exchange, on a channel that nobody else uses.
 pub struct Publisher {
+    connection: Arc<Connection>,
     channel: Channel,
     exchange: ShortString,
     app_id: ShortString,
@@ -38,8 +47,13 @@ pub struct Publisher {
 }
 
 impl Publisher {
-    pub(crate) fn new(channel: Channel, exchange: ShortString, confirm_limit: Duration) -> Self {
-        Self { channel, exchange, app_id: "outbox-relay".into(), confirm_limit }
+    pub(crate) async fn open(
+        connection: Arc<Connection>,
+        exchange: ShortString,
+        confirm_limit: Duration,
+    ) -> Result<Self, Error> {
+        let channel = confirming_channel(&connection).await?;
+        Ok(Self { connection, channel, exchange, app_id: "outbox-relay".into(), confirm_limit })
     }
 
     /// Publishes a batch in order and waits until the broker has answered for each message.
@@ -49,8 +63,66 @@ impl Publisher {
     /// When the connection fails or the deadline passes. Then nothing is known of any message: which
     /// of the answers so far belongs to a returned message shows only when all are in.
     pub async fn publish(&mut self, messages: &[Message]) -> Result<Vec<Outcome>, Error> {
+        let deadline = Instant::now() + self.confirm_limit;
+        let frame = usize::try_from(self.connection.configuration().frame_max()).unwrap_or(0);
+        let too_wide = |message: &Message| properties::header_bytes(message) > frame;
+        if !messages.iter().any(too_wide) {
+            match self.publish_together(messages, deadline).await {
+                Err(error) if self.is_refusal(&error) => self.reopen().await?,
+                other => return other,
+            }
+        }
+        let mut outcomes = Vec::with_capacity(messages.len());
+        for message in messages {
+            outcomes.push(if Instant::now() >= deadline {
+                Outcome::Untried
+            } else if too_wide(message) {
+                Outcome::Refused(format!("its headers do not fit into a frame of {frame} bytes"))
+            } else {
+                self.publish_alone(message, deadline).await?
+            });
+        }
+        Ok(outcomes)
+    }
+
+    /// Publishes one message, after the broker has refused one of a batch: it closes the channel
+    /// then, and does not say over which.
+    async fn publish_alone(
+        &mut self,
+        message: &Message,
+        deadline: Instant,
+    ) -> Result<Outcome, Error> {
+        match self.publish_together(slice::from_ref(message), deadline).await {
+            Ok(mut outcomes) => Ok(outcomes.pop().unwrap_or(Outcome::Untried)),
+            Err(Error::Call { source, .. })
+                if is_soft(&source, AMQPSoftError::PRECONDITIONFAILED) =>
+            {
+                self.reopen().await?;
+                Ok(Outcome::Refused(source.to_string()))
+            }
+            Err(other) => Err(other),
+        }
+    }
+
+    /// Whether the broker has closed the channel, but not the connection.
+    fn is_refusal(&self, error: &Error) -> bool {
+        matches!(error, Error::Call { .. })
+            && !self.channel.status().connected()
+            && self.connection.status().connected()
+    }
+
+    async fn reopen(&mut self) -> Result<(), Error> {
+        self.channel = confirming_channel(&self.connection).await?;
+        Ok(())
+    }
+
+    async fn publish_together(
+        &self,
+        messages: &[Message],
+        deadline: Instant,
+    ) -> Result<Vec<Outcome>, Error> {
         let limit = self.confirm_limit;
-        let confirmations = timeout(limit, self.send(messages))
+        let confirmations = timeout_at(deadline, self.send(messages))
             .await
             .map_err(|_elapsed| Error::Timeout { operation: "publishing", limit })??;
 
@@ -122,4 +194,11 @@ impl Publisher {
         }
         try_join_all(confirms).await.map_err(failed)
     }
+}
+
+async fn confirming_channel(connection: &Connection) -> Result<Channel, Error> {
+    let channel = open_channel(connection).await?;
+    let select = channel.confirm_select(ConfirmSelectOptions::default());
+    call("asking for confirms", select).await?;
+    Ok(channel)
 }

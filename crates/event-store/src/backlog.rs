@@ -7,12 +7,13 @@ use crate::{Error, Session};
 /// The state of the outbox.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Backlog {
-    /// Events to publish, those of waiting streams included; counted up to
-    /// [`Backlog::COUNTED_AT_MOST`].
+    /// Events to publish, without those below; counted up to [`Backlog::COUNTED_AT_MOST`].
     pub pending: i64,
-    /// Streams that wait because an event could not be published.
-    pub held_streams: i64,
-    /// Age of the oldest event to publish, in seconds; 0 when there is none.
+    /// Events of streams that wait, counted likewise.
+    pub held: i64,
+    /// Events whose time has not come, counted likewise.
+    pub delayed: i64,
+    /// Age of the oldest event that should have been published, in seconds; 0 when there is none.
     pub oldest_age_seconds: f64,
 }
 
@@ -31,26 +32,32 @@ impl Session {
         let query = query(
             "SELECT (SELECT count(*) FROM (SELECT 1 FROM outbox
                                            WHERE processed_at IS NULL AND NOT held
-                                           LIMIT $1) AS pending)
-                    + (SELECT count(*) FROM (SELECT 1 FROM outbox
-                                             WHERE processed_at IS NULL AND held
-                                             LIMIT $1) AS held),
-                    (SELECT count(*) FROM outbox_holds),
+                                             AND available_at IS NULL
+                                           LIMIT $1) AS pending),
+                    (SELECT count(*) FROM (SELECT 1 FROM outbox
+                                           WHERE processed_at IS NULL AND held
+                                           LIMIT $1) AS held),
+                    (SELECT count(*) FROM (SELECT 1 FROM outbox
+                                           WHERE processed_at IS NULL AND available_at IS NOT NULL
+                                           LIMIT $1) AS delayed),
                     coalesce(extract(epoch FROM clock_timestamp() - least(
                         (SELECT min(first.created_at)
                          FROM outbox_lanes l CROSS JOIN LATERAL (
                              SELECT o.created_at FROM outbox o
                              WHERE o.lane = l.lane AND o.processed_at IS NULL AND NOT o.held
+                               AND o.available_at IS NULL
                              ORDER BY o.lane, o.id
                              LIMIT 1
                          ) AS first),
                         (SELECT min(o.created_at)
-                         FROM outbox_holds h JOIN outbox o ON o.id = h.outbox_id)
+                         FROM outbox_holds h JOIN outbox o ON o.id = h.outbox_id
+                         WHERE h.reason <> 'delayed')
                     )), 0)::float8",
         )
         .bind(Backlog::COUNTED_AT_MOST);
-        let rows: Vec<(i64, i64, f64)> = self.read("reading the backlog", query).await?;
-        let (pending, held_streams, oldest) = rows.first().copied().unwrap_or_default();
-        Ok(Backlog { pending, held_streams, oldest_age_seconds: oldest.max(0.0) })
+        let rows: Vec<(i64, i64, i64, f64)> = self.read("reading the backlog", query).await?;
+        let (pending, held, delayed, oldest) = rows.first().copied().unwrap_or_default();
+        let oldest_age_seconds = oldest.max(0.0);
+        Ok(Backlog { pending, held, delayed, oldest_age_seconds })
     }
 }

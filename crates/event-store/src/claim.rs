@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use domain_events::Event;
 use sqlx::postgres::PgRow;
 use sqlx::{FromRow, Postgres, Row, Transaction, query, query_as};
@@ -21,6 +22,13 @@ pub struct OutboxId(pub(crate) i64);
 /// One of the 64 parts of the outbox; a stream is always in the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Lane(pub(crate) i16);
+
+impl OutboxId {
+    /// As the table has it.
+    pub fn get(self) -> i64 {
+        self.0
+    }
+}
 
 impl From<i64> for OutboxId {
     fn from(id: i64) -> Self {
@@ -41,8 +49,8 @@ pub struct ClaimLimits {
     pub lanes: u16,
     /// Events at most, shared evenly by the lanes.
     pub events: u32,
-    /// Where in the circle of lanes to start looking, 0 to 63; random, so that no lane starves.
-    pub start: u16,
+    /// Where pending rows begin.
+    pub floor: OutboxId,
 }
 
 /// An event to publish.
@@ -72,6 +80,16 @@ pub struct Claim<'s> {
     pub entries: Vec<Entry>,
     /// Events whose stream waits: not to be published now.
     pub(crate) waiting: Vec<OutboxId>,
+    /// Streams that have to wait for a delayed event.
+    pub(crate) delayed: Vec<Delayed>,
+}
+
+/// A stream that waits for a delayed event.
+pub(crate) struct Delayed {
+    pub(crate) stream_key: String,
+    pub(crate) lane: Lane,
+    pub(crate) outbox_id: OutboxId,
+    pub(crate) until: DateTime<Utc>,
 }
 
 impl Session {
@@ -85,19 +103,31 @@ impl Session {
     pub async fn claim(&mut self, limits: ClaimLimits) -> Result<Option<Claim<'_>>, Error> {
         let client_limit = self.client_limit();
         let mut transaction = self.begin_claim().await?;
+        // The lanes that have waited longest come first, so that none starves, neither by pending
+        // events nor by events that are tried again.
         let lock = query_as(
-            "SELECT l.lane, EXISTS (SELECT 1 FROM outbox_holds h
-                                    WHERE h.lane = l.lane AND h.until <= now()) AS due
+            "SELECT l.lane, due.since IS NOT NULL
              FROM outbox_lanes l
-             WHERE EXISTS (SELECT 1 FROM outbox o
-                           WHERE o.lane = l.lane AND o.processed_at IS NULL AND NOT o.held)
-                OR EXISTS (SELECT 1 FROM outbox_holds h
-                           WHERE h.lane = l.lane AND h.until <= now())
-             ORDER BY (l.lane - $1) & 63
+             LEFT JOIN LATERAL (
+                 SELECT o.created_at AS since FROM outbox o
+                 WHERE o.lane = l.lane AND o.id >= $1
+                   AND o.processed_at IS NULL AND NOT o.held AND o.available_at IS NULL
+                 ORDER BY o.lane, o.id
+                 LIMIT 1
+             ) AS pending ON true
+             CROSS JOIN LATERAL (
+                 SELECT least((SELECT min(h.until) FROM outbox_holds h
+                               WHERE h.lane = l.lane AND h.until <= now()),
+                              (SELECT min(o.available_at) FROM outbox o
+                               WHERE o.lane = l.lane AND o.processed_at IS NULL
+                                 AND o.available_at <= now())) AS since
+             ) AS due
+             WHERE pending.since IS NOT NULL OR due.since IS NOT NULL
+             ORDER BY least(pending.since, due.since)
              LIMIT $2
              FOR UPDATE OF l SKIP LOCKED",
         )
-        .bind(i32::from(limits.start))
+        .bind(limits.floor.0)
         .bind(i64::from(limits.lanes));
         let locked: Vec<(i16, bool)> =
             within(client_limit, "claiming lanes", lock.fetch_all(&mut *transaction)).await?;
@@ -108,36 +138,53 @@ impl Session {
         // From here on new statements: they see what was committed before the lanes were locked.
         let lanes: Vec<i16> = locked.iter().map(|(lane, _)| *lane).collect();
         let share = i64::from(limits.events).div_euclid(lanes.len().try_into().unwrap_or(1)).max(1);
-        let mut claim =
-            Claim { transaction, client_limit, entries: Vec::new(), waiting: Vec::new() };
+        let (entries, waiting, delayed) = (Vec::new(), Vec::new(), Vec::new());
+        let mut claim = Claim { transaction, client_limit, entries, waiting, delayed };
         let due: Vec<i16> = locked.iter().filter(|(_, due)| *due).map(|(lane, _)| *lane).collect();
         if !due.is_empty() {
+            claim.release_delayed(&due, limits.events).await?;
+            claim.tidy_holds(&due).await?;
             claim.read_due(&due, limits.events).await?;
         }
-        claim.read_pending(&lanes, share).await?;
+        claim.read_pending(&lanes, share, limits.floor).await?;
         Ok(Some(claim))
     }
 }
 
 impl Claim<'_> {
-    async fn read_pending(&mut self, lanes: &[i16], share: i64) -> Result<(), Error> {
+    async fn read_pending(
+        &mut self,
+        lanes: &[i16],
+        share: i64,
+        floor: OutboxId,
+    ) -> Result<(), Error> {
         let query = query_as(
             "SELECT o.id, o.lane, coalesce(o.stream_id, o.event_id::text) AS stream_key,
                     o.routing_key, NULL::integer AS attempts, h.stream_key IS NOT NULL AS waits,
+                    delayed.available_at AS delayed_until,
                     o.event_id, o.event_type, o.schema_version, o.stream_id, o.stream_version,
                     o.position, o.payload::text AS data, o.metadata::text AS metadata,
                     o.occurred_at, o.created_at AS recorded_at
              FROM unnest($1::smallint[]) AS claimed (lane)
              CROSS JOIN LATERAL (
                  SELECT * FROM outbox
-                 WHERE outbox.lane = claimed.lane AND processed_at IS NULL AND NOT held
+                 WHERE outbox.lane = claimed.lane AND outbox.id >= $3
+                   AND processed_at IS NULL AND NOT held AND available_at IS NULL
                  ORDER BY outbox.lane, outbox.id
                  LIMIT $2
              ) AS o
-             LEFT JOIN outbox_holds h ON h.stream_key = coalesce(o.stream_id, o.event_id::text)",
+             LEFT JOIN outbox_holds h ON h.stream_key = coalesce(o.stream_id, o.event_id::text)
+             LEFT JOIN LATERAL (
+                 SELECT d.available_at FROM outbox d
+                 WHERE d.stream_id = o.stream_id AND d.id < o.id
+                   AND d.processed_at IS NULL AND d.available_at IS NOT NULL
+                 ORDER BY d.stream_id, d.id
+                 LIMIT 1
+             ) AS delayed ON true",
         )
         .bind(lanes)
-        .bind(share);
+        .bind(share)
+        .bind(floor.0);
         let rows: Vec<EntryRow> = within(
             self.client_limit,
             "reading pending events",
@@ -147,6 +194,10 @@ impl Claim<'_> {
         for row in rows {
             if row.waits {
                 self.waiting.push(OutboxId(row.id));
+            } else if let Some(until) = row.delayed_until {
+                self.waiting.push(OutboxId(row.id));
+                let (stream_key, lane) = (row.stream_key, Lane(row.lane));
+                self.delayed.push(Delayed { stream_key, lane, outbox_id: OutboxId(row.id), until });
             } else {
                 self.entries.push(row.into_entry()?);
             }
@@ -156,9 +207,39 @@ impl Claim<'_> {
         Ok(())
     }
 
-    /// The first event of each stream whose time to try again has come; once that was published,
-    /// the events that piled up behind it.
-    async fn read_due(&mut self, lanes: &[i16], events: u32) -> Result<(), Error> {
+    /// Delayed events whose time has come join those that their streams wait for.
+    async fn release_delayed(&mut self, lanes: &[i16], events: u32) -> Result<(), Error> {
+        let release = query(
+            "WITH due AS MATERIALIZED (
+                 SELECT o.id, o.lane, coalesce(o.stream_id, o.event_id::text) AS stream_key
+                 FROM unnest($1::smallint[]) AS claimed (lane)
+                 CROSS JOIN LATERAL (
+                     SELECT * FROM outbox
+                     WHERE outbox.lane = claimed.lane
+                       AND processed_at IS NULL AND available_at <= now()
+                     ORDER BY outbox.lane, available_at
+                     LIMIT $2
+                 ) AS o
+             ), released AS (
+                 UPDATE outbox SET available_at = NULL, held = true
+                 WHERE id IN (SELECT id FROM due)
+             )
+             INSERT INTO outbox_holds
+                 (stream_key, lane, outbox_id, attempts, reason, last_error, until)
+             SELECT DISTINCT ON (stream_key) stream_key, lane, id, 0, 'delayed', 'it is due', now()
+             FROM due
+             ORDER BY stream_key, id
+             ON CONFLICT (stream_key) DO NOTHING",
+        )
+        .bind(lanes)
+        .bind(i64::from(events))
+        .execute(&mut *self.transaction);
+        within(self.client_limit, "releasing delayed events", release).await.map(drop)
+    }
+
+    /// Ends holds that hold nothing, and lets those wait on whose next event comes after a delayed
+    /// one.
+    async fn tidy_holds(&mut self, lanes: &[i16]) -> Result<(), Error> {
         let clear = query(
             "DELETE FROM outbox_holds h
              WHERE h.lane = ANY ($1) AND h.until <= now()
@@ -169,8 +250,40 @@ impl Claim<'_> {
         .bind(lanes)
         .execute(&mut *self.transaction);
         within(self.client_limit, "ending holds that hold nothing", clear).await?;
+        let wait_on = query(
+            "UPDATE outbox_holds h
+             SET until = next.available_at, attempts = 0, reason = 'delayed',
+                 last_error = 'a delayed event comes first'
+             FROM (
+                 SELECT waiting.stream_key, (
+                     SELECT d.available_at FROM outbox d
+                     WHERE d.stream_id = waiting.stream_key
+                       AND d.processed_at IS NULL AND d.available_at IS NOT NULL
+                       AND d.id < (SELECT o.id FROM outbox o
+                                   WHERE coalesce(o.stream_id, o.event_id::text)
+                                             = waiting.stream_key
+                                     AND o.processed_at IS NULL AND o.held
+                                   ORDER BY coalesce(o.stream_id, o.event_id::text), o.id
+                                   LIMIT 1)
+                     ORDER BY d.stream_id, d.id
+                     LIMIT 1
+                 ) AS available_at
+                 FROM outbox_holds waiting
+                 WHERE waiting.lane = ANY ($1) AND waiting.until <= now()
+             ) AS next
+             WHERE h.stream_key = next.stream_key AND next.available_at > now()",
+        )
+        .bind(lanes)
+        .execute(&mut *self.transaction);
+        within(self.client_limit, "waiting for delayed events", wait_on).await.map(drop)
+    }
+
+    /// The first event of each stream whose time to try again has come; once that was published,
+    /// the events that piled up behind it.
+    async fn read_due(&mut self, lanes: &[i16], events: u32) -> Result<(), Error> {
         let query = query_as(
             "SELECT o.id, o.lane, h.stream_key, o.routing_key, h.attempts, false AS waits,
+                    NULL::timestamptz AS delayed_until,
                     o.event_id, o.event_type, o.schema_version, o.stream_id, o.stream_version,
                     o.position, o.payload::text AS data, o.metadata::text AS metadata,
                     o.occurred_at, o.created_at AS recorded_at
@@ -185,6 +298,9 @@ impl Claim<'_> {
                  SELECT * FROM outbox
                  WHERE coalesce(stream_id, event_id::text) = h.stream_key
                    AND processed_at IS NULL AND held
+                   AND NOT EXISTS (SELECT 1 FROM outbox d
+                                   WHERE d.stream_id = h.stream_key AND d.id < outbox.id
+                                     AND d.processed_at IS NULL AND d.available_at IS NOT NULL)
                  ORDER BY coalesce(stream_id, event_id::text), id
                  LIMIT CASE WHEN h.attempts = 0 THEN $2 ELSE 1 END
              ) AS o
@@ -221,6 +337,7 @@ struct EntryRow {
     routing_key: String,
     attempts: Option<i32>,
     waits: bool,
+    delayed_until: Option<DateTime<Utc>>,
     event: EventRow,
 }
 
@@ -233,6 +350,7 @@ impl FromRow<'_, PgRow> for EntryRow {
             routing_key: row.try_get("routing_key")?,
             attempts: row.try_get("attempts")?,
             waits: row.try_get("waits")?,
+            delayed_until: row.try_get("delayed_until")?,
             event: EventRow::from_row(row)?,
         })
     }

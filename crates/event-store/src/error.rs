@@ -80,6 +80,20 @@ pub enum Error {
         #[source]
         source: InvalidId,
     },
+    /// The server does not apply the limits of a transaction.
+    #[error(
+        "PostgreSQL does not apply SET LOCAL statement_timeout and \
+         idle_in_transaction_session_timeout: is there a pooler in statement mode?"
+    )]
+    LimitsIgnored,
+    /// No stream waits for the event.
+    #[error(
+        "no stream waits for event {id}: `outbox-relay blocked list --all` shows those that do"
+    )]
+    NotWaiting {
+        /// The row of the outbox.
+        id: i64,
+    },
     /// Rows that this session had locked were changed by somebody else.
     #[error("{expected} outbox rows were to be marked, but only {marked} were there")]
     NotMarked {

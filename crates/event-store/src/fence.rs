@@ -15,8 +15,32 @@ use crate::{Error, Session};
 /// A position, and the transactions that may still insert at or below it.
 #[derive(Debug)]
 pub struct Fence {
+    table: Table,
     limit: Position,
     writers: Vec<String>,
+}
+
+/// A table whose identity column gives an order.
+#[derive(Debug, Clone, Copy)]
+enum Table {
+    Events,
+    Outbox,
+}
+
+impl Table {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Events => "events",
+            Self::Outbox => "outbox",
+        }
+    }
+
+    fn identity(self) -> &'static str {
+        match self {
+            Self::Events => "position",
+            Self::Outbox => "id",
+        }
+    }
 }
 
 /// A transaction that a fence waits for.
@@ -43,29 +67,41 @@ impl Fence {
 }
 
 impl Session {
-    /// Takes a fence.
+    /// Takes a fence on the events.
     ///
     /// # Errors
     ///
     /// When PostgreSQL cannot be asked.
     pub async fn take_fence(&mut self) -> Result<Fence, Error> {
+        self.fence(Table::Events).await
+    }
+
+    /// Takes a fence on the rows of the outbox; its limit is an id.
+    ///
+    /// # Errors
+    ///
+    /// When PostgreSQL cannot be asked.
+    pub async fn take_outbox_fence(&mut self) -> Result<Fence, Error> {
+        self.fence(Table::Outbox).await
+    }
+
+    async fn fence(&mut self, table: Table) -> Result<Fence, Error> {
         // Two statements, in this order: the writers must be read after the limit.
         let last: Option<i64> = within(
             self.client_limit(),
             "reading the last position",
-            query_scalar(
-                "SELECT pg_sequence_last_value(
-                     pg_get_serial_sequence('events', 'position')::regclass)",
-            )
-            .fetch_one(&mut self.connection),
+            query_scalar("SELECT pg_sequence_last_value(pg_get_serial_sequence($1, $2)::regclass)")
+                .bind(table.name())
+                .bind(table.identity())
+                .fetch_one(&mut self.connection),
         )
         .await?;
         let limit = Position::new(last.unwrap_or(0)).map_err(|source| Error::Row {
-            table: "events",
+            table: table.name(),
             id: 0,
             source,
         })?;
-        Ok(Fence { limit, writers: self.writers().await? })
+        Ok(Fence { table, limit, writers: self.writers(table).await? })
     }
 
     /// Looks again at the transactions that the fence waits for.
@@ -75,7 +111,7 @@ impl Session {
     /// When PostgreSQL cannot be asked.
     pub async fn refresh_fence(&mut self, fence: &mut Fence) -> Result<(), Error> {
         if !fence.is_decided() {
-            let open = self.writers().await?;
+            let open = self.writers(fence.table).await?;
             fence.writers.retain(|writer| open.contains(writer));
         }
         Ok(())
@@ -94,12 +130,13 @@ impl Session {
                 "SELECT l.pid, coalesce(a.application_name, ''),
                         extract(epoch FROM clock_timestamp() - a.xact_start)::float8
                  FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
-                 WHERE l.locktype = 'relation' AND l.relation = 'events'::regclass
+                 WHERE l.locktype = 'relation' AND l.relation = $2::text::regclass
                    AND l.mode = 'RowExclusiveLock' AND l.virtualtransaction = ANY ($1)
                    AND l.database = (SELECT oid FROM pg_database
                                      WHERE datname = current_database())",
             )
             .bind(&fence.writers)
+            .bind(fence.table.name())
             .fetch_all(&mut self.connection),
         )
         .await?;
@@ -108,17 +145,18 @@ impl Session {
         Ok(rows.into_iter().map(writer).collect())
     }
 
-    async fn writers(&mut self) -> Result<Vec<String>, Error> {
+    async fn writers(&mut self, table: Table) -> Result<Vec<String>, Error> {
         within(
             self.client_limit(),
-            "reading the writers of events",
+            "reading the open writers",
             query_scalar(
                 "SELECT virtualtransaction FROM pg_locks
-                 WHERE locktype = 'relation' AND relation = 'events'::regclass
+                 WHERE locktype = 'relation' AND relation = $1::text::regclass
                    AND mode = 'RowExclusiveLock'
                    AND database = (SELECT oid FROM pg_database
                                    WHERE datname = current_database())",
             )
+            .bind(table.name())
             .fetch_all(&mut self.connection),
         )
         .await

@@ -14,9 +14,10 @@ const MIGRATION_LIMIT: Duration = Duration::from_mins(10);
 /// The table in which applied migrations are recorded; an application may keep sqlx's own.
 const TABLE: &str = "outbox_relay_migrations";
 
-const MIGRATIONS: [(i64, &str, &str); 2] = [
+const MIGRATIONS: [(i64, &str, &str); 3] = [
     (1, "event store", include_str!("../../../migrations/postgres/0001_event_store.sql")),
     (2, "outbox", include_str!("../../../migrations/postgres/0002_outbox.sql")),
+    (3, "relay", include_str!("../../../migrations/postgres/0003_relay.sql")),
 ];
 
 fn migrator() -> Migrator {

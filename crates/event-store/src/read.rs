@@ -138,6 +138,7 @@ impl Session {
              FROM outbox_lanes l CROSS JOIN LATERAL (
                  SELECT o.position FROM outbox o
                  WHERE o.lane = l.lane AND o.processed_at IS NULL AND NOT o.held
+                   AND o.available_at IS NULL
                  ORDER BY o.lane, o.id
                  LIMIT 1
              ) AS first",

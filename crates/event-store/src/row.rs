@@ -74,3 +74,15 @@ impl EventRow {
         })
     }
 }
+
+/// Reads a struct from a row with a column for each field, of the same name.
+macro_rules! from_row {
+    ($type:ty { $($field:ident),+ $(,)? }) => {
+        impl sqlx::FromRow<'_, sqlx::postgres::PgRow> for $type {
+            fn from_row(row: &sqlx::postgres::PgRow) -> Result<Self, sqlx::Error> {
+                Ok(Self { $($field: sqlx::Row::try_get(row, stringify!($field))?),+ })
+            }
+        }
+    };
+}
+pub(crate) use from_row;

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use crate::Error;
 
 /// How long a connection may take to open, with login.
-const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+pub(crate) const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// How much longer the client waits than the server works, so that the server gives up first.
 const GRACE: Duration = Duration::from_secs(1);
 
@@ -25,7 +25,7 @@ const HOLD_PLANNER_TO_INDEXES: &str = "SET LOCAL enable_seqscan = off;
 /// How to reach the event store, and how long to wait for it.
 #[derive(Clone)]
 pub struct Options {
-    connect: PgConnectOptions,
+    pub(crate) connect: PgConnectOptions,
     address: String,
     statement_limit: Duration,
     idle_limit: Duration,
@@ -81,6 +81,7 @@ impl Options {
 pub struct Session {
     pub(crate) connection: PgConnection,
     begin_read: String,
+    begin_scan: String,
     begin_claim: String,
     client_limit: Duration,
 }
@@ -106,15 +107,23 @@ impl Session {
                 "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY;
                  SET LOCAL statement_timeout = {statement_ms}; {HOLD_PLANNER_TO_INDEXES}"
             ),
+            begin_scan: format!(
+                "BEGIN ISOLATION LEVEL READ COMMITTED;
+                 SET LOCAL statement_timeout = {statement_ms}"
+            ),
+            // The last one ends a connection whose peer takes no data, for example in the middle of a
+            // large result: the other two do not run then.
             begin_claim: format!(
                 "BEGIN ISOLATION LEVEL READ COMMITTED;
                  SET LOCAL statement_timeout = {statement_ms};
                  SET LOCAL idle_in_transaction_session_timeout = {idle_ms};
+                 SET LOCAL tcp_user_timeout = {idle_ms};
                  {HOLD_PLANNER_TO_INDEXES}"
             ),
             client_limit: options.statement_limit + GRACE,
         };
         session.require_primary(options).await?;
+        session.require_limits(options).await?;
         Ok(session)
     }
 
@@ -137,6 +146,25 @@ impl Session {
         if standby { Err(Error::NotPrimary { address: options.address.clone() }) } else { Ok(()) }
     }
 
+    /// Makes sure that the limits of a claim are in force: a pooler or a fork might ignore them, and
+    /// then the lanes of a relay that hangs would stay locked.
+    async fn require_limits(&mut self, options: &Options) -> Result<(), Error> {
+        let limit = self.client_limit;
+        let mut transaction = self.begin_claim().await?;
+        let read = sqlx::query_as(
+            "SELECT (SELECT setting::bigint FROM pg_settings WHERE name = 'statement_timeout'),
+                    (SELECT setting::bigint FROM pg_settings
+                     WHERE name = 'idle_in_transaction_session_timeout')",
+        );
+        let found: (i64, i64) =
+            within(limit, "reading the limits of a claim", read.fetch_one(&mut *transaction))
+                .await?;
+        within(limit, "reading the limits of a claim", transaction.rollback()).await?;
+        let wanted = [options.statement_limit, options.idle_limit]
+            .map(|limit| i64::try_from(limit.as_millis()).unwrap_or(i64::MAX));
+        if wanted == [found.0, found.1] { Ok(()) } else { Err(Error::LimitsIgnored) }
+    }
+
     pub(crate) fn client_limit(&self) -> Duration {
         self.client_limit
     }
@@ -148,7 +176,7 @@ impl Session {
         within(limit, "opening a transaction", self.connection.begin_with(begin)).await
     }
 
-    /// Runs one query in a transaction of its own, under the server's statement timeout.
+    /// Runs one query that finds its rows by an index, under the server's statement timeout.
     pub(crate) async fn read<T>(
         &mut self,
         operation: &'static str,
@@ -157,15 +185,58 @@ impl Session {
     where
         T: for<'r> FromRow<'r, PgRow>,
     {
-        let begin = sqlx::AssertSqlSafe(self.begin_read.clone());
+        let begin = self.begin_read.clone();
+        self.run(operation, begin, query, false).await
+    }
+
+    /// Runs one query that reads much of a table.
+    pub(crate) async fn scan<T>(
+        &mut self,
+        operation: &'static str,
+        query: Query<'_, Postgres, PgArguments>,
+    ) -> Result<Vec<T>, Error>
+    where
+        T: for<'r> FromRow<'r, PgRow>,
+    {
+        let begin = self.begin_scan.clone();
+        self.run(operation, begin, query, false).await
+    }
+
+    /// Runs one query that writes, and commits.
+    pub(crate) async fn write<T>(
+        &mut self,
+        operation: &'static str,
+        query: Query<'_, Postgres, PgArguments>,
+    ) -> Result<Vec<T>, Error>
+    where
+        T: for<'r> FromRow<'r, PgRow>,
+    {
+        let begin = self.begin_scan.clone();
+        self.run(operation, begin, query, true).await
+    }
+
+    async fn run<T>(
+        &mut self,
+        operation: &'static str,
+        begin: String,
+        query: Query<'_, Postgres, PgArguments>,
+        commit: bool,
+    ) -> Result<Vec<T>, Error>
+    where
+        T: for<'r> FromRow<'r, PgRow>,
+    {
         let connection = &mut self.connection;
-        let read = async {
-            let mut transaction = connection.begin_with(begin).await?;
+        let run = async {
+            let mut transaction = connection.begin_with(sqlx::AssertSqlSafe(begin)).await?;
             let rows = query.fetch_all(&mut *transaction).await?;
-            transaction.rollback().await?;
+            if commit {
+                transaction.commit().await?;
+            } else {
+                transaction.rollback().await?;
+            }
             rows.iter().map(T::from_row).collect()
         };
-        within(self.client_limit, operation, read).await
+        within(self.client_limit, operation, run).await
     }
 }
 
@@ -181,7 +252,7 @@ pub(crate) async fn within<T>(
     }
 }
 
-fn connect_error(options: &Options, source: sqlx::Error) -> Error {
+pub(crate) fn connect_error(options: &Options, source: sqlx::Error) -> Error {
     let address = options.address.clone();
     let code = source.as_database_error().and_then(sqlx::error::DatabaseError::code);
     // invalid_authorization_specification, invalid_password, invalid_catalog_name, and a missing

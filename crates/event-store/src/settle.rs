@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
+use serde::Serialize;
 use sqlx::query;
 
 use crate::session::within;
@@ -18,6 +20,41 @@ pub struct Settlement {
     pub set_aside: Vec<OutboxId>,
     /// Streams that waited, and of which every event of this claim was published.
     pub recovered: Vec<String>,
+    /// Whether published rows are deleted at once instead of being kept for a while.
+    pub delete: bool,
+}
+
+/// Why a stream waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reason {
+    /// No queue is bound for the routing key.
+    Unroutable,
+    /// The broker refused the message for now.
+    Nacked,
+    /// The event is too large to be sent.
+    TooLarge,
+    /// The broker closed the channel because of the message.
+    Refused,
+    /// An event before it is delayed.
+    Delayed,
+}
+
+impl Reason {
+    /// All of them.
+    pub const ALL: [Self; 5] =
+        [Self::Unroutable, Self::Nacked, Self::TooLarge, Self::Refused, Self::Delayed];
+
+    /// As the tables have it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Unroutable => "unroutable",
+            Self::Nacked => "nacked",
+            Self::TooLarge => "too_large",
+            Self::Refused => "refused",
+            Self::Delayed => "delayed",
+        }
+    }
 }
 
 /// A stream that waits.
@@ -29,10 +66,12 @@ pub struct Hold {
     pub lane: Lane,
     /// The event that could not be published.
     pub outbox_id: OutboxId,
-    /// Why.
+    /// The kind of failure.
+    pub reason: Reason,
+    /// What happened, and what to do.
     pub error: String,
-    /// When to try again, from now on.
-    pub retry_after: Duration,
+    /// When to try again, from now on; `None` blocks the stream until somebody decides.
+    pub retry_after: Option<Duration>,
 }
 
 impl Claim<'_> {
@@ -44,13 +83,16 @@ impl Claim<'_> {
     /// the events are published again.
     pub async fn settle(mut self, settlement: &Settlement) -> Result<(), Error> {
         if !settlement.processed.is_empty() {
-            self.mark_processed(&settlement.processed).await?;
+            self.mark_processed(&settlement.processed, settlement.delete).await?;
         }
         if !settlement.holds.is_empty() {
             self.hold(&settlement.holds).await?;
         }
         if !settlement.recovered.is_empty() {
             self.recover(&settlement.recovered).await?;
+        }
+        if !self.delayed.is_empty() {
+            self.wait_for_delayed().await?;
         }
         let mut set_aside = std::mem::take(&mut self.waiting);
         set_aside.extend(&settlement.set_aside);
@@ -60,16 +102,44 @@ impl Claim<'_> {
         within(self.client_limit, "committing a claim", self.transaction.commit()).await
     }
 
-    async fn mark_processed(&mut self, ids: &[OutboxId]) -> Result<(), Error> {
-        let mark = query(
-            "UPDATE outbox SET processed_at = clock_timestamp(), held = false
-             WHERE id = ANY ($1) AND processed_at IS NULL",
-        )
-        .bind(numbers(ids))
-        .execute(&mut *self.transaction);
+    async fn mark_processed(&mut self, ids: &[OutboxId], delete: bool) -> Result<(), Error> {
+        let mark = if delete {
+            query("DELETE FROM outbox WHERE id = ANY ($1) AND processed_at IS NULL")
+        } else {
+            query(
+                "UPDATE outbox SET processed_at = clock_timestamp(), held = false
+                 WHERE id = ANY ($1) AND processed_at IS NULL",
+            )
+        };
+        let mark = mark.bind(numbers(ids)).execute(&mut *self.transaction);
         let marked = within(self.client_limit, "marking events processed", mark).await?;
         let (expected, marked) = (ids.len() as u64, marked.rows_affected());
         if marked == expected { Ok(()) } else { Err(Error::NotMarked { expected, marked }) }
+    }
+
+    /// Streams of which a delayed event comes first.
+    async fn wait_for_delayed(&mut self) -> Result<(), Error> {
+        let delayed = &self.delayed;
+        let keys: Vec<&str> = delayed.iter().map(|stream| stream.stream_key.as_str()).collect();
+        let lanes: Vec<i16> = delayed.iter().map(|stream| stream.lane.0).collect();
+        let ids: Vec<i64> = delayed.iter().map(|stream| stream.outbox_id.0).collect();
+        let until: Vec<DateTime<Utc>> = delayed.iter().map(|stream| stream.until).collect();
+        let insert = query(
+            "INSERT INTO outbox_holds
+                 (stream_key, lane, outbox_id, attempts, reason, last_error, until)
+             SELECT DISTINCT ON (d.stream_key) d.stream_key, d.lane, d.outbox_id, 0, 'delayed',
+                    'a delayed event comes first', d.until
+             FROM unnest($1::text[], $2::smallint[], $3::bigint[], $4::timestamptz[])
+                  AS d (stream_key, lane, outbox_id, until)
+             ORDER BY d.stream_key, d.outbox_id
+             ON CONFLICT (stream_key) DO NOTHING",
+        )
+        .bind(keys)
+        .bind(lanes)
+        .bind(ids)
+        .bind(until)
+        .execute(&mut *self.transaction);
+        within(self.client_limit, "waiting for delayed events", insert).await.map(drop)
     }
 
     async fn hold(&mut self, holds: &[Hold]) -> Result<(), Error> {
@@ -77,25 +147,31 @@ impl Claim<'_> {
         let lanes: Vec<i16> = holds.iter().map(|hold| hold.lane.0).collect();
         let ids: Vec<i64> = holds.iter().map(|hold| hold.outbox_id.0).collect();
         let errors: Vec<&str> = holds.iter().map(|hold| hold.error.as_str()).collect();
-        let delays: Vec<f64> = holds.iter().map(|hold| hold.retry_after.as_secs_f64()).collect();
+        let reasons: Vec<&str> = holds.iter().map(|hold| hold.reason.as_str()).collect();
+        let delays: Vec<Option<f64>> =
+            holds.iter().map(|hold| hold.retry_after.map(|after| after.as_secs_f64())).collect();
         let upsert = query(
             "INSERT INTO outbox_holds AS h
-                 (stream_key, lane, outbox_id, attempts, last_error, until)
-             SELECT f.stream_key, f.lane, f.outbox_id, 1, f.error,
-                    clock_timestamp() + make_interval(secs => f.delay)
-             FROM unnest($1::text[], $2::smallint[], $3::bigint[], $4::text[], $5::float8[])
-                  AS f (stream_key, lane, outbox_id, error, delay)
+                 (stream_key, lane, outbox_id, attempts, reason, last_error, blocked, until)
+             SELECT f.stream_key, f.lane, f.outbox_id, 1, f.reason, f.error, f.delay IS NULL,
+                    coalesce(clock_timestamp() + make_interval(secs => f.delay), 'infinity')
+             FROM unnest($1::text[], $2::smallint[], $3::bigint[], $4::text[], $5::text[],
+                         $6::float8[])
+                  AS f (stream_key, lane, outbox_id, error, reason, delay)
              ON CONFLICT (stream_key) DO UPDATE SET
                  attempts = CASE WHEN h.outbox_id = excluded.outbox_id THEN h.attempts + 1 ELSE 1 END,
                  since = CASE WHEN h.outbox_id = excluded.outbox_id THEN h.since ELSE now() END,
                  outbox_id = excluded.outbox_id,
+                 reason = excluded.reason,
                  last_error = excluded.last_error,
+                 blocked = excluded.blocked,
                  until = excluded.until",
         )
         .bind(keys)
         .bind(lanes)
         .bind(ids)
         .bind(errors)
+        .bind(reasons)
         .bind(delays)
         .execute(&mut *self.transaction);
         within(self.client_limit, "holding streams", upsert).await.map(drop)

@@ -5,9 +5,9 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use daemon::cli::{Common, end, print_settings};
 use daemon::{Exit, Failure, healthcheck, init_logs};
-use event_store::Session;
 
-use crate::run::{run, store_options};
+use crate::commands::{Blocked, Format, Reconcile, Republish, migrate, status};
+use crate::run::run;
 use crate::{Servers, Settings};
 
 /// Publishes the outbox of PostgreSQL to RabbitMQ.
@@ -33,6 +33,16 @@ enum Command {
     Run,
     /// Bring the event store and the outbox in PostgreSQL up to date.
     Migrate,
+    /// Show what is to publish, what waits and why.
+    Status {
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Decide what becomes of events that cannot be published.
+    #[command(subcommand)]
+    Blocked(Blocked),
+    Reconcile(Reconcile),
+    Republish(Republish),
     /// Look at the configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -51,7 +61,11 @@ pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let needed = match arguments.command {
         Command::Run => Servers { postgres: true, rabbitmq: true },
-        Command::Migrate => Servers { postgres: true, rabbitmq: false },
+        Command::Migrate
+        | Command::Status { .. }
+        | Command::Blocked(_)
+        | Command::Reconcile(_)
+        | Command::Republish(_) => Servers { postgres: true, rabbitmq: false },
         Command::Config(_) | Command::Healthcheck => Servers::default(),
     };
     let reader = arguments.common.reader("OUTBOX_RELAY");
@@ -64,7 +78,11 @@ pub fn main() -> ExitCode {
             Ok(()) => daemon::run(async |tasks| run(settings, tasks).await),
             failed => end(failed),
         },
-        Command::Migrate => end(migrate(&settings)),
+        Command::Migrate => finish(migrate(&settings)),
+        Command::Status { format } => finish(status(&settings, format)),
+        Command::Blocked(command) => finish(command.run(&settings)),
+        Command::Reconcile(command) => finish(command.run(&settings)),
+        Command::Republish(command) => finish(command.run(&settings)),
         Command::Config(ConfigCommand::Show) => {
             print_settings(&shown);
             ExitCode::SUCCESS
@@ -73,35 +91,10 @@ pub fn main() -> ExitCode {
     }
 }
 
-#[tokio::main(flavor = "current_thread")]
-async fn migrate(settings: &Settings) -> Result<(), Failure> {
-    let options = store_options(settings)?;
-    let mut session = Session::connect(&options).await.map_err(failure)?;
-    session.migrate().await.map_err(failure)?;
-    session.close().await;
-    say(&format!("the event store at {} is up to date", options.address()));
-    Ok(())
-}
-
-fn failure(error: event_store::Error) -> Failure {
-    use event_store::Error;
-    let exit = match error {
-        Error::Url => Exit::Configuration,
-        Error::Login { .. } => Exit::Login,
-        Error::Unreachable { .. } | Error::NotPrimary { .. } | Error::Timeout { .. } => {
-            Exit::Unavailable
-        }
-        Error::NotMigrated
-        | Error::Migration(_)
-        | Error::Refused { .. }
-        | Error::Statement { .. }
-        | Error::Row { .. }
-        | Error::NotMarked { .. } => Exit::Failed,
-    };
-    Failure::new(exit, error)
-}
-
-#[expect(clippy::print_stdout, reason = "the result of a command")]
-fn say(text: &str) {
-    println!("{text}");
+/// Runs a command to its end.
+fn finish(command: impl Future<Output = Result<(), Failure>>) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    end(runtime
+        .map_err(|error| Failure::new(Exit::Failed, error))
+        .and_then(|it| it.block_on(command)))
 }

@@ -10,11 +10,15 @@
 //! - An outage of a server is no fault of an event: it never makes a stream wait.
 
 pub mod cli;
+mod commands;
 mod disposition;
+mod hint;
 mod metrics;
 mod pass;
+mod retention;
 mod run;
 mod settings;
+mod survey;
 mod worker;
 
 pub use run::run;

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::AtomicU64;
 
+use event_store::{Backlog, Reason, WaitingStreams};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -20,9 +21,12 @@ pub(crate) struct Metrics {
     pub(crate) event_age_seconds: Histogram,
     pub(crate) batch_events: Histogram,
     pub(crate) losses: Family<Label, Counter>,
-    pub(crate) pending_events: Gauge,
-    pub(crate) held_streams: Gauge,
-    pub(crate) oldest_pending_age_seconds: Gauge<f64, AtomicU64>,
+    pub(crate) claims: Counter,
+    pub(crate) deleted: Counter,
+    pub(crate) blocked_streams: Gauge,
+    pub(crate) events: Family<Label, Gauge>,
+    pub(crate) waiting_streams: Family<Label, Gauge>,
+    pub(crate) oldest_age_seconds: Gauge<f64, AtomicU64>,
 }
 
 impl Metrics {
@@ -34,9 +38,12 @@ impl Metrics {
             event_age_seconds: Histogram::new(exponential_buckets(0.001, 2.0, 20)),
             batch_events: Histogram::new(exponential_buckets(1.0, 2.0, 14)),
             losses: Family::default(),
-            pending_events: Gauge::default(),
-            held_streams: Gauge::default(),
-            oldest_pending_age_seconds: Gauge::default(),
+            claims: Counter::default(),
+            deleted: Counter::default(),
+            blocked_streams: Gauge::default(),
+            events: Family::default(),
+            waiting_streams: Family::default(),
+            oldest_age_seconds: Gauge::default(),
         };
         let registry = registry.sub_registry_with_prefix("outbox_relay");
         registry.register(
@@ -72,20 +79,35 @@ impl Metrics {
             metrics.losses.clone(),
         );
         registry.register(
-            "pending_events",
-            "Events to publish, sampled, counted up to 200000",
-            metrics.pending_events.clone(),
+            "claims",
+            "Claims of lanes that had something to publish",
+            metrics.claims.clone(),
         );
         registry.register(
-            "held_streams",
-            "Streams that wait because an event could not be published, sampled",
-            metrics.held_streams.clone(),
+            "deleted_events",
+            "Published events deleted after their retention",
+            metrics.deleted.clone(),
+        );
+        registry.register(
+            "outbox_events",
+            "Events to publish by state (pending, held, delayed), sampled, each counted up to 100000",
+            metrics.events.clone(),
+        );
+        registry.register(
+            "waiting_streams",
+            "Streams that wait by reason, sampled",
+            metrics.waiting_streams.clone(),
+        );
+        registry.register(
+            "blocked_streams",
+            "Streams that wait for somebody to retry or skip an event, sampled",
+            metrics.blocked_streams.clone(),
         );
         registry.register_with_unit(
             "oldest_pending_age",
-            "Age of the oldest event to publish, sampled",
+            "Age of the oldest event that should have been published, sampled",
             Unit::Seconds,
-            metrics.oldest_pending_age_seconds.clone(),
+            metrics.oldest_age_seconds.clone(),
         );
         metrics
     }
@@ -98,5 +120,22 @@ impl Metrics {
     /// Counts a connection that was given up.
     pub(crate) fn lost(&self, server: &'static str) {
         self.losses.get_or_create(&[("server", server)]).inc();
+    }
+
+    /// Notes the state of the outbox.
+    pub(crate) fn backlog(&self, backlog: &Backlog, waiting: &[WaitingStreams]) {
+        let states =
+            [("pending", backlog.pending), ("held", backlog.held), ("delayed", backlog.delayed)];
+        for (state, count) in states {
+            self.events.get_or_create(&[("state", state)]).set(count);
+        }
+        for reason in Reason::ALL {
+            let of_reason = waiting.iter().filter(|streams| streams.reason == reason.as_str());
+            let count = of_reason.map(|streams| streams.streams).sum();
+            self.waiting_streams.get_or_create(&[("reason", reason.as_str())]).set(count);
+        }
+        let blocked = waiting.iter().filter(|streams| streams.blocked);
+        self.blocked_streams.set(blocked.map(|streams| streams.streams).sum());
+        self.oldest_age_seconds.set(backlog.oldest_age_seconds);
     }
 }

@@ -6,10 +6,11 @@ use std::time::Instant;
 use broker::{Outcome, Publisher};
 use chrono::Utc;
 use domain_events::Message;
-use event_store::{Claim, ClaimLimits, Session};
+use event_store::{Claim, ClaimLimits, Hold, Session};
 
-use crate::disposition::{Fate, RetryPolicy, Slot, settle};
+use crate::disposition::{FailurePolicy, Fate, Slot, settle};
 use crate::metrics::Metrics;
+use crate::survey::Survey;
 
 /// What a pass did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,12 +31,11 @@ pub(crate) enum Trouble {
 }
 
 /// How a pass works.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Policy {
-    pub(crate) lanes: u16,
     pub(crate) events: u32,
     pub(crate) max_message_bytes: usize,
-    pub(crate) retry: RetryPolicy,
+    pub(crate) failures: FailurePolicy,
 }
 
 /// Publishes the first events of some lanes.
@@ -43,16 +43,15 @@ pub(crate) async fn pass(
     session: &mut Session,
     publisher: &mut Publisher,
     policy: &Policy,
+    survey: &Survey,
     metrics: &Metrics,
 ) -> Result<Pass, Trouble> {
-    let limits = ClaimLimits {
-        lanes: policy.lanes,
-        events: policy.events,
-        start: rand::random_range(0..64),
-    };
+    let (lanes, floor) = (survey.lanes(), survey.floor.get());
+    let limits = ClaimLimits { lanes, events: policy.events, floor };
     let Some(mut claim) = session.claim(limits).await.map_err(Trouble::Store)? else {
         return Ok(Pass::Idle);
     };
+    metrics.claims.inc();
     let batch = Batch::of(&mut claim, policy.max_message_bytes);
     let started = Instant::now();
     let outcomes = match publisher.publish(&batch.messages).await {
@@ -74,14 +73,29 @@ pub(crate) async fn pass(
     metrics.batch_events.observe(batch.slots.len() as f64);
 
     let full = batch.slots.len() >= policy.events as usize / 2;
-    let fates = batch.fates(outcomes);
+    let fates = batch.fates(outcomes, &policy.failures);
     batch.observe(&fates, metrics);
-    let settlement = settle(&batch.slots, &fates, policy.retry, rand::random);
+    let settlement = settle(&batch.slots, &fates, &policy.failures, rand::random);
     for hold in &settlement.holds {
-        tracing::debug!(stream = hold.stream_key, reason = hold.error, "stream waits");
+        tell(hold);
     }
     claim.settle(&settlement).await.map_err(Trouble::Store)?;
     Ok(if full { Pass::Full } else { Pass::Some })
+}
+
+/// A stream that waits for a person is worth a warning, one that is tried again is not.
+fn tell(hold: &Hold) {
+    let (stream, id, error) = (&hold.stream_key, hold.outbox_id.get(), &hold.error);
+    if hold.retry_after.is_none() {
+        tracing::warn!(
+            stream,
+            id,
+            error,
+            "stream blocked: see `outbox-relay blocked show {id}`, then retry or skip it"
+        );
+    } else {
+        tracing::debug!(stream, id, error, "stream waits");
+    }
 }
 
 struct Batch {
@@ -105,7 +119,7 @@ impl Batch {
         for entry in entries {
             let bytes = entry.event.data.as_str().len();
             let unsent = if stopped.contains(&entry.stream_key) {
-                Some(Fate::NotSent)
+                Some(Fate::Behind)
             } else if bytes > max_message_bytes {
                 stopped.insert(entry.stream_key.clone());
                 Some(Fate::TooLarge { bytes, limit: max_message_bytes })
@@ -128,13 +142,14 @@ impl Batch {
         batch
     }
 
-    fn fates(&self, outcomes: Vec<Outcome>) -> Vec<Fate> {
-        let mut sent = outcomes.into_iter().map(|outcome| match outcome {
-            Outcome::Confirmed => Fate::Confirmed,
-            Outcome::Returned => Fate::Returned,
-            Outcome::Nacked => Fate::Nacked,
-        });
-        let fate = |unsent: &Option<Fate>| unsent.or_else(|| sent.next()).unwrap_or(Fate::NotSent);
+    fn fates(&self, outcomes: Vec<Outcome>, policy: &FailurePolicy) -> Vec<Fate> {
+        let mut sent = self.messages.iter().zip(outcomes);
+        let fate = |unsent: &Option<Fate>| match unsent {
+            Some(fate) => fate.clone(),
+            None => sent.next().map_or(Fate::Untried, |(message, outcome)| {
+                Fate::of(outcome, &message.routing_key, policy)
+            }),
+        };
         self.unsent.iter().map(fate).collect()
     }
 

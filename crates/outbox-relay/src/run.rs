@@ -2,19 +2,20 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
 
-use daemon::{CancellationToken, Endpoint, Exit, Failure, Health, Tasks};
-use event_store::Session;
+use daemon::{Endpoint, Exit, Failure, Health, Tasks};
 use prometheus_client::registry::Registry;
-use tokio::time::sleep;
+use secrecy::ExposeSecret;
 
 use crate::Settings;
+use crate::hint::{Hint, listen};
 use crate::metrics::Metrics;
+use crate::retention::delete_old_rows;
+use crate::survey::{Survey, survey};
 use crate::worker::{Shared, Worker};
 
-/// How often the backlog is sampled.
-const SAMPLE_INTERVAL: Duration = Duration::from_secs(5);
+/// Workers count each other by it.
+const WORKERS_NAME: &str = "outbox-relay worker";
 
 /// Starts the relay's tasks.
 ///
@@ -26,10 +27,14 @@ pub async fn run(settings: Settings, tasks: &mut Tasks) -> Result<(), Failure> {
     let metrics = Metrics::register(&mut registry);
     let health = Health::default();
     let shared = Arc::new(Shared {
-        store: store_options(&settings)?,
+        store: store_options(&settings, "outbox-relay")?,
+        workers_store: store_options(&settings, WORKERS_NAME)?,
+        workers_name: WORKERS_NAME,
+        survey: Survey::new(settings.lanes_per_claim),
+        hint: Hint::default(),
         broker: broker::Options::parse(&settings.rabbitmq_url, "outbox-relay")
             .map_err(|error| Failure::new(Exit::Configuration, error))?,
-        metrics: metrics.clone(),
+        metrics,
         shutdown: tasks.shutdown(),
         store_seen: AtomicBool::new(false),
         broker_seen: AtomicBool::new(false),
@@ -39,7 +44,12 @@ pub async fn run(settings: Settings, tasks: &mut Tasks) -> Result<(), Failure> {
         let worker = Worker::new(Arc::clone(&shared), &health);
         tasks.spawn(format!("worker {number}"), worker.run());
     }
-    tasks.spawn("backlog", sample(shared.store.clone(), metrics, tasks.shutdown()));
+    tasks.spawn("survey", survey(Arc::clone(&shared)));
+    tasks.spawn("retention", delete_old_rows(Arc::clone(&shared)));
+    if shared.settings.notify {
+        let options = listen_options(&shared.settings)?;
+        tasks.spawn("hints", listen(Arc::clone(&shared), options));
+    }
     let endpoint = Endpoint::bind(shared.settings.http_listen, health, registry).await?;
     let listen = endpoint.address()?;
     tasks.spawn("http", endpoint.serve(tasks.shutdown()));
@@ -56,38 +66,22 @@ pub async fn run(settings: Settings, tasks: &mut Tasks) -> Result<(), Failure> {
 }
 
 /// How the relay connects to PostgreSQL.
-pub(crate) fn store_options(settings: &Settings) -> Result<event_store::Options, Failure> {
-    let options = event_store::Options::parse(&settings.postgres_url, "outbox-relay")
+pub(crate) fn store_options(
+    settings: &Settings,
+    application_name: &str,
+) -> Result<event_store::Options, Failure> {
+    let options = event_store::Options::parse(&settings.postgres_url, application_name)
         .map_err(|error| Failure::new(Exit::Configuration, error))?;
     Ok(options.statement_limit(settings.statement_timeout).idle_limit(settings.claim_timeout))
 }
 
-/// Keeps the gauges of the backlog fresh. The workers report a lost server, so this does not.
-async fn sample(
-    options: event_store::Options,
-    metrics: Metrics,
-    shutdown: CancellationToken,
-) -> Result<(), Failure> {
-    let mut session: Option<Session> = None;
-    while !shutdown.is_cancelled() {
-        session = sample_once(session, &options, &metrics).await;
-        shutdown.run_until_cancelled(sleep(SAMPLE_INTERVAL)).await;
-    }
-    Ok(())
-}
-
-async fn sample_once(
-    session: Option<Session>,
-    options: &event_store::Options,
-    metrics: &Metrics,
-) -> Option<Session> {
-    let mut session = match session {
-        Some(session) => session,
-        None => Session::connect(options).await.ok()?,
+/// How the relay listens: past a pooler, if there is one.
+fn listen_options(settings: &Settings) -> Result<event_store::Options, Failure> {
+    let url = if settings.listen_url.expose_secret().is_empty() {
+        &settings.postgres_url
+    } else {
+        &settings.listen_url
     };
-    let backlog = session.backlog().await.ok()?;
-    metrics.pending_events.set(backlog.pending);
-    metrics.held_streams.set(backlog.held_streams);
-    metrics.oldest_pending_age_seconds.set(backlog.oldest_age_seconds);
-    Some(session)
+    event_store::Options::parse(url, "outbox-relay listener")
+        .map_err(|error| Failure::new(Exit::Configuration, error))
 }

@@ -4,15 +4,18 @@ use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use broker::TopicPattern;
 use daemon::LogSettings;
 use daemon::settings::{Errors, Reader, Shown};
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 
 /// What the relay is told to do; each key is described in `config/default.toml`.
 #[derive(Clone)]
 pub struct Settings {
     /// `postgres.url`
     pub postgres_url: SecretString,
+    /// `postgres.listen_url`; empty when it is that of `postgres.url`
+    pub listen_url: SecretString,
     /// `postgres.statement_timeout`
     pub statement_timeout: Duration,
     /// `rabbitmq.url`
@@ -45,6 +48,14 @@ pub struct Settings {
     pub retry_max: Duration,
     /// `relay.reconnect_max`
     pub reconnect_max: Duration,
+    /// `relay.max_attempts`
+    pub max_attempts: u32,
+    /// `relay.discard_unroutable`
+    pub discard_unroutable: Vec<TopicPattern>,
+    /// `relay.retention`
+    pub retention: Duration,
+    /// `relay.notify`
+    pub notify: bool,
 }
 
 /// The servers that a command needs, and so their URLs.
@@ -67,6 +78,7 @@ impl Settings {
         reader.ignore_section("projector");
         let settings = Self {
             postgres_url: reader.secret_url("postgres.url", needed.postgres),
+            listen_url: reader.secret_url("postgres.listen_url", false),
             statement_timeout: reader.duration("postgres.statement_timeout", seconds(1..=300)),
             rabbitmq_url: reader.secret_url("rabbitmq.url", needed.rabbitmq),
             exchange: reader.text("rabbitmq.exchange"),
@@ -83,12 +95,24 @@ impl Settings {
             retry_min: reader.duration("relay.retry_min", milliseconds(1..=60_000)),
             retry_max: reader.duration("relay.retry_max", milliseconds(1..=86_400_000)),
             reconnect_max: reader.duration("relay.reconnect_max", milliseconds(100..=30_000)),
+            max_attempts: reader.integer("relay.max_attempts", 1..=1_000_000),
+            discard_unroutable: reader.parsed_list(
+                "relay.discard_unroutable",
+                "a list of patterns of routing keys such as audit.#",
+            ),
+            retention: reader.duration("relay.retention", seconds(0..=10 * 365 * 86_400)),
+            notify: reader.choice("relay.notify", &[("true", true), ("false", false)]),
         };
         reader.require(
             &["relay.confirm_timeout", "relay.claim_timeout"],
             settings.confirm_timeout < settings.claim_timeout,
             "relay.confirm_timeout must be shorter than relay.claim_timeout: \
              otherwise PostgreSQL ends a claim whose events are still being confirmed",
+        );
+        reader.require(
+            &["postgres.listen_url", "relay.notify"],
+            settings.notify || settings.listen_url.expose_secret().is_empty(),
+            "postgres.listen_url is set, but relay.notify is false: nobody would listen there",
         );
         for (pair, ordered) in [
             (["relay.poll_min", "relay.poll_max"], settings.poll_min <= settings.poll_max),

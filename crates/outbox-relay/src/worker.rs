@@ -11,9 +11,11 @@ use event_store::Session;
 use tokio::time::sleep;
 
 use crate::Settings;
-use crate::disposition::RetryPolicy;
+use crate::disposition::FailurePolicy;
+use crate::hint::Hint;
 use crate::metrics::Metrics;
 use crate::pass::{Pass, Policy, Trouble, pass};
+use crate::survey::Survey;
 
 /// A worker that finishes no pass for so long hangs.
 const SILENCE_LIMIT: Duration = Duration::from_mins(1);
@@ -24,8 +26,13 @@ const BLOCKED_PAUSE: Duration = Duration::from_millis(500);
 pub(crate) struct Shared {
     pub(crate) settings: Settings,
     pub(crate) store: event_store::Options,
+    pub(crate) workers_store: event_store::Options,
     pub(crate) broker: broker::Options,
+    /// The application name of its workers in PostgreSQL.
+    pub(crate) workers_name: &'static str,
     pub(crate) metrics: Metrics,
+    pub(crate) survey: Survey,
+    pub(crate) hint: Hint,
     pub(crate) shutdown: CancellationToken,
     /// Set once the login worked: from then on a refusal may be a passing one.
     pub(crate) store_seen: AtomicBool,
@@ -52,10 +59,15 @@ impl Worker {
     pub(crate) fn new(shared: Arc<Shared>, health: &Health) -> Self {
         let settings = &shared.settings;
         let policy = Policy {
-            lanes: settings.lanes_per_claim,
             events: settings.batch_size,
             max_message_bytes: settings.max_message_bytes,
-            retry: RetryPolicy { min: settings.retry_min, max: settings.retry_max },
+            failures: FailurePolicy {
+                retry_min: settings.retry_min,
+                retry_max: settings.retry_max,
+                max_attempts: settings.max_attempts,
+                discard_unroutable: settings.discard_unroutable.clone(),
+                delete: settings.retention.is_zero(),
+            },
         };
         Self {
             policy,
@@ -76,9 +88,11 @@ impl Worker {
         let (poll_min, poll_max) = (settings.poll_min, settings.poll_max);
         let mut pause = poll_min;
         while !shutdown.is_cancelled() {
+            let mut idle = false;
             let wait = match self.step().await {
                 Ok(step) => {
                     reconnect.succeeded();
+                    idle = matches!(step, Step::Passed(Pass::Idle));
                     pause = match step {
                         Step::Passed(Pass::Full) => Duration::ZERO,
                         Step::Passed(Pass::Some) => poll_min,
@@ -93,7 +107,12 @@ impl Worker {
                 }
             };
             if !wait.is_zero() {
-                shutdown.run_until_cancelled(sleep(wait)).await;
+                let hint = self.shared.hint.arrived();
+                tokio::select! {
+                    () = shutdown.cancelled() => {}
+                    () = sleep(wait) => {}
+                    () = hint, if idle => pause = poll_min,
+                }
             }
         }
         self.leave().await;
@@ -118,7 +137,14 @@ impl Worker {
         if !link.connection.is_connected() {
             return Err(Trouble::Broker(broker::Error::Lost));
         }
-        let passed = pass(session, &mut link.publisher, &self.policy, &self.shared.metrics).await?;
+        let (shared, publisher) = (&self.shared, &mut link.publisher);
+        let mut passed =
+            pass(session, publisher, &self.policy, &shared.survey, &shared.metrics).await?;
+        if passed == Pass::Idle && shared.hint.is_wanted(shared.settings.poll_max) {
+            session.ask_for_hint().await.map_err(Trouble::Store)?;
+            passed =
+                pass(session, publisher, &self.policy, &shared.survey, &shared.metrics).await?;
+        }
         self.store_probe.ok();
         self.broker_probe.ok();
         self.progress.ok();
@@ -135,7 +161,7 @@ impl Worker {
     }
 
     async fn connect_store(&self) -> Result<Session, event_store::Error> {
-        let mut session = Session::connect(&self.shared.store).await?;
+        let mut session = Session::connect(&self.shared.workers_store).await?;
         session.require_migrated().await?;
         self.shared.store_seen.store(true, Ordering::Relaxed);
         Ok(session)
@@ -147,6 +173,8 @@ impl Worker {
         match trouble {
             Trouble::Store(error) => {
                 self.session = None;
+                // The next connection may lead to another server.
+                self.shared.survey.floor.reset();
                 metrics.lost("postgresql");
                 if error.is_configuration() && !self.shared.store_seen.load(Ordering::Relaxed) {
                     return Err(Failure::new(Exit::Login, error));

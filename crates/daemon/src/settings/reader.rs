@@ -78,6 +78,19 @@ impl Reader {
         self.parse(key, "a list", split).unwrap_or_default()
     }
 
+    /// A list, each part of which has a form; `expected` describes it.
+    pub fn parsed_list<T: std::str::FromStr>(
+        &mut self,
+        key: &'static str,
+        expected: &str,
+    ) -> Vec<T> {
+        let split = |text: &str| {
+            let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
+            parts.map(|part| part.parse().ok()).collect()
+        };
+        self.parse(key, expected, split).unwrap_or_default()
+    }
+
     /// An integer in a range.
     pub fn integer<N>(&mut self, key: &'static str, range: RangeInclusive<N>) -> N
     where

@@ -2,8 +2,15 @@ use proptest::prelude::*;
 
 use super::*;
 
-const POLICY: RetryPolicy =
-    RetryPolicy { min: Duration::from_millis(100), max: Duration::from_secs(10) };
+fn policy() -> FailurePolicy {
+    FailurePolicy {
+        retry_min: Duration::from_millis(100),
+        retry_max: Duration::from_secs(10),
+        max_attempts: 3,
+        discard_unroutable: vec!["audit.#".parse().unwrap()],
+        delete: false,
+    }
+}
 
 fn slot(id: i64, stream: u8, attempts: Option<u32>) -> Slot {
     Slot {
@@ -17,77 +24,135 @@ fn slot(id: i64, stream: u8, attempts: Option<u32>) -> Slot {
 
 fn fate() -> impl Strategy<Value = Fate> {
     prop_oneof![
-        4 => Just(Fate::Confirmed),
+        6 => Just(Fate::Confirmed),
+        1 => Just(Fate::Discarded),
         1 => Just(Fate::Returned),
         1 => Just(Fate::Nacked),
         1 => Just(Fate::TooLarge { bytes: 2, limit: 1 }),
-        1 => Just(Fate::NotSent),
+        1 => Just(Fate::Refused { reason: String::new() }),
+        1 => Just(Fate::Untried),
     ]
 }
 
+fn succeeded(fate: &Fate) -> bool {
+    matches!(fate, Fate::Confirmed | Fate::Discarded)
+}
+
 proptest! {
-    /// Each event ends in exactly one place; in a stream, nothing is processed after a failure.
+    /// Each event ends in exactly one place; in a stream, nothing is processed after a failure, and
+    /// nothing changes after what was not tried.
     #[test]
     fn a_stream_is_processed_up_to_its_first_failure(
         events in proptest::collection::vec((0_u8..5, fate()), 0..60),
     ) {
         let slots: Vec<_> =
             events.iter().zip(1..).map(|((stream, _), id)| slot(id, *stream, None)).collect();
-        let fates: Vec<_> = events.iter().map(|(_, fate)| *fate).collect();
-        let settlement = settle(&slots, &fates, POLICY, || 0.5);
+        let fates: Vec<_> = events.iter().map(|(_, fate)| fate.clone()).collect();
+        let settlement = settle(&slots, &fates, &policy(), || 0.5);
         for stream in 0_u8..5 {
             let own: Vec<_> = (0..slots.len()).filter(|i| events[*i].0 == stream).collect();
-            let confirmed = own.iter().take_while(|i| fates[**i] == Fate::Confirmed).count();
+            let done = own.iter().take_while(|i| succeeded(&fates[**i])).count();
+            let stopped_by = own.get(done).map(|index| &fates[*index]);
+            let aside = stopped_by.is_some_and(|fate| *fate != Fate::Untried);
             for (place, index) in own.iter().enumerate() {
                 let id = slots[*index].id;
-                prop_assert_eq!(settlement.processed.contains(&id), place < confirmed);
-                prop_assert_eq!(settlement.set_aside.contains(&id), place >= confirmed);
+                prop_assert_eq!(settlement.processed.contains(&id), place < done);
+                prop_assert_eq!(settlement.set_aside.contains(&id), place >= done && aside);
             }
             let key = format!("order-{stream}");
             let holds: Vec<_> =
                 settlement.holds.iter().filter(|hold| hold.stream_key == key).collect();
-            prop_assert_eq!(holds.len(), usize::from(confirmed < own.len()));
+            prop_assert_eq!(holds.len(), usize::from(aside));
             if let Some(hold) = holds.first() {
-                prop_assert_eq!(hold.outbox_id, slots[own[confirmed]].id);
+                prop_assert_eq!(hold.outbox_id, slots[own[done]].id);
             }
         }
-        prop_assert_eq!(settlement.processed.len() + settlement.set_aside.len(), slots.len());
     }
 }
 
 #[test]
 fn each_failure_has_its_reason_and_its_metric() {
-    for (fate, label, reason) in [
-        (Fate::Returned, "returned", "no queue is bound for routing key order.Ord"),
-        (Fate::Nacked, "nacked", "RabbitMQ refused the message with routing key ord"),
+    for (fate, label, reason, text) in [
+        (
+            Fate::Returned,
+            "returned",
+            Reason::Unroutable,
+            "no queue is bound for routing key order.Ord",
+        ),
+        (
+            Fate::Nacked,
+            "nacked",
+            Reason::Nacked,
+            "RabbitMQ refused the message with routing key order.Ord",
+        ),
         (
             Fate::TooLarge { bytes: 7, limit: 5 },
             "too_large",
-            "the event has 7 bytes, and relay.max_message_bytes allows 5",
+            Reason::TooLarge,
+            "the event has 7 bytes, and 5 are allowed",
+        ),
+        (
+            Fate::Refused { reason: "too big".to_owned() },
+            "refused",
+            Reason::Refused,
+            "RabbitMQ refused the message: too big",
         ),
     ] {
-        let settlement = settle(&[slot(1, 1, None)], &[fate], POLICY, || 0.5);
-        assert!(settlement.holds[0].error.starts_with(reason), "{}", settlement.holds[0].error);
         assert_eq!(fate.label(), Some(label));
+        let hold = settle(&[slot(1, 1, None)], &[fate], &policy(), || 0.5).holds.remove(0);
+        assert_eq!(hold.reason, reason);
+        assert!(hold.error.starts_with(text), "{}", hold.error);
     }
     assert_eq!(Fate::Confirmed.label(), Some("confirmed"));
-    assert_eq!(Fate::NotSent.label(), None);
+    assert_eq!(Fate::Discarded.label(), Some("discarded"));
+    assert_eq!(Fate::Behind.label(), None);
+    assert_eq!(Fate::Untried.label(), None);
 }
 
 #[test]
 fn a_stream_that_fails_again_waits_longer() {
     let wait = |attempts| {
         let slots = [slot(1, 1, attempts)];
-        settle(&slots, &[Fate::Returned], POLICY, || 1.0).holds[0].retry_after
+        settle(&slots, &[Fate::Returned], &policy(), || 1.0).holds[0].retry_after
     };
-    assert_eq!(wait(None), Duration::from_millis(100));
-    assert_eq!(wait(Some(3)), Duration::from_millis(800));
-    assert_eq!(wait(Some(60)), Duration::from_secs(10));
+    assert_eq!(wait(None), Some(Duration::from_millis(100)));
+    assert_eq!(wait(Some(3)), Some(Duration::from_millis(800)));
+    assert_eq!(wait(Some(60)), Some(Duration::from_secs(10)));
+}
+
+#[test]
+fn only_an_event_that_fails_for_its_own_sake_is_blocked() {
+    let blocked = |fate: &Fate, attempts| {
+        let slots = [slot(1, 1, attempts)];
+        settle(&slots, std::slice::from_ref(fate), &policy(), || 0.5).holds[0].retry_after.is_none()
+    };
+    for own_fault in
+        [Fate::TooLarge { bytes: 2, limit: 1 }, Fate::Refused { reason: String::new() }]
+    {
+        assert!(!blocked(&own_fault, None));
+        assert!(!blocked(&own_fault, Some(1)));
+        assert!(blocked(&own_fault, Some(2)));
+    }
+    assert!(!blocked(&Fate::Returned, Some(1_000)));
+    assert!(!blocked(&Fate::Nacked, Some(1_000)));
+}
+
+#[test]
+fn what_needs_no_queue_is_discarded() {
+    let fate = |key| Fate::of(Outcome::Returned, key, &policy());
+    assert_eq!(fate("audit.Logged"), Fate::Discarded);
+    assert_eq!(fate("order.OrderPlaced"), Fate::Returned);
 }
 
 #[test]
 fn a_stream_that_waited_recovers_when_nothing_of_it_failed() {
-    let slots = [slot(1, 1, Some(2)), slot(2, 2, Some(2)), slot(3, 3, None)];
-    let fates = [Fate::Confirmed, Fate::Returned, Fate::Confirmed];
-    assert_eq!(settle(&slots, &fates, POLICY, || 0.5).recovered, ["order-1"]);
+    let slots = [
+        slot(1, 1, Some(2)),
+        slot(2, 2, Some(2)),
+        slot(3, 3, None),
+        slot(4, 4, Some(1)),
+        slot(5, 4, Some(1)),
+    ];
+    let fates = [Fate::Confirmed, Fate::Returned, Fate::Confirmed, Fate::Confirmed, Fate::Untried];
+    assert_eq!(settle(&slots, &fates, &policy(), || 0.5).recovered, ["order-1"]);
 }

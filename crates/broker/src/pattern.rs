@@ -1,0 +1,79 @@
+//! Patterns of routing keys, as a binding to a topic exchange has them.
+
+use std::str::FromStr;
+
+/// A pattern: words between dots, `*` for one word, `#` for any number of words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TopicPattern(Vec<String>);
+
+impl TopicPattern {
+    /// Whether a routing key is among those that the pattern means.
+    pub fn matches(&self, routing_key: &str) -> bool {
+        let words: Vec<&str> = routing_key.split('.').collect();
+        matches(&self.0, &words)
+    }
+}
+
+fn matches(pattern: &[String], words: &[&str]) -> bool {
+    match (pattern.split_first(), words.split_first()) {
+        (None, None) => true,
+        (Some((first, rest)), _) if first == "#" => {
+            (0..=words.len()).any(|skipped| matches(rest, &words[skipped..]))
+        }
+        (Some((first, pattern)), Some((word, words))) => {
+            (first == "*" || first == word) && matches(pattern, words)
+        }
+        _ => false,
+    }
+}
+
+impl FromStr for TopicPattern {
+    type Err = InvalidPattern;
+
+    fn from_str(text: &str) -> Result<Self, InvalidPattern> {
+        let words: Vec<String> = text.split('.').map(str::to_owned).collect();
+        let wild = |word: &String| word.contains(['*', '#']) && word.len() > 1;
+        if text.is_empty() || text.len() > 255 || words.iter().any(wild) {
+            Err(InvalidPattern)
+        } else {
+            Ok(Self(words))
+        }
+    }
+}
+
+/// A text that is no pattern of routing keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("expected words between dots, where `*` and `#` stand alone, for example order.#")]
+pub struct InvalidPattern;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// From RabbitMQ's tutorial on topics, and the corners.
+    #[test]
+    fn a_pattern_means_what_it_means_to_the_broker() {
+        for (pattern, key, expected) in [
+            ("#", "order.OrderPlaced", true),
+            ("#", "", true),
+            ("order.#", "order", true),
+            ("order.#", "order.a.b", true),
+            ("order.*", "order.a", true),
+            ("order.*", "order", false),
+            ("order.*", "order.a.b", false),
+            ("*.orange.*", "quick.orange.rabbit", true),
+            ("*.*.rabbit", "quick.orange.male.rabbit", false),
+            ("lazy.#", "lazy.orange.male.rabbit", true),
+            ("#.b.#", "a.a.b", true),
+            ("#.b.#", "a.a.c", false),
+            ("order.a", "order.a", true),
+            ("order.a", "order.b", false),
+        ] {
+            let parsed: TopicPattern = pattern.parse().unwrap();
+            assert_eq!(parsed.matches(key), expected, "{pattern} {key}");
+        }
+        for wrong in ["", "order*", "a.#b"] {
+            assert_eq!(wrong.parse::<TopicPattern>(), Err(InvalidPattern), "{wrong}");
+        }
+    }
+}

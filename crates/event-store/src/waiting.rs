@@ -1,0 +1,214 @@
+//! Streams that wait, and what people decide about them.
+//!
+//! A hold is changed only with the lock of its lane, by commands too: a worker that has claimed the
+//! lane may be publishing the event.
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use sqlx::{Postgres, Transaction, query, query_as};
+use uuid::Uuid;
+
+use crate::row::from_row;
+use crate::session::within;
+use crate::{Error, OutboxId, Session};
+
+/// A stream that waits, and the event that it waits for.
+#[derive(Debug, Clone, Serialize)]
+pub struct WaitingStream {
+    /// The row of the event: the ID for commands.
+    pub id: i64,
+    /// The stream; the event id where there is none.
+    pub stream_key: String,
+    /// Whether it waits for a decision, not for a time.
+    pub blocked: bool,
+    /// The kind of failure, as in [`crate::Reason`].
+    pub reason: String,
+    /// What happened, and what to do.
+    pub last_error: String,
+    /// How often the event was tried.
+    pub attempts: i32,
+    /// Since when the stream waits.
+    pub since: DateTime<Utc>,
+    /// When it is tried again, unless it is blocked.
+    pub until: Option<DateTime<Utc>>,
+    /// The event.
+    pub event_id: Uuid,
+    /// Its number in the stream.
+    pub stream_version: Option<i64>,
+    /// Its type.
+    pub event_type: String,
+    /// Where its message goes.
+    pub routing_key: String,
+    /// Length of its payload.
+    pub bytes: i32,
+    /// Events that wait, this one included; counted up to 10,000.
+    pub events: i64,
+}
+
+from_row!(WaitingStream {
+    id,
+    stream_key,
+    blocked,
+    reason,
+    last_error,
+    attempts,
+    since,
+    until,
+    event_id,
+    stream_version,
+    event_type,
+    routing_key,
+    bytes,
+    events
+});
+
+/// Which waiting streams to list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Waiting {
+    /// Those that wait for a decision.
+    Blocked,
+    /// All but those that wait for a delayed event.
+    Failing,
+}
+
+/// Who decides, and why; it goes into `outbox_audit`.
+#[derive(Debug, Clone, Copy)]
+pub struct Decision<'d> {
+    /// The person, as far as it is known.
+    pub actor: &'d str,
+    /// The person's words.
+    pub reason: Option<&'d str>,
+}
+
+impl Session {
+    /// Streams that wait, the longest first.
+    ///
+    /// # Errors
+    ///
+    /// When PostgreSQL cannot be asked.
+    pub async fn waiting(&mut self, which: Waiting) -> Result<Vec<WaitingStream>, Error> {
+        let query = query(
+            "SELECT o.id, h.stream_key, h.blocked, h.reason, h.last_error, h.attempts, h.since,
+                    nullif(h.until, 'infinity') AS until, o.event_id, o.stream_version,
+                    o.event_type, o.routing_key, octet_length(o.payload::text) AS bytes,
+                    behind.events
+             FROM outbox_holds h
+             JOIN outbox o ON o.id = h.outbox_id
+             CROSS JOIN LATERAL (
+                 SELECT count(*) AS events FROM (
+                     SELECT 1 FROM outbox w
+                     WHERE coalesce(w.stream_id, w.event_id::text) = h.stream_key
+                       AND w.processed_at IS NULL AND w.held
+                     LIMIT 10000
+                 ) AS counted
+             ) AS behind
+             WHERE h.attempts > 0 AND (h.blocked OR NOT $1)
+             ORDER BY h.since, h.stream_key
+             LIMIT 10000",
+        )
+        .bind(which == Waiting::Blocked);
+        self.read("reading the streams that wait", query).await
+    }
+
+    /// The payload of an event that a stream waits for.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotWaiting`], or when PostgreSQL cannot be asked.
+    pub async fn waiting_payload(&mut self, id: OutboxId) -> Result<String, Error> {
+        let query = query(
+            "SELECT o.payload::text FROM outbox o JOIN outbox_holds h ON h.outbox_id = o.id
+             WHERE o.id = $1",
+        )
+        .bind(id.0);
+        let rows: Vec<(String,)> = self.read("reading an event", query).await?;
+        rows.into_iter().next().map(|(payload,)| payload).ok_or(Error::NotWaiting { id: id.0 })
+    }
+
+    /// Lets a stream try its event again, at once and with all its attempts.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotWaiting`], or when PostgreSQL cannot be told; then nothing is changed.
+    pub async fn retry(&mut self, id: OutboxId, decision: Decision<'_>) -> Result<(), Error> {
+        let limit = self.client_limit();
+        let mut transaction = self.lock_waiting(id).await?;
+        audit(&mut transaction, limit, "retry", id, decision).await?;
+        let update = query(
+            "UPDATE outbox_holds SET blocked = false, attempts = 1, until = now()
+             WHERE outbox_id = $1",
+        )
+        .bind(id.0)
+        .execute(&mut *transaction);
+        within(limit, "retrying an event", update).await?;
+        within(limit, "retrying an event", transaction.commit()).await
+    }
+
+    /// Gives an event up: it is never published, and its stream goes on with the next one.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotWaiting`], or when PostgreSQL cannot be told; then nothing is changed.
+    pub async fn skip(&mut self, id: OutboxId, decision: Decision<'_>) -> Result<(), Error> {
+        let limit = self.client_limit();
+        let mut transaction = self.lock_waiting(id).await?;
+        audit(&mut transaction, limit, "skip", id, decision).await?;
+        let mark =
+            query("UPDATE outbox SET processed_at = clock_timestamp(), held = false WHERE id = $1")
+                .bind(id.0)
+                .execute(&mut *transaction);
+        within(limit, "skipping an event", mark).await?;
+        let go_on = query(
+            "UPDATE outbox_holds SET blocked = false, attempts = 0, until = now()
+             WHERE outbox_id = $1",
+        )
+        .bind(id.0)
+        .execute(&mut *transaction);
+        within(limit, "skipping an event", go_on).await?;
+        within(limit, "skipping an event", transaction.commit()).await
+    }
+
+    /// Opens a transaction that has locked the lane of a waiting event.
+    async fn lock_waiting(&mut self, id: OutboxId) -> Result<Transaction<'_, Postgres>, Error> {
+        let limit = self.client_limit();
+        let mut transaction = self.begin_claim().await?;
+        let lock = query(
+            "SELECT 1 FROM outbox_lanes
+             WHERE lane = (SELECT lane FROM outbox_holds WHERE outbox_id = $1 AND attempts > 0)
+             FOR UPDATE",
+        )
+        .bind(id.0)
+        .execute(&mut *transaction);
+        within(limit, "locking the lane of the event", lock).await?;
+        // In a new statement: while the lane was waited for, a relay may have published the event.
+        let look = query_as("SELECT 1 FROM outbox_holds WHERE outbox_id = $1 AND attempts > 0")
+            .bind(id.0)
+            .fetch_optional(&mut *transaction);
+        let found: Option<(i32,)> = within(limit, "looking for the event", look).await?;
+        match found {
+            Some(_) => Ok(transaction),
+            None => Err(Error::NotWaiting { id: id.0 }),
+        }
+    }
+}
+
+async fn audit(
+    transaction: &mut Transaction<'_, Postgres>,
+    limit: std::time::Duration,
+    action: &str,
+    id: OutboxId,
+    decision: Decision<'_>,
+) -> Result<(), Error> {
+    let insert = query(
+        "INSERT INTO outbox_audit
+             (actor, action, outbox_id, event_id, stream_id, event_type, reason)
+         SELECT $2, $3, o.id, o.event_id, o.stream_id, o.event_type, $4
+         FROM outbox o WHERE o.id = $1",
+    )
+    .bind(id.0)
+    .bind(decision.actor)
+    .bind(action)
+    .bind(decision.reason)
+    .execute(&mut **transaction);
+    within(limit, "recording a decision", insert).await.map(drop)
+}

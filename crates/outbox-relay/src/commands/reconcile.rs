@@ -1,0 +1,213 @@
+//! `outbox-relay reconcile` and `outbox-relay republish`.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use anyhow::anyhow;
+use chrono::{DateTime, Utc};
+use clap::Args;
+use daemon::{Exit, Failure};
+use event_store::{MissingEvent, Reconciled, Selection, Session};
+use serde::Serialize;
+use tokio::time::{Instant, sleep, sleep_until};
+use uuid::Uuid;
+
+use super::{Format, actor, failure, open, say};
+use crate::Settings;
+
+/// How long to wait for open appends before the order of events is decided.
+const FENCE_PATIENCE: Duration = Duration::from_secs(10);
+/// Missing events that are listed.
+const EXAMPLES: u32 = 20;
+
+/// Which events of the event store.
+#[derive(Args, Debug)]
+struct Events {
+    /// After this position.
+    #[arg(long, value_name = "POSITION")]
+    after: Option<i64>,
+    /// Up to and including this position.
+    #[arg(long, value_name = "POSITION")]
+    until: Option<i64>,
+    /// Recorded at or after this time, for example 2026-01-31T09:30:00Z.
+    #[arg(long, value_name = "TIME")]
+    since: Option<DateTime<Utc>>,
+    /// Recorded before this time.
+    #[arg(long, value_name = "TIME")]
+    before: Option<DateTime<Utc>>,
+    /// With one of these ids.
+    #[arg(long = "event-id", value_name = "UUID")]
+    event_ids: Vec<Uuid>,
+    /// Of one of these streams.
+    #[arg(long = "stream", value_name = "STREAM")]
+    streams: Vec<String>,
+    /// Of one of these types.
+    #[arg(long = "type", value_name = "TYPE")]
+    event_types: Vec<String>,
+}
+
+impl Events {
+    fn is_everything(&self) -> bool {
+        self.after.is_none()
+            && self.until.is_none()
+            && self.since.is_none()
+            && self.before.is_none()
+            && self.event_ids.is_empty()
+            && self.streams.is_empty()
+            && self.event_types.is_empty()
+    }
+
+    /// The selection, ending at a position up to which nothing can come in between any more.
+    async fn select(self, session: &mut Session) -> Result<Selection, Failure> {
+        let mut fence = session.take_fence().await.map_err(failure)?;
+        let patience = Instant::now() + FENCE_PATIENCE;
+        while !fence.is_decided() {
+            if Instant::now() > patience {
+                let writers = session.fence_writers(&fence).await.map_err(failure)?;
+                let error = anyhow!("transactions that append are still open: {writers:?}");
+                return Err(Failure::new(Exit::Unavailable, error));
+            }
+            sleep(Duration::from_millis(50)).await;
+            session.refresh_fence(&mut fence).await.map_err(failure)?;
+        }
+        let head = fence.limit().get();
+        Ok(Selection {
+            after: self.after,
+            until: Some(self.until.map_or(head, |until| until.min(head))),
+            since: self.since,
+            before: self.before,
+            event_ids: self.event_ids,
+            streams: self.streams,
+            event_types: self.event_types,
+        })
+    }
+}
+
+/// Compare the event store with the outbox: was every event captured?
+///
+/// Ends with 1 when an event is missing in the outbox.
+#[derive(Args, Debug)]
+pub(crate) struct Reconcile {
+    #[command(flatten)]
+    events: Events,
+    #[command(flatten)]
+    format: Format,
+}
+
+#[derive(Serialize)]
+struct Report {
+    #[serde(flatten)]
+    counted: Reconciled,
+    /// The first of the missing events.
+    examples: Vec<MissingEvent>,
+}
+
+impl Reconcile {
+    pub(crate) async fn run(self, settings: &Settings) -> Result<(), Failure> {
+        let mut session = open(settings).await?;
+        let selection = self.events.select(&mut session).await?;
+        let compared = session.reconcile(&selection, settings.retention, EXAMPLES).await;
+        let (counted, examples) = compared.map_err(failure)?;
+        session.close().await;
+        self.format.print(&Report { counted, examples }, text)?;
+        match counted.missing {
+            0 => Ok(()),
+            missing => {
+                let error = anyhow!(
+                    "{missing} events are not in the outbox: \
+                     publish them with `outbox-relay republish --event-id ...`"
+                );
+                Err(Failure::new(Exit::Failed, error))
+            }
+        }
+    }
+}
+
+fn text(report: &Report) -> String {
+    let Reconciled { events, processed, pending, expired, missing } = report.counted;
+    let mut text = format!(
+        "events     {events}\nprocessed  {processed}\npending    {pending}\n\
+         expired    {expired}, older than relay.retention and no longer in the outbox\n\
+         missing    {missing}\n"
+    );
+    for event in &report.examples {
+        let MissingEvent { position, event_id, stream_id, stream_version, event_type } = event;
+        writeln!(
+            text,
+            "missing: position {position}, {event_id}, {event_type}, \
+             version {stream_version} of {stream_id}"
+        )
+        .expect("writing to a String cannot fail");
+    }
+    text
+}
+
+/// Publish events of the event store again, for a new consumer or after a loss.
+///
+/// They go through the outbox, behind what is pending. Consumers see them again, and must know
+/// repetitions by their id; read models do.
+#[derive(Args, Debug)]
+pub(crate) struct Republish {
+    #[command(flatten)]
+    events: Events,
+    /// Every event of the event store.
+    #[arg(long)]
+    all: bool,
+    /// Events per second at most.
+    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    rate: u32,
+    /// Only count them.
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    format: Format,
+}
+
+#[derive(Serialize)]
+struct Republished {
+    events: i64,
+    dry_run: bool,
+}
+
+impl Republish {
+    pub(crate) async fn run(self, settings: &Settings) -> Result<(), Failure> {
+        if self.events.is_everything() != self.all {
+            let error = anyhow!("say which events: --stream, --since and so on, or --all for all");
+            return Err(Failure::new(Exit::Configuration, error));
+        }
+        let mut session = open(settings).await?;
+        let mut selection = self.events.select(&mut session).await?;
+        let events = if self.dry_run {
+            session.count_events(&selection).await.map_err(failure)?
+        } else {
+            let what = serde_json::to_string(&selection).unwrap_or_default();
+            session.audit_republish(&actor(), &what).await.map_err(failure)?;
+            republish(&mut session, &mut selection, self.rate).await?
+        };
+        session.close().await;
+        self.format.print(&Republished { events, dry_run: self.dry_run }, |done| {
+            let what = if done.dry_run { "would be published" } else { "are in the outbox" };
+            format!("{} events {what} again", done.events)
+        })
+    }
+}
+
+async fn republish(
+    session: &mut Session,
+    selection: &mut Selection,
+    rate: u32,
+) -> Result<i64, Failure> {
+    let page = (rate / 10).clamp(1, 1_000);
+    let mut total = 0;
+    let mut next = Instant::now();
+    while let Some((count, last)) = session.republish(selection, page).await.map_err(|error| {
+        say(&format!("{total} events were put into the outbox before this failed"));
+        failure(error)
+    })? {
+        total += count;
+        selection.after = Some(last.get());
+        next += Duration::from_secs(1) * page / rate;
+        sleep_until(next).await;
+    }
+    Ok(total)
+}

@@ -1,0 +1,85 @@
+//! `outbox-relay status`.
+
+use std::fmt::Write;
+
+use daemon::Failure;
+use event_store::{Backlog, Group, Status};
+
+use super::{Format, failure, open};
+use crate::Settings;
+
+/// Categories shown to people.
+const CATEGORIES: usize = 10;
+
+/// Prints the state of the outbox.
+pub(crate) async fn status(settings: &Settings, format: Format) -> Result<(), Failure> {
+    let mut session = open(settings).await?;
+    let status = session.status().await.map_err(failure)?;
+    session.close().await;
+    format.print(&status, text)
+}
+
+fn text(status: &Status) -> String {
+    let mut text = String::new();
+    write_text(&mut text, status).expect("writing to a String cannot fail");
+    text
+}
+
+fn write_text(text: &mut String, status: &Status) -> std::fmt::Result {
+    writeln!(text, "pending   {}", count(status.pending))?;
+    if status.oldest_age_seconds > 0.0 {
+        writeln!(text, "oldest    {:.1} s", status.oldest_age_seconds)?;
+    }
+    writeln!(
+        text,
+        "held      {}, behind an event that could not be published",
+        count(status.held)
+    )?;
+    writeln!(text, "delayed   {}", count(status.delayed))?;
+    let rates = status.rates;
+    writeln!(
+        text,
+        "rates     {:.0} inserted/s, {:.0} published/s",
+        rates.inserted, rates.published
+    )?;
+    if !status.categories.is_empty() {
+        let categories = status.categories.iter().take(CATEGORIES);
+        let list: Vec<String> =
+            categories.map(|Group { name, events }| format!("{name} {events}")).collect();
+        writeln!(text, "pending by category: {}", list.join(", "))?;
+        let lanes: Vec<String> =
+            status.lanes.iter().map(|Group { name, events }| format!("{name}:{events}")).collect();
+        writeln!(text, "pending by lane: {}", lanes.join(" "))?;
+    }
+    for streams in &status.waiting {
+        let kind = if streams.blocked { "blocked, " } else { "" };
+        writeln!(text, "waiting   {} streams: {kind}{}", streams.streams, streams.reason)?;
+    }
+    for key in &status.unroutable {
+        writeln!(
+            text,
+            "no queue is bound for {}: {} events of {} streams wait for one",
+            key.routing_key, key.events, key.streams
+        )?;
+    }
+    for writer in &status.open_writers {
+        let pid = writer
+            .pid
+            .map_or_else(|| "prepared transaction".to_owned(), |pid| format!("pid {pid}"));
+        let age = writer.age_seconds.map_or_else(String::new, |age| format!(" for {age:.0} s"));
+        writeln!(
+            text,
+            "open      a writer holds up the fence{age}: {pid} {:?}",
+            writer.application_name
+        )?;
+    }
+    if status.waiting.iter().any(|streams| streams.blocked) {
+        writeln!(text, "`outbox-relay blocked list` shows what waits for a decision")?;
+    }
+    Ok(())
+}
+
+fn count(number: i64) -> String {
+    let more = if number >= Backlog::COUNTED_AT_MOST { " or more" } else { "" };
+    format!("{number}{more}")
+}

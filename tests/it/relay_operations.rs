@@ -1,0 +1,204 @@
+//! The relay's commands and background work.
+
+use std::time::Duration;
+
+use harness::{Stack, Tap, event, eventually};
+use serde_json::{Value, json};
+use sqlx::{Connection, Executor};
+use tokio::time::sleep;
+
+use crate::relay::{all_processed, fill};
+
+async fn count(stack: &Stack, sql: &'static str) -> i64 {
+    sqlx::query_scalar(sql).fetch_one(&mut stack.postgres().await).await.unwrap()
+}
+
+/// PostgreSQL is enough for an operator to see what happens.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_status_is_told_without_a_broker() {
+    Stack::run(async |stack| {
+        fill(stack, "order", 5, 4).await;
+        fill(stack, "mail", 2, 1).await;
+        let mut other = stack.postgres().await;
+        let mut open = other.begin().await.unwrap();
+        open.execute("SELECT append_to_stream('order-6', 0,
+            '[{\"event_id\": \"018f4e3a-0000-7000-8000-000000000001\", \"type\": \"A\", \"data\": {}}]')")
+            .await
+            .unwrap();
+        let status = stack.relay().env("AMQP_URL", "amqp://127.0.0.1:1").arg("status");
+        let told = eventually("the open writer is old enough to be told", async || {
+            let told: Value =
+                serde_json::from_str(&status.clone().arg("--json").succeed().await).unwrap();
+            (!told["open_writers"].as_array().unwrap().is_empty()).then_some(told)
+        })
+        .await;
+        assert_eq!(told["pending"], 22);
+        assert_eq!(
+            told["categories"],
+            json!([{ "name": "order", "events": 20 }, { "name": "mail", "events": 2 }])
+        );
+        let lanes: i64 =
+            told["lanes"].as_array().unwrap().iter().map(|lane| lane["events"].as_i64().unwrap()).sum();
+        assert_eq!(lanes, 22);
+        assert!(told["oldest_age_seconds"].as_f64().unwrap() > 0.0);
+        let text = status.succeed().await;
+        assert!(text.contains("pending by category: order 20, mail 2"), "{text}");
+        assert!(text.contains("a writer holds up the fence"), "{text}");
+        open.rollback().await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_the_outbox_lost_is_found_and_published_again() {
+    Stack::run(async |stack| {
+        let tap = Tap::open(stack).await;
+        fill(stack, "order", 10, 5).await;
+        let reconcile = stack.relay().arg("reconcile").arg("--json");
+        let told: Value = serde_json::from_str(&reconcile.succeed().await).unwrap();
+        assert_eq!([&told["events"], &told["pending"], &told["missing"]], [50, 50, 0]);
+
+        let mut connection = stack.postgres().await;
+        connection.execute("DELETE FROM outbox WHERE stream_id = 'order-3'").await.unwrap();
+        let _relay = stack.relay().start_ready().await;
+        tap.wait_for(45).await;
+        all_processed(stack).await;
+        let told = reconcile.fail(1).await;
+        assert!(told.contains("5 events are not in the outbox"), "{told}");
+        let told = stack.relay().arg("reconcile").fail(1).await;
+        assert!(
+            told.contains("A, version 1 of order-3")
+                || told.contains("Tested, version 1 of order-3"),
+            "{told}"
+        );
+
+        stack.relay().arg("republish").fail(64).await;
+        let republish = stack.relay().arg("republish").arg("--stream").arg("order-3");
+        let told = republish.clone().arg("--dry-run").succeed().await;
+        assert_eq!(told.trim(), "5 events would be published again");
+        assert_eq!(tap.seen().len(), 45);
+        republish.succeed().await;
+        let seen = tap.wait_for(50).await;
+        assert_eq!(Tap::inversions_of_first_copies(&seen), 0);
+        all_processed(stack).await;
+        let told: Value = serde_json::from_str(&reconcile.succeed().await).unwrap();
+        assert_eq!([&told["events"], &told["processed"], &told["missing"]], [50, 50, 0]);
+
+        // By type, position and rate: every event once more.
+        let again = stack.relay().arg("republish").arg("--type").arg("Tested");
+        let again = again.arg("--after").arg("10").arg("--rate").arg("100").arg("--json");
+        let told: Value = serde_json::from_str(&again.succeed().await).unwrap();
+        assert_eq!(told["events"], 40);
+        eventually("they are on the wire again", async || (tap.seen().len() == 90).then_some(()))
+            .await;
+        let audited = "SELECT count(*) FROM outbox_audit WHERE action = 'republish'";
+        assert_eq!(count(stack, audited).await, 2);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn published_rows_are_deleted_after_their_retention() {
+    Stack::run(async |stack| {
+        let tap = Tap::open(stack).await;
+        let retention = |text: &str| stack.relay().env("OUTBOX_RELAY__RELAY__RETENTION", text);
+        let mut relay = retention("1h").start_ready().await;
+        // More than a page.
+        fill(stack, "order", 500, 6).await;
+        tap.wait_for(3_000).await;
+        all_processed(stack).await;
+        relay.terminate().await;
+        // What waits is kept, however old it is.
+        stack
+            .postgres()
+            .await
+            .execute("UPDATE outbox SET processed_at = NULL, held = true WHERE id = 2500")
+            .await
+            .unwrap();
+        let mut relay = retention("1s").start_ready().await;
+        eventually("only what waits is left", async || {
+            (count(stack, "SELECT count(*) FROM outbox").await == 1).then_some(())
+        })
+        .await;
+        assert!(relay.metric("outbox_relay_deleted_events_total").await >= 2_999.0);
+        relay.terminate().await;
+
+        let _relay = retention("0s").start_ready().await;
+        stack.append("order-1", &[event("A", &json!({})), event("B", &json!({}))]).await;
+        tap.wait_for(3_002).await;
+        eventually("they are deleted at once", async || {
+            (count(stack, "SELECT count(*) FROM outbox").await == 1).then_some(())
+        })
+        .await;
+    })
+    .await;
+}
+
+/// A relay that would look again only after a minute is woken by an append; and one whose listener
+/// was lost, too, by the next one.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_relay_is_woken_by_an_append() {
+    Stack::run(async |stack| {
+        let tap = Tap::open(stack).await;
+        let relay = stack
+            .relay()
+            .env("OUTBOX_RELAY__RELAY__NOTIFY", "true")
+            .env("OUTBOX_RELAY__RELAY__POLL_MAX", "1m");
+        let _relays = [relay.start_ready().await, relay.start_ready().await];
+        let sleeps = "SELECT last_value FROM outbox_sleeper";
+        let asleep = async || {
+            eventually("a relay sleeps", async || (count(stack, sleeps).await == 1).then_some(()))
+                .await;
+        };
+        for number in 1..=5 {
+            asleep().await;
+            stack.append("order-1", &[event("A", &json!({}))]).await;
+            tap.wait_for(number).await;
+        }
+        stack
+            .postgres()
+            .await
+            .execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                 WHERE application_name = 'outbox-relay listener'
+                   AND datname = current_database()",
+            )
+            .await
+            .unwrap();
+        let listening = "SELECT count(*) FROM pg_stat_activity
+                         WHERE application_name = 'outbox-relay listener'
+                           AND datname = current_database()";
+        eventually("both listen again", async || {
+            (count(stack, listening).await == 2).then_some(())
+        })
+        .await;
+        asleep().await;
+        stack.append("order-1", &[event("A", &json!({}))]).await;
+        tap.wait_for(6).await;
+        all_processed(stack).await;
+    })
+    .await;
+}
+
+/// The floor must not rise above an id that was handed out, but is not committed yet.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_is_committed_late_is_published() {
+    Stack::run(async |stack| {
+        let tap = Tap::open(stack).await;
+        let _relay = stack.relay().start_ready().await;
+        let mut other = stack.postgres().await;
+        let mut late = other.begin().await.unwrap();
+        let events = json!([event("A", &json!({}))]);
+        harness::append(&mut late, "order-1", None, &events).await.unwrap();
+        for number in 2..200 {
+            stack.append(&format!("order-{number}"), &[event("A", &json!({}))]).await;
+        }
+        tap.wait_for(198).await;
+        // The floor moves once a second.
+        sleep(Duration::from_millis(3_500)).await;
+        late.commit().await.unwrap();
+        tap.wait_for(199).await;
+        all_processed(stack).await;
+    })
+    .await;
+}

@@ -1,0 +1,301 @@
+//! What the relay does with events that cannot be published now, and what people decide about them.
+
+use std::time::Duration;
+
+use harness::{Stack, Tap, event, eventually};
+use serde_json::{Value, json};
+use sqlx::Executor;
+
+use crate::relay::{all_processed, fill, unprocessed};
+
+/// Runs an operator's command that prints JSON.
+async fn ask(stack: &Stack, arguments: &[&str]) -> Value {
+    let command = arguments.iter().fold(stack.relay(), |command, word| command.arg(*word));
+    serde_json::from_str(&command.arg("--json").succeed().await).unwrap()
+}
+
+async fn blocked(stack: &Stack) -> Vec<Value> {
+    ask(stack, &["blocked", "list"]).await.as_array().unwrap().clone()
+}
+
+/// Waits until one stream is blocked, and gives the number of its event.
+async fn blocked_event(stack: &Stack) -> String {
+    let streams = eventually("a stream is blocked", async || {
+        Some(blocked(stack).await).filter(|streams| streams.len() == 1)
+    })
+    .await;
+    streams[0]["id"].to_string()
+}
+
+async fn holds(stack: &Stack) -> i64 {
+    sqlx::query_scalar("SELECT count(*) FROM outbox_holds")
+        .fetch_one(&mut stack.postgres().await)
+        .await
+        .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_poison_event_among_200_streams_blocks_its_own_until_it_is_skipped() {
+    Stack::run(async |stack| {
+        let tap = Tap::open(stack).await;
+        let relay = stack
+            .relay()
+            .env("OUTBOX_RELAY__RELAY__MAX_MESSAGE_BYTES", "4000")
+            .env("OUTBOX_RELAY__RELAY__MAX_ATTEMPTS", "3")
+            .env("OUTBOX_RELAY__RELAY__RETRY_MIN", "20ms")
+            .start_ready()
+            .await;
+        let poison = event("Poison", &json!({ "text": "x".repeat(5_000) }));
+        stack.append("order-7", &[event("A", &json!({})), poison, event("B", &json!({}))]).await;
+        fill(stack, "parcel", 199, 3).await;
+        let seen = tap.wait_for(199 * 3 + 1).await;
+        assert_eq!(seen.iter().filter(|message| message.stream_id == "order-7").count(), 1);
+        let id = blocked_event(stack).await;
+        assert_eq!(unprocessed(stack).await, 2);
+        eventually("the gauge counts it", async || {
+            (relay.metric("outbox_relay_blocked_streams").await > 0.0).then_some(())
+        })
+        .await;
+        let shown = ask(stack, &["blocked", "show", &id]).await;
+        assert_eq!(shown["stream_key"], "order-7");
+        assert_eq!(shown["stream_version"], 2);
+        assert_eq!(shown["attempts"], 3);
+        assert_eq!(shown["events"], 2);
+        assert!(shown["last_error"].as_str().unwrap().contains("and 4000 are allowed"), "{shown}");
+
+        // Later events of the stream wait, too.
+        stack.append("order-7", &[event("C", &json!({}))]).await;
+        stack.append("order-8", &[event("A", &json!({}))]).await;
+        tap.wait_for(199 * 3 + 2).await;
+        eventually("the later event waits", async || {
+            (ask(stack, &["blocked", "show", &id]).await["events"] == 3).then_some(())
+        })
+        .await;
+
+        stack.relay().arg("blocked").arg("skip").arg(&id).fail(2).await;
+        let skip = stack.relay().arg("blocked").arg("skip").arg(&id);
+        skip.env("USER", "zoe").arg("--reason").arg("a test of the parser").succeed().await;
+        let seen = tap.wait_for(199 * 3 + 4).await;
+        let versions: Vec<_> = seen
+            .iter()
+            .filter(|message| message.stream_id == "order-7")
+            .map(|message| message.version)
+            .collect();
+        assert_eq!(versions, [1, 3, 4]);
+        all_processed(stack).await;
+        assert!(blocked(stack).await.is_empty());
+        let (actor, action, reason): (String, String, String) =
+            sqlx::query_as("SELECT actor, action, reason FROM outbox_audit")
+                .fetch_one(&mut stack.postgres().await)
+                .await
+                .unwrap();
+        assert_eq!([&*actor, &*action, &*reason], ["zoe", "skip", "a test of the parser"]);
+        stack
+            .relay()
+            .arg("blocked")
+            .arg("skip")
+            .arg(&id)
+            .arg("--reason")
+            .arg("again")
+            .fail(65)
+            .await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blocked_event_goes_on_when_it_is_retried() {
+    Stack::run(async |stack| {
+        let tap = Tap::open(stack).await;
+        let mut relay = stack
+            .relay()
+            .env("OUTBOX_RELAY__RELAY__MAX_MESSAGE_BYTES", "4000")
+            .env("OUTBOX_RELAY__RELAY__MAX_ATTEMPTS", "1")
+            .start_ready()
+            .await;
+        let large = event("Large", &json!({ "text": "x".repeat(5_000) }));
+        stack.append("order-1", &[event("A", &json!({})), large, event("B", &json!({}))]).await;
+        blocked_event(stack).await;
+        relay.terminate().await;
+        let _relay = stack.relay().start_ready().await;
+        // A larger limit alone does not wake what waits for a person.
+        stack.append("order-2", &[event("A", &json!({}))]).await;
+        tap.wait_for(2).await;
+        assert_eq!(blocked(stack).await.len(), 1);
+        stack.relay().arg("blocked").arg("retry").arg("--all").succeed().await;
+        let seen = tap.wait_for(4).await;
+        assert_eq!(Tap::inversions_of_first_copies(&seen), 0);
+        all_processed(stack).await;
+        stack.relay().arg("blocked").arg("retry").arg("123456").fail(65).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unroutable_events_are_discarded_or_held_by_their_routing_key() {
+    Stack::run(async |stack| {
+        let _relay = stack
+            .relay()
+            .env("OUTBOX_RELAY__RELAY__DISCARD_UNROUTABLE", "audit.#, *.Ping")
+            .start_ready()
+            .await;
+        stack.append("audit-1", &[event("Logged", &json!({}))]).await;
+        stack.append("order-1", &[event("Ping", &json!({})), event("Placed", &json!({}))]).await;
+        stack.append("order-2", &[event("Placed", &json!({})), event("Ping", &json!({}))]).await;
+        let key = eventually("both orders wait", async || {
+            let status = ask(stack, &["status"]).await;
+            Some(status["unroutable"][0].clone()).filter(|key| key["streams"] == 2)
+        })
+        .await;
+        assert_eq!(key, json!({ "routing_key": "order.Placed", "streams": 2, "events": 3 }));
+        assert_eq!(unprocessed(stack).await, 3);
+        let text = stack.relay().arg("status").succeed().await;
+        let told = "no queue is bound for order.Placed: 3 events of 2 streams wait for one";
+        assert!(text.contains(told), "{text}");
+        let tap = Tap::open(stack).await;
+        tap.wait_for(3).await;
+        all_processed(stack).await;
+    })
+    .await;
+}
+
+/// A delayed event comes when it is due, in the order of its stream, and holds up no other.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_delayed_event_is_published_when_it_is_due() {
+    Stack::run(async |stack| {
+        let tap = Tap::open(stack).await;
+        let _relay = stack.relay().start_ready().await;
+        let mut connection = stack.postgres().await;
+        // Of one stream: now, in 2 s, now, in 4 s, now, in 1 s. Of another: now.
+        connection
+            .execute(
+                "INSERT INTO outbox (event_id, stream_id, stream_version, event_type, routing_key,
+                                     payload, available_at)
+                 SELECT gen_random_uuid(), stream, version, 'A', 'mail.A', '{}',
+                        now() + delay * interval '1 s'
+                 FROM (VALUES ('mail-1', 1, NULL), ('mail-1', 2, 2), ('mail-1', 3, NULL),
+                              ('mail-1', 4, 4), ('mail-1', 5, NULL), ('mail-1', 6, 1),
+                              ('mail-2', 1, NULL))
+                      AS row (stream, version, delay)",
+            )
+            .await
+            .unwrap();
+        connection
+            .execute(
+                "INSERT INTO outbox (event_id, event_type, routing_key, payload, available_at)
+                 VALUES (gen_random_uuid(), 'A', 'mail.A', '{}', now() + interval '3 s')",
+            )
+            .await
+            .unwrap();
+        let due: Vec<(i64, f64)> = sqlx::query_as(
+            "SELECT id, extract(epoch FROM available_at)::float8 FROM outbox
+             WHERE available_at IS NOT NULL",
+        )
+        .fetch_all(&mut connection)
+        .await
+        .unwrap();
+        assert_eq!(due.len(), 4);
+        let seen = tap.wait_for(2).await;
+        assert_eq!(seen.iter().filter(|message| message.version == 1).count(), 2);
+        let seen = tap.wait_for(7).await;
+        assert_eq!(Tap::inversions_of_first_copies(&seen), 0);
+        all_processed(stack).await;
+        assert_eq!(holds(stack).await, 0);
+        for (id, due) in due {
+            let published: f64 = sqlx::query_scalar(
+                "SELECT extract(epoch FROM processed_at)::float8 FROM outbox WHERE id = $1",
+            )
+            .bind(id)
+            .fetch_one(&mut connection)
+            .await
+            .unwrap();
+            assert!(published >= due, "row {id} was published {} s early", due - published);
+        }
+        assert_eq!(tap.seen().len(), 7, "nothing was published twice");
+    })
+    .await;
+}
+
+/// What fails behind a delay, and what is delayed behind a failure, stays in order.
+#[tokio::test(flavor = "multi_thread")]
+async fn delays_and_failures_of_one_stream_keep_its_order() {
+    Stack::run(async |stack| {
+        let _relay = stack.relay().start_ready().await;
+        stack
+            .postgres()
+            .await
+            .execute(
+                "INSERT INTO outbox (event_id, stream_id, stream_version, event_type, routing_key,
+                                     payload, available_at)
+                 SELECT gen_random_uuid(), 'mail-' || stream, version, 'A', 'mail.A', '{}',
+                        CASE WHEN (version + stream) % 3 = 0
+                             THEN now() + version * interval '200 ms' END
+                 FROM generate_series(1, 12) version, generate_series(1, 20) stream
+                 ORDER BY version",
+            )
+            .await
+            .unwrap();
+        // There is no queue for a while.
+        eventually("all streams wait", async || (holds(stack).await == 20).then_some(())).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let tap = Tap::open(stack).await;
+        let seen = tap.wait_for(240).await;
+        assert_eq!(Tap::inversions_of_last_copies(&seen), 0);
+        all_processed(stack).await;
+        eventually("no hold is left", async || (holds(stack).await == 0).then_some(())).await;
+    })
+    .await;
+}
+
+/// A row that says of itself that it needs no publishing would be lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn malformed_rows_are_refused_at_insert() {
+    Stack::run(async |stack| {
+        let mut connection = stack.postgres().await;
+        let defaults = [
+            ("event_id", "gen_random_uuid()"),
+            ("event_type", "'A'"),
+            ("routing_key", "'mail.A'"),
+            ("payload", "'{}'"),
+        ];
+        for (column, value, code) in [
+            ("held", "true", "ES009"),
+            ("processed_at", "now()", "ES009"),
+            ("event_id", "NULL", "23502"),
+            ("event_id", "'00000000-0000-0000-0000-000000000000'", "23514"),
+            ("event_id", "'no-uuid'", "22P02"),
+            ("event_type", "NULL", "23502"),
+            ("event_type", "'a b'", "23514"),
+            ("routing_key", "NULL", "23502"),
+            ("routing_key", "''", "23514"),
+            ("routing_key", "'mail.#'", "23514"),
+            ("routing_key", "repeat('x', 256)", "23514"),
+            ("payload", "NULL", "23502"),
+            ("payload", "'{'", "22P02"),
+            ("metadata", "'[]'", "23514"),
+            ("metadata", "jsonb_build_object('a', repeat('x', 40000))", "23514"),
+            ("stream_id", "'no id.'", "23514"),
+            ("stream_version", "1", "23514"),
+            ("schema_version", "0", "23514"),
+            ("occurred_at", "'infinity'", "23514"),
+            ("available_at", "'infinity'", "23514"),
+            ("lane", "1", "428C9"),
+            ("id", "1", "428C9"),
+        ] {
+            let mut row: Vec<_> = defaults.iter().filter(|(name, _)| *name != column).collect();
+            let given = (column, value);
+            row.push(&given);
+            let columns: Vec<_> = row.iter().map(|(name, _)| *name).collect();
+            let values: Vec<_> = row.iter().map(|(_, value)| *value).collect();
+            let sql = format!(
+                "INSERT INTO outbox ({}) VALUES ({})",
+                columns.join(", "),
+                values.join(", ")
+            );
+            let error = connection.execute(sqlx::AssertSqlSafe(sql.clone())).await.unwrap_err();
+            let found = error.as_database_error().and_then(|error| error.code().map(String::from));
+            assert_eq!(found.as_deref(), Some(code), "{sql}: {error}");
+        }
+    })
+    .await;
+}
