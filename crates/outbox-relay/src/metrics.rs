@@ -21,7 +21,7 @@ pub(crate) struct Metrics {
     pub(crate) event_age_seconds: Histogram,
     pub(crate) batch_events: Histogram,
     pub(crate) losses: Family<Label, Counter>,
-    pub(crate) claims: Counter,
+    pub(crate) claim_seconds: Histogram,
     pub(crate) deleted: Counter,
     pub(crate) blocked_streams: Gauge,
     pub(crate) events: Family<Label, Gauge>,
@@ -38,7 +38,7 @@ impl Metrics {
             event_age_seconds: Histogram::new(exponential_buckets(0.001, 2.0, 20)),
             batch_events: Histogram::new(exponential_buckets(1.0, 2.0, 14)),
             losses: Family::default(),
-            claims: Counter::default(),
+            claim_seconds: Histogram::new(exponential_buckets(0.000_5, 1.5, 24)),
             deleted: Counter::default(),
             blocked_streams: Gauge::default(),
             events: Family::default(),
@@ -78,10 +78,11 @@ impl Metrics {
             "Connections given up after a failure",
             metrics.losses.clone(),
         );
-        registry.register(
-            "claims",
-            "Claims of lanes that had something to publish",
-            metrics.claims.clone(),
+        registry.register_with_unit(
+            "claim_duration",
+            "Time to lock lanes that have something to publish and to read their first events",
+            Unit::Seconds,
+            metrics.claim_seconds.clone(),
         );
         registry.register(
             "deleted_events",

@@ -48,10 +48,11 @@ pub(crate) async fn pass(
 ) -> Result<Pass, Trouble> {
     let (lanes, floor) = (survey.lanes(), survey.floor.get());
     let limits = ClaimLimits { lanes, events: policy.events, floor };
+    let claiming = Instant::now();
     let Some(mut claim) = session.claim(limits).await.map_err(Trouble::Store)? else {
         return Ok(Pass::Idle);
     };
-    metrics.claims.inc();
+    metrics.claim_seconds.observe(claiming.elapsed().as_secs_f64());
     let batch = Batch::of(&mut claim, policy.max_message_bytes);
     let started = Instant::now();
     let outcomes = match publisher.publish(&batch.messages).await {
