@@ -4,12 +4,14 @@
 
 mod daemon;
 mod eventually;
+mod pgbouncer;
 mod proxy;
 mod stack;
 mod tap;
 
 pub use daemon::{Daemon, Program};
 pub use eventually::{eventually, within};
-pub use proxy::{Mode, Proxy};
+pub use pgbouncer::PgBouncer;
+pub use proxy::{Cut, Mode, Proxy, Side};
 pub use stack::{Stack, append, event, root};
 pub use tap::{Seen, Tap};

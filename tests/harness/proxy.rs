@@ -1,7 +1,8 @@
 //! A TCP proxy that disturbs.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -9,6 +10,7 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
 use url::Url;
 
 /// What the proxy does with connections.
@@ -18,15 +20,64 @@ pub enum Mode {
     Pass,
     /// Keeps connections open, takes new ones, and lets nothing through.
     BlackHole,
+    /// Lets nothing through in one direction.
+    BlackHoleTowards(Side),
     /// Resets every connection, and each new one.
     Reset,
+    /// Lets everything through, each piece after a while.
+    Latency(Duration),
+    /// Lets everything through, in pieces of so many bytes.
+    Slice(usize),
+}
+
+/// An end of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// Whoever connected.
+    Client,
+    /// Whom the proxy stands before.
+    Server,
+}
+
+/// A moment at which one connection is reset, once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cut {
+    /// The client sends COMMIT to PostgreSQL; the server does not get it.
+    Commit,
+    /// The server answers a COMMIT; the client does not get to know.
+    CommitAnswer,
+    /// RabbitMQ confirms a message; the client does not get to know.
+    Confirm,
+}
+
+impl Mode {
+    fn stops(self, towards: Side) -> bool {
+        self == Self::BlackHole || self == Self::BlackHoleTowards(towards)
+    }
 }
 
 /// Stands before a server.
 pub struct Proxy {
     address: SocketAddr,
     mode: Arc<watch::Sender<Mode>>,
+    cuts: Arc<Cuts>,
     tasks: JoinSet<()>,
+}
+
+#[derive(Default)]
+struct Cuts {
+    armed: Mutex<Option<Cut>>,
+    fired: AtomicUsize,
+}
+
+impl Cuts {
+    /// Whether the armed cut is one of these; it is disarmed then.
+    fn fire(&self, cuts: &[Cut]) -> Option<Cut> {
+        let mut armed = self.armed.lock().unwrap_or_else(PoisonError::into_inner);
+        let cut = armed.take_if(|armed| cuts.contains(armed))?;
+        self.fired.fetch_add(1, Ordering::Relaxed);
+        Some(cut)
+    }
 }
 
 impl Proxy {
@@ -44,8 +95,9 @@ impl Proxy {
         through.set_port(Some(address.port())).expect("a port");
         let mode = Arc::new(watch::Sender::new(Mode::Pass));
         let mut tasks = JoinSet::new();
-        tasks.spawn(accept(listener, server, Arc::clone(&mode)));
-        (Self { address, mode, tasks }, through.to_string())
+        let cuts = Arc::<Cuts>::default();
+        tasks.spawn(accept(listener, server, Arc::clone(&mode), Arc::clone(&cuts)));
+        (Self { address, mode, cuts, tasks }, through.to_string())
     }
 
     /// Changes what happens to all connections.
@@ -57,6 +109,16 @@ impl Proxy {
     pub fn cut(&self) {
         self.set(Mode::Reset);
         self.set(Mode::Pass);
+    }
+
+    /// Resets the next connection that comes to such a moment.
+    pub fn cut_at(&self, cut: Cut) {
+        *self.cuts.armed.lock().unwrap_or_else(PoisonError::into_inner) = Some(cut);
+    }
+
+    /// How often a connection was reset at such a moment.
+    pub fn cuts(&self) -> usize {
+        self.cuts.fired.load(Ordering::Relaxed)
     }
 
     /// Where it listens.
@@ -71,31 +133,49 @@ impl Drop for Proxy {
     }
 }
 
-async fn accept(listener: TcpListener, server: String, mode: Arc<watch::Sender<Mode>>) {
+async fn accept(
+    listener: TcpListener,
+    server: String,
+    mode: Arc<watch::Sender<Mode>>,
+    cuts: Arc<Cuts>,
+) {
     let mut connections = JoinSet::new();
     while let Ok((client, _)) = listener.accept().await {
-        connections.spawn(connect(client, server.clone(), mode.subscribe()));
+        connections.spawn(connect(client, server.clone(), mode.subscribe(), Arc::clone(&cuts)));
         while connections.try_join_next().is_some() {}
     }
 }
 
-async fn connect(client: TcpStream, server: String, mut mode: watch::Receiver<Mode>) {
+async fn connect(
+    client: TcpStream,
+    server: String,
+    mut mode: watch::Receiver<Mode>,
+    cuts: Arc<Cuts>,
+) {
     // Closing with something unsent is a reset.
     client.set_zero_linger().expect("a socket option");
-    if mode.wait_for(|mode| *mode != Mode::BlackHole).await.is_err()
+    if mode.wait_for(|mode| !mode.stops(Side::Server)).await.is_err()
         || *mode.borrow() == Mode::Reset
     {
         return;
     }
     let Ok(server) = TcpStream::connect(server).await else { return };
     server.set_zero_linger().expect("a socket option");
+    for socket in [&client, &server] {
+        socket.set_nodelay(true).expect("a socket option");
+    }
     let ((from_client, to_client), (from_server, to_server)) =
         (client.into_split(), server.into_split());
     // `changed` must also see a mode that was set and set back.
     mode.mark_unchanged();
+    let committing = AtomicBool::new(false);
+    let requests =
+        Flow { towards: Side::Server, mode: mode.clone(), cuts: &cuts, committing: &committing };
+    let answers =
+        Flow { towards: Side::Client, mode: mode.clone(), cuts: &cuts, committing: &committing };
     tokio::select! {
-        () = copy(from_client, to_server, mode.clone()) => {}
-        () = copy(from_server, to_client, mode.clone()) => {}
+        () = requests.copy(from_client, to_server) => {}
+        () = answers.copy(from_server, to_client) => {}
         () = reset(mode) => {}
     }
 }
@@ -113,17 +193,61 @@ async fn reset(mut mode: watch::Receiver<Mode>) {
     }
 }
 
-async fn copy(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut mode: watch::Receiver<Mode>) {
-    let mut buffer = vec![0; 1 << 16];
-    loop {
-        let Ok(length @ 1..) = from.read(&mut buffer).await else { return };
-        if mode.wait_for(|mode| *mode != Mode::BlackHole).await.is_err() {
-            return;
+/// One direction of a connection.
+struct Flow<'c> {
+    towards: Side,
+    mode: watch::Receiver<Mode>,
+    cuts: &'c Cuts,
+    /// A COMMIT went to the server whose answer is to be swallowed.
+    committing: &'c AtomicBool,
+}
+
+impl Flow<'_> {
+    /// Copies until one end is gone, or the connection is to be reset.
+    async fn copy(mut self, mut from: OwnedReadHalf, mut to: OwnedWriteHalf) {
+        let mut buffer = vec![0; 1 << 16];
+        while let Ok(length @ 1..) = from.read(&mut buffer).await {
+            let bytes = &buffer[..length];
+            let towards = self.towards;
+            if self.mode.wait_for(|mode| !mode.stops(towards)).await.is_err() || self.cuts(bytes) {
+                return;
+            }
+            let mode = *self.mode.borrow();
+            let piece = if let Mode::Slice(piece) = mode { piece } else { length };
+            if let Mode::Latency(latency) = mode {
+                sleep(latency).await;
+            }
+            for piece in bytes.chunks(piece) {
+                if !matches!(
+                    timeout(Duration::from_mins(10), to.write_all(piece)).await,
+                    Ok(Ok(()))
+                ) {
+                    return;
+                }
+                tokio::task::yield_now().await;
+            }
         }
-        let write = to.write_all(&buffer[..length]);
-        let written = tokio::time::timeout(Duration::from_mins(10), write).await;
-        if !matches!(written, Ok(Ok(()))) {
-            return;
+    }
+
+    /// Whether the connection is to be reset instead of letting these bytes through.
+    fn cuts(&self, bytes: &[u8]) -> bool {
+        // A method frame with 13 bytes, the acknowledgement of a publish.
+        let is_confirm = |frame: &[u8]| frame[0] == 1 && frame[3..] == [0, 0, 0, 13, 0, 60, 0, 80];
+        match self.towards {
+            Side::Server if bytes.windows(6).any(|word| word == b"COMMIT") => {
+                match self.cuts.fire(&[Cut::Commit, Cut::CommitAnswer]) {
+                    Some(Cut::CommitAnswer) => {
+                        self.committing.store(true, Ordering::Relaxed);
+                        false
+                    }
+                    cut => cut.is_some(),
+                }
+            }
+            Side::Client if self.committing.load(Ordering::Relaxed) => true,
+            Side::Client if bytes.windows(11).any(is_confirm) => {
+                self.cuts.fire(&[Cut::Confirm]).is_some()
+            }
+            _ => false,
         }
     }
 }

@@ -10,6 +10,7 @@ mod incidents;
 mod operations;
 mod projector;
 mod relay;
+mod relay_faults;
 mod relay_fleet;
 mod relay_operations;
 mod relay_waits;

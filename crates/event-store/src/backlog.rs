@@ -2,7 +2,7 @@
 
 use sqlx::query;
 
-use crate::{Error, Session};
+use crate::{Error, OutboxId, Session};
 
 /// The state of the outbox.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -23,15 +23,15 @@ impl Backlog {
 }
 
 impl Session {
-    /// Reads the state of the outbox.
+    /// Reads the state of the outbox, of which pending rows begin at `floor`.
     ///
     /// # Errors
     ///
     /// When PostgreSQL cannot be asked.
-    pub async fn backlog(&mut self) -> Result<Backlog, Error> {
+    pub async fn backlog(&mut self, floor: OutboxId) -> Result<Backlog, Error> {
         let query = query(
             "SELECT (SELECT count(*) FROM (SELECT 1 FROM outbox
-                                           WHERE processed_at IS NULL AND NOT held
+                                           WHERE id >= $2 AND processed_at IS NULL AND NOT held
                                              AND available_at IS NULL
                                            LIMIT $1) AS pending),
                     (SELECT count(*) FROM (SELECT 1 FROM outbox
@@ -44,7 +44,8 @@ impl Session {
                         (SELECT min(first.created_at)
                          FROM outbox_lanes l CROSS JOIN LATERAL (
                              SELECT o.created_at FROM outbox o
-                             WHERE o.lane = l.lane AND o.processed_at IS NULL AND NOT o.held
+                             WHERE o.lane = l.lane AND o.id >= $2
+                               AND o.processed_at IS NULL AND NOT o.held
                                AND o.available_at IS NULL
                              ORDER BY o.lane, o.id
                              LIMIT 1
@@ -54,7 +55,8 @@ impl Session {
                          WHERE h.reason <> 'delayed')
                     )), 0)::float8",
         )
-        .bind(Backlog::COUNTED_AT_MOST);
+        .bind(Backlog::COUNTED_AT_MOST)
+        .bind(floor.0);
         let rows: Vec<(i64, i64, i64, f64)> = self.read("reading the backlog", query).await?;
         let (pending, held, delayed, oldest) = rows.first().copied().unwrap_or_default();
         let oldest_age_seconds = oldest.max(0.0);

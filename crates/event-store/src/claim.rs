@@ -36,6 +36,16 @@ impl From<i64> for OutboxId {
     }
 }
 
+impl Lane {
+    /// How many there are.
+    pub const COUNT: u16 = 64;
+
+    /// All of them.
+    pub fn all() -> impl Iterator<Item = Self> {
+        (0..64).map(Self)
+    }
+}
+
 impl From<i16> for Lane {
     fn from(lane: i16) -> Self {
         Self(lane)

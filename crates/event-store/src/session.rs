@@ -80,6 +80,7 @@ impl Options {
 /// After any error, drop it and connect anew. Dropping closes the socket, and the server rolls back.
 pub struct Session {
     pub(crate) connection: PgConnection,
+    server: String,
     begin_read: String,
     begin_scan: String,
     begin_claim: String,
@@ -103,6 +104,7 @@ impl Session {
         let idle_ms = options.idle_limit.as_millis();
         let mut session = Self {
             connection,
+            server: String::new(),
             begin_read: format!(
                 "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY;
                  SET LOCAL statement_timeout = {statement_ms}; {HOLD_PLANNER_TO_INDEXES}"
@@ -134,16 +136,23 @@ impl Session {
     }
 
     async fn require_primary(&mut self, options: &Options) -> Result<(), Error> {
-        let query = sqlx::query_scalar(
-            "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean",
+        let query = sqlx::query_as(
+            "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean,
+                    pg_postmaster_start_time()::text",
         );
-        let standby: bool = within(
+        let (standby, server): (bool, String) = within(
             self.client_limit,
             "asking whether the server is the primary",
             query.fetch_one(&mut self.connection),
         )
         .await?;
+        self.server = server;
         if standby { Err(Error::NotPrimary { address: options.address.clone() }) } else { Ok(()) }
+    }
+
+    /// Tells one run of a server from another run or another server.
+    pub fn server(&self) -> &str {
+        &self.server
     }
 
     /// Makes sure that the limits of a claim are in force: a pooler or a fork might ignore them, and

@@ -4,7 +4,7 @@ use serde::Serialize;
 use sqlx::query;
 
 use crate::row::from_row;
-use crate::{Backlog, Error, Session};
+use crate::{Backlog, Error, OutboxId, Session};
 
 /// Everything that an operator asks first.
 #[derive(Debug, Serialize)]
@@ -97,7 +97,7 @@ impl Session {
     ///
     /// When PostgreSQL cannot be asked.
     pub async fn status(&mut self) -> Result<Status, Error> {
-        let backlog = self.backlog().await?;
+        let backlog = self.backlog(OutboxId(0)).await?;
         let (lanes, categories) = self.pending_groups().await?;
         Ok(Status {
             pending: backlog.pending,

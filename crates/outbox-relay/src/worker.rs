@@ -138,6 +138,9 @@ impl Worker {
             return Err(Trouble::Broker(broker::Error::Lost));
         }
         let (shared, publisher) = (&self.shared, &mut link.publisher);
+        if shared.survey.is_awaited() {
+            return Ok(Step::Passed(Pass::Some));
+        }
         let mut passed =
             pass(session, publisher, &self.policy, &shared.survey, &shared.metrics).await?;
         if passed == Pass::Idle && shared.hint.is_wanted(shared.settings.poll_max) {
@@ -163,6 +166,7 @@ impl Worker {
     async fn connect_store(&self) -> Result<Session, event_store::Error> {
         let mut session = Session::connect(&self.shared.workers_store).await?;
         session.require_migrated().await?;
+        self.shared.survey.note_server(session.server());
         self.shared.store_seen.store(true, Ordering::Relaxed);
         Ok(session)
     }
@@ -173,8 +177,6 @@ impl Worker {
         match trouble {
             Trouble::Store(error) => {
                 self.session = None;
-                // The next connection may lead to another server.
-                self.shared.survey.floor.reset();
                 metrics.lost("postgresql");
                 if error.is_configuration() && !self.shared.store_seen.load(Ordering::Relaxed) {
                     return Err(Failure::new(Exit::Login, error));

@@ -32,7 +32,7 @@ impl Test {
         let runner: &[&str] = if has_nextest { &["nextest", "run"] } else { &["test"] };
         let mut tests = cargo(runner);
         tests.arg("--workspace").args(&self.arguments);
-        tests.envs(&borrowed.servers.urls).env("DAEMONS", programs);
+        tests.envs(borrowed.servers.variables()).env("DAEMONS", programs);
         succeed(&mut tests)?;
         // The runner hides what a passing test says.
         if !root().join(INCIDENTS).is_dir() {

@@ -1,12 +1,13 @@
 //! The servers of `docker-compose.yml`.
 
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use super::{Origin, Servers};
+use super::{Origin, Servers, script};
 use crate::workspace::root;
 
 const PROJECT: &str = "outbox-relay-dev";
@@ -18,7 +19,7 @@ const PASSWORD: &str = "app";
 const DATABASE: &str = "app";
 
 /// Starts the three servers, if there is an engine, and images that can be had.
-pub(super) fn up() -> Result<Servers> {
+pub(super) fn up(folder: &Path) -> Result<Servers> {
     answer(Command::new("docker").args(["info", "--format", "{{.ServerVersion}}"]))
         .context("no container engine answers")?;
     answer(Command::new("docker").args(["compose", "version"]))
@@ -36,7 +37,10 @@ pub(super) fn up() -> Result<Servers> {
         ("READ_MODEL_URL", format!("mysql://root:{PASSWORD}@{}/{DATABASE}", port("mysql", 3306)?)),
         ("RABBITMQ_MANAGEMENT_URL", format!("http://{user}@{}", port("rabbitmq", 15672)?)),
     ];
-    Ok(Servers::new(Origin::Compose, urls, Vec::new()))
+    let mut rabbitmqctl = compose();
+    rabbitmqctl.args(["exec", "--no-TTY", "rabbitmq", "rabbitmqctl"]);
+    let tools = [("RABBITMQCTL", script(&folder.join("rabbitmqctl"), &rabbitmqctl)?)];
+    Ok(Servers::new(Origin::Compose, urls, Vec::new()).with_tools(tools))
 }
 
 /// Stops them and removes their data.

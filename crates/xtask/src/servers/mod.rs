@@ -7,9 +7,10 @@ mod tree;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::net::{TcpStream, ToSocketAddrs};
-use std::path::PathBuf;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
-use std::{env, thread};
+use std::{env, process, thread};
 
 use anyhow::{Context, Result, bail};
 use clap::Subcommand;
@@ -30,7 +31,7 @@ pub(crate) enum Command {
     Down,
     /// Say what runs.
     Status,
-    /// Print the URLs as shell exports: eval "$(cargo xtask servers env)"
+    /// Print URLs and tools as shell exports: eval "$(cargo xtask servers env)"
     Env,
 }
 
@@ -48,8 +49,8 @@ impl Command {
             },
             Self::Env => {
                 let servers = running()?.context("no servers: run `cargo xtask servers up`")?;
-                for (name, url) in &servers.urls {
-                    println!("export {name}='{url}'");
+                for (name, value) in servers.variables() {
+                    println!("export {name}='{value}'");
                 }
             }
         }
@@ -63,6 +64,9 @@ pub(crate) struct Servers {
     origin: Origin,
     /// Environment variables and their values.
     pub(crate) urls: BTreeMap<String, String>,
+    /// Programs that only some tests need: environment variables and paths.
+    #[serde(default)]
+    tools: BTreeMap<String, String>,
     /// Empty unless they are private.
     processes: Vec<Process>,
 }
@@ -103,7 +107,7 @@ fn up() -> Result<(Servers, bool)> {
     if let Some(servers) = running()? {
         return Ok((servers, false));
     }
-    let servers = match compose::up() {
+    let servers = match compose::up(&folder()) {
         Ok(servers) => servers,
         Err(why) => {
             eprintln!("docker compose is not used: {why:#}");
@@ -146,7 +150,8 @@ fn running() -> Result<Option<Servers>> {
         .collect();
     let named = NEEDED.iter().filter(|name| urls.contains_key(**name)).count();
     if named == NEEDED.len() {
-        let servers = Servers { origin: Origin::Environment, urls, processes: Vec::new() };
+        let (tools, processes) = (BTreeMap::new(), Vec::new());
+        let servers = Servers { origin: Origin::Environment, urls, tools, processes };
         for name in NEEDED {
             let url = &servers.urls[name];
             let address = address(url).with_context(|| format!("{name} is no URL with a host"))?;
@@ -173,7 +178,17 @@ fn recorded() -> Option<Servers> {
 impl Servers {
     fn new(origin: Origin, urls: [(&str, String); 4], processes: Vec<Process>) -> Self {
         let urls = urls.into_iter().map(|(name, url)| (name.to_owned(), url)).collect();
-        Self { origin, urls, processes }
+        Self { origin, urls, tools: BTreeMap::new(), processes }
+    }
+
+    fn with_tools<const N: usize>(mut self, tools: [(&str, String); N]) -> Self {
+        self.tools = tools.into_iter().map(|(name, path)| (name.to_owned(), path)).collect();
+        self
+    }
+
+    /// What tests find in their environment.
+    pub(crate) fn variables(&self) -> impl Iterator<Item = (&String, &String)> {
+        self.urls.iter().chain(&self.tools)
     }
 
     fn print_status(&self) {
@@ -219,6 +234,14 @@ fn address(url: &str) -> Option<String> {
         _ => 80,
     };
     Some(if host.contains(':') { host.to_owned() } else { format!("{host}:{port}") })
+}
+
+/// Writes a script that runs a command with more arguments, and gives its path.
+fn script(path: &Path, command: &process::Command) -> Result<String> {
+    // A command prints itself as a shell would take it.
+    fs::write(path, format!("#!/bin/sh\n{command:?} \"$@\"\n"))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755))?;
+    Ok(path.display().to_string())
 }
 
 fn is_open(address: &str) -> bool {

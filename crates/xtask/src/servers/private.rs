@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use super::tree::Tree;
-use super::{Origin, Servers};
+use super::{Origin, Servers, script};
 use crate::process::Process;
 
 /// User, password and database of all three.
@@ -37,7 +37,8 @@ pub(super) fn up(folder: &Path) -> Result<Servers> {
     let tree = Tree::at(folder)?;
     remove_data(folder)?;
     let data = folder.join("data");
-    for part in ["postgres", "mysql", "rabbitmq/db", "rabbitmq/log", "rabbitmq/generated"] {
+    for part in ["postgres", "mysql", "rabbitmq/db", "rabbitmq/log", "rabbitmq/generated", "tools"]
+    {
         fs::create_dir_all(data.join(part))?;
     }
     let data = data.canonicalize()?;
@@ -59,7 +60,9 @@ pub(super) fn up(folder: &Path) -> Result<Servers> {
         ("READ_MODEL_URL", format!("mysql://{host}:{mysql}/{NAME}")),
         ("RABBITMQ_MANAGEMENT_URL", format!("http://{host}:{management}")),
     ];
-    Ok(Servers::new(Origin::Private, urls, processes))
+    let tools =
+        [("RABBITMQCTL", private.tool("rabbitmqctl")?), ("PGBOUNCER", private.tool("pgbouncer")?)];
+    Ok(Servers::new(Origin::Private, urls, processes).with_tools(tools))
 }
 
 /// Removes what the servers have stored.
@@ -218,6 +221,11 @@ default_pass = {NAME}
             ("RABBITMQ_HOME", self.tree.path(&home).display().to_string()),
         ];
         self.tree.command(self.data, &variables, program)
+    }
+
+    /// A script that runs a program of the tree; it sees files beside itself.
+    fn tool(&self, program: &str) -> Result<String> {
+        script(&self.data.join("tools").join(program), &self.command(program)?)
     }
 
     fn run(&self, log: &str, command: &mut Command) -> Result<()> {

@@ -17,8 +17,8 @@ use crate::workspace::succeed;
 /// MySQL is in no other suite.
 const SUITE: &str = "sid";
 const PACKAGES: &str = "base-files,dash,bash,coreutils,sed,grep,mawk,hostname,libc-bin,procps,\
-                        postgresql-18,postgresql-client-18,mysql-server-core,mysql-client-core,\
-                        rabbitmq-server";
+                        postgresql-18,postgresql-client-18,pgbouncer,mysql-server-core,\
+                        mysql-client-core,rabbitmq-server";
 const TOOLS: [(&str, &str); 3] =
     [("mmdebstrap", "mmdebstrap"), ("bwrap", "bubblewrap"), ("patchelf", "patchelf")];
 
@@ -33,9 +33,12 @@ impl Tree {
     /// Unpacks the servers into a folder, unless they are there.
     pub(super) fn at(folder: &Path) -> Result<Self> {
         let root = folder.join("tree");
-        if !root.join("usr/sbin/mysqld").exists() {
+        // Another version of this program may have unpacked others.
+        let packages = root.join("packages");
+        if fs::read_to_string(&packages).ok().as_deref() != Some(PACKAGES) {
             require_tools()?;
             unpack(&root, &folder.join("unpack.log"))?;
+            fs::write(packages, PACKAGES)?;
         }
         let boxed = !patched(&root).exists() && can_box();
         let tree = Self { root, boxed };
@@ -144,7 +147,7 @@ impl Tree {
         let root = self.root.display().to_string();
         let script = format!(
             r#"set -eu
-            for f in "{root}"/usr/sbin/mysqld "{root}"/usr/bin/mysql* \
+            for f in "{root}"/usr/sbin/mysqld "{root}"/usr/sbin/pgbouncer "{root}"/usr/bin/mysql* \
                      "{root}"/usr/lib/postgresql/18/bin/* \
                      $(find "{root}/usr/lib/erlang" -type f -perm /111); do
                 [ -L "$f" ] && continue
@@ -156,7 +159,8 @@ impl Tree {
                 "{root}"/usr/lib/erlang/bin/erl "{root}"/usr/lib/erlang/bin/start \
                 "{root}"/usr/lib/erlang/erts-*/bin/erl "{root}"/usr/lib/erlang/erts-*/bin/start
             mkdir -p "{root}/usr/mysqlbin"
-            ln -sf "{root}"/usr/bin/mysql* "{root}/usr/sbin/mysqld" "{root}/usr/mysqlbin/""#
+            ln -sf "{root}"/usr/bin/mysql* "{root}/usr/sbin/mysqld" "{root}/usr/sbin/pgbouncer" \
+                "{root}/usr/mysqlbin/""#
         );
         succeed(Command::new("sh").args(["-c", &script])).context("patching the servers")?;
         fs::write(patched(&self.root), "")?;

@@ -1,0 +1,96 @@
+//! A pooler before PostgreSQL.
+
+use std::env;
+use std::fs;
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::net::TcpStream;
+use tokio::process::Command;
+use url::Url;
+
+use crate::{Stack, eventually};
+
+/// `PgBouncer` in transaction mode; ended when it is dropped.
+pub struct PgBouncer {
+    folder: PathBuf,
+}
+
+impl PgBouncer {
+    /// Starts it before a test's database and gives the URL that leads through it, if the
+    /// environment variable `PGBOUNCER` names the program.
+    ///
+    /// # Panics
+    ///
+    /// When it does not start.
+    pub async fn before(stack: &Stack) -> Option<(Self, String)> {
+        let program = PathBuf::from(env::var_os("PGBOUNCER")?);
+        // It sees files beside itself only.
+        let folder = program.parent().unwrap_or(Path::new("/")).join(stack.name());
+        fs::create_dir_all(&folder).expect("a folder");
+        let server = Url::parse(&stack.postgres_url).expect("a URL");
+        let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+        let port = free.local_addr().expect("an address").port();
+        drop(free);
+        let (host, user) = (server.host_str().unwrap_or_default(), server.username());
+        let password = server.password().unwrap_or_default();
+        let path = |name: &str| folder.join(name).display().to_string();
+        let settings = format!(
+            "[databases]
+             * = host={host} port={server_port}
+             [pgbouncer]
+             listen_addr = 127.0.0.1
+             listen_port = {port}
+             unix_socket_dir =
+             pool_mode = transaction
+             default_pool_size = 5
+             auth_type = plain
+             auth_file = {users}
+             logfile = {log}
+             pidfile = {pid}
+             ignore_startup_parameters = extra_float_digits
+             ",
+            server_port = server.port().unwrap_or(5432),
+            users = path("users"),
+            log = path("log"),
+            pid = path("pid"),
+        );
+        let settings: String =
+            settings.lines().map(|line| format!("{}\n", line.trim_start())).collect();
+        fs::write(folder.join("settings.ini"), settings).expect("its settings");
+        fs::write(folder.join("users"), format!("\"{user}\" \"{password}\"\n")).expect("its users");
+        let pooler = Self { folder: folder.clone() };
+        let started = Command::new(program)
+            .arg("--daemon")
+            .arg(path("settings.ini"))
+            .stdin(Stdio::null())
+            .status()
+            .await;
+        assert!(started.expect("it starts").success(), "{}", pooler.log());
+        eventually("the pooler listens", async || {
+            TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.ok().map(drop)
+        })
+        .await;
+        let mut through = server;
+        through.set_host(Some("127.0.0.1")).expect("a host");
+        through.set_port(Some(port)).expect("a port");
+        Some((pooler, through.to_string()))
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.folder.join("log")).unwrap_or_default()
+    }
+}
+
+impl Drop for PgBouncer {
+    fn drop(&mut self) {
+        let pid = fs::read_to_string(self.folder.join("pid")).ok();
+        let pid = pid.and_then(|text| text.trim().parse().ok()).and_then(Pid::from_raw);
+        if let Some(pid) = pid {
+            kill_process(pid, Signal::TERM).ok();
+        }
+        drop(fs::remove_dir_all(&self.folder));
+    }
+}
