@@ -3,13 +3,22 @@
 
 -- A delayed event is out of the index of pending rows until it is due.
 ALTER TABLE outbox ADD COLUMN available_at timestamptz
-    CONSTRAINT outbox_available_at_valid CHECK (isfinite(available_at));
+    CONSTRAINT outbox_available_at_valid CHECK (
+        available_at >= '0001-01-01 00:00:00+00' AND available_at < '10000-01-01 00:00:00+00');
 COMMENT ON COLUMN outbox.available_at IS
     'Not to be published earlier; later events of its stream wait for it. NULL: at once.';
+
+-- When the event was recorded, if the row was made later: by publishing it again.
+ALTER TABLE outbox ADD COLUMN recorded_at timestamptz
+    CONSTRAINT outbox_recorded_at_valid CHECK (
+        recorded_at >= '0001-01-01 00:00:00+00' AND recorded_at < '10000-01-01 00:00:00+00');
+ALTER TABLE outbox ADD CONSTRAINT outbox_created_at_valid CHECK (
+    created_at >= '0001-01-01 00:00:00+00' AND created_at < '10000-01-01 00:00:00+00');
 
 DROP INDEX outbox_pending;
 CREATE INDEX outbox_pending ON outbox (lane, id)
     WHERE processed_at IS NULL AND NOT held AND available_at IS NULL;
+CREATE UNIQUE INDEX outbox_holds_outbox_id ON outbox_holds (outbox_id);
 CREATE INDEX outbox_delayed ON outbox (lane, available_at)
     WHERE processed_at IS NULL AND available_at IS NOT NULL;
 CREATE INDEX outbox_delayed_streams ON outbox (stream_id, id)
@@ -72,6 +81,9 @@ DO $$
 BEGIN
     EXECUTE format('ALTER FUNCTION wake_relay() SET search_path = %I, pg_temp', current_schema());
 END $$;
+
+-- No row with a lower id is pending: claims need not look there. Kept by the relays.
+CREATE SEQUENCE outbox_floor MINVALUE 0 START 0;
 
 -- By default a table is vacuumed when a fifth of it is dead, which for an outbox that keeps a day of
 -- processed rows is far too late for the index of pending rows.

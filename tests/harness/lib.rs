@@ -2,6 +2,7 @@
 //!
 //! The servers are named by the environment; `cargo xtask test` starts them and sets it.
 
+mod alarm;
 mod daemon;
 mod eventually;
 mod pgbouncer;
@@ -9,6 +10,7 @@ mod proxy;
 mod stack;
 mod tap;
 
+pub use alarm::Alarm;
 pub use daemon::{Daemon, Program};
 pub use eventually::{eventually, within};
 pub use pgbouncer::PgBouncer;

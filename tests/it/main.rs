@@ -5,6 +5,7 @@
 
 mod append;
 mod broker;
+mod broker_alarm;
 mod fence;
 mod incidents;
 mod operations;

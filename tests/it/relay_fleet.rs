@@ -132,7 +132,7 @@ async fn a_frozen_relay_loses_its_lanes_and_marks_nothing_later() {
         let limits = |program: harness::Program| {
             program
                 .env("OUTBOX_RELAY__RELAY__CONFIRM_TIMEOUT", "2s")
-                .env("OUTBOX_RELAY__RELAY__CLAIM_TIMEOUT", "3s")
+                .env("OUTBOX_RELAY__RELAY__CLAIM_TIMEOUT", "4s")
         };
         let zombie = limits(stack.relay().env("AMQP_URL", &amqp_url)).start_ready().await;
         proxy.set(Mode::BlackHole);

@@ -63,9 +63,9 @@ async fn an_event_that_the_outbox_lost_is_found_and_published_again() {
         let _relay = stack.relay().start_ready().await;
         tap.wait_for(45).await;
         all_processed(stack).await;
-        let told = reconcile.fail(1).await;
+        let told = reconcile.fail(65).await;
         assert!(told.contains("5 events are not in the outbox"), "{told}");
-        let told = stack.relay().arg("reconcile").fail(1).await;
+        let told = stack.relay().arg("reconcile").fail(65).await;
         assert!(
             told.contains("A, version 1 of order-3")
                 || told.contains("Tested, version 1 of order-3"),

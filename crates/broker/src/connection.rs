@@ -7,6 +7,7 @@ use lapin::ConnectionProperties;
 use lapin::types::ShortString;
 use lapin::uri::AMQPUri;
 use secrecy::{ExposeSecret, SecretString};
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::error::is_refusal;
@@ -53,31 +54,67 @@ pub struct Connection {
     inner: Arc<lapin::Connection>,
 }
 
-impl Connection {
+/// Makes connections, one at a time.
+///
+/// lapin waits for ever, in a thread of its own, for a broker that accepts and then says nothing. So
+/// an attempt that takes too long is not given up but waited for again the next time: otherwise each
+/// attempt of a long outage would leave a thread behind.
+pub struct Dialer {
+    options: Options,
+    attempt: Option<JoinHandle<lapin::Result<lapin::Connection>>>,
+}
+
+impl Dialer {
+    /// Does nothing yet.
+    pub fn new(options: Options) -> Self {
+        Self { options, attempt: None }
+    }
+
     /// Connects.
     ///
     /// # Errors
     ///
     /// [`Error::Login`] when the broker refuses user, password or virtual host, otherwise
     /// [`Error::Unreachable`] or [`Error::Timeout`].
-    pub async fn connect(options: &Options) -> Result<Self, Error> {
-        let properties =
-            ConnectionProperties::default().with_connection_name(options.name.clone().into());
-        let connect = lapin::Connection::connect_uri(options.uri.clone(), properties);
-        // lapin itself waits for ever for a broker that accepts and then says nothing.
+    pub async fn connect(&mut self) -> Result<Connection, Error> {
+        let attempt = self.attempt.get_or_insert_with(|| {
+            let name = self.options.name.clone().into();
+            let properties = ConnectionProperties::default().with_connection_name(name);
+            tokio::spawn(lapin::Connection::connect_uri(self.options.uri.clone(), properties))
+        });
         let limit = CALL_LIMIT;
-        let inner = timeout(limit, connect)
+        let connected = timeout(limit, attempt)
             .await
-            .map_err(|_elapsed| Error::Timeout { operation: "connecting", limit })?
-            .map_err(|source| {
-                let address = options.address.clone();
-                if is_refusal(&source) {
-                    Error::Login { address, source }
-                } else {
-                    Error::Unreachable { address, source }
-                }
-            })?;
-        Ok(Self { inner: Arc::new(inner) })
+            .map_err(|_elapsed| Error::Timeout { operation: "connecting", limit })?;
+        self.attempt = None;
+        let inner = connected.map_err(|_panicked| Error::Lost)?.map_err(|source| {
+            let address = self.options.address.clone();
+            if is_refusal(&source) {
+                Error::Login { address, source }
+            } else {
+                Error::Unreachable { address, source }
+            }
+        })?;
+        Ok(Connection { inner: Arc::new(inner) })
+    }
+}
+
+impl Drop for Dialer {
+    fn drop(&mut self) {
+        if let Some(attempt) = &self.attempt {
+            attempt.abort();
+        }
+    }
+}
+
+impl Connection {
+    /// Connects once; who tries again and again keeps a [`Dialer`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Dialer::connect`].
+    pub async fn connect(options: &Options) -> Result<Self, Error> {
+        Dialer::new(options.clone()).connect().await
     }
 
     /// Whether the connection is up.
@@ -87,7 +124,8 @@ impl Connection {
 
     /// Whether the broker has stopped taking messages, because it is short of memory or disk.
     pub fn is_blocked(&self) -> bool {
-        self.inner.status().blocked()
+        // lapin leaves a connection blocked that was lost meanwhile.
+        self.is_connected() && self.inner.status().blocked()
     }
 
     /// A publisher to an exchange, on a channel of its own.
@@ -113,8 +151,9 @@ impl Connection {
         Consumer::start(self.channel().await?, queue, prefetch).await
     }
 
-    /// Says goodbye; gives up after 2 s.
-    pub async fn close(self) {
+    /// Says goodbye; gives up after 2 s. An answer means that the broker has taken in everything that
+    /// was sent before.
+    pub async fn close(&self) {
         // Whatever the answer, the connection is gone.
         drop(timeout(CLOSE_LIMIT, self.inner.close(200, "bye".into())).await);
     }

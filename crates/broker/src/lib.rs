@@ -18,7 +18,7 @@ mod properties;
 mod publisher;
 mod topology;
 
-pub use connection::{Connection, Options};
+pub use connection::{Connection, Dialer, Options};
 pub use consumer::{Consumer, Delivery, Envelope, Receipt};
 pub use error::Error;
 pub use pattern::{InvalidPattern, TopicPattern};

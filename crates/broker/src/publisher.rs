@@ -63,18 +63,22 @@ impl Publisher {
     /// When the connection fails or the deadline passes. Then nothing is known of any message: which
     /// of the answers so far belongs to a returned message shows only when all are in.
     pub async fn publish(&mut self, messages: &[Message]) -> Result<Vec<Outcome>, Error> {
-        let deadline = Instant::now() + self.confirm_limit;
+        let begun = Instant::now();
+        let deadline = begun + self.confirm_limit;
         let frame = usize::try_from(self.connection.configuration().frame_max()).unwrap_or(0);
         let too_wide = |message: &Message| properties::header_bytes(message) > frame;
         if !messages.iter().any(too_wide) {
             match self.publish_together(messages, deadline).await {
-                Err(error) if self.is_refusal(&error) => self.reopen().await?,
+                Err(error) if self.is_refusal(&error) => self.reopen(deadline).await?,
                 other => return other,
             }
         }
+        // Single messages take longer. What is known by half of the time is told, so that it is
+        // never lost with a message that takes too long.
+        let enough = begun + self.confirm_limit / 2;
         let mut outcomes = Vec::with_capacity(messages.len());
         for message in messages {
-            outcomes.push(if Instant::now() >= deadline {
+            outcomes.push(if !outcomes.is_empty() && Instant::now() >= enough {
                 Outcome::Untried
             } else if too_wide(message) {
                 Outcome::Refused(format!("its headers do not fit into a frame of {frame} bytes"))
@@ -94,10 +98,8 @@ impl Publisher {
     ) -> Result<Outcome, Error> {
         match self.publish_together(slice::from_ref(message), deadline).await {
             Ok(mut outcomes) => Ok(outcomes.pop().unwrap_or(Outcome::Untried)),
-            Err(Error::Call { source, .. })
-                if is_soft(&source, AMQPSoftError::PRECONDITIONFAILED) =>
-            {
-                self.reopen().await?;
+            Err(Error::Call { source, .. }) if blames_message(&source) => {
+                self.reopen(deadline).await?;
                 Ok(Outcome::Refused(source.to_string()))
             }
             Err(other) => Err(other),
@@ -111,8 +113,11 @@ impl Publisher {
             && self.connection.status().connected()
     }
 
-    async fn reopen(&mut self) -> Result<(), Error> {
-        self.channel = confirming_channel(&self.connection).await?;
+    async fn reopen(&mut self, deadline: Instant) -> Result<(), Error> {
+        let limit = self.confirm_limit;
+        self.channel = timeout_at(deadline, confirming_channel(&self.connection))
+            .await
+            .map_err(|_elapsed| Error::Timeout { operation: "opening a channel", limit })??;
         Ok(())
     }
 
@@ -194,6 +199,13 @@ impl Publisher {
         }
         try_join_all(confirms).await.map_err(failed)
     }
+}
+
+/// Whether the broker has closed the channel over the message and not over the exchange: it cannot
+/// accept the message, or the user may not write to its routing key.
+fn blames_message(error: &lapin::Error) -> bool {
+    is_soft(error, AMQPSoftError::PRECONDITIONFAILED)
+        || (is_soft(error, AMQPSoftError::ACCESSREFUSED) && error.to_string().contains("to topic"))
 }
 
 async fn confirming_channel(connection: &Connection) -> Result<Channel, Error> {

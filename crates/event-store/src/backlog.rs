@@ -2,7 +2,7 @@
 
 use sqlx::query;
 
-use crate::{Error, OutboxId, Session};
+use crate::{Error, Session};
 
 /// The state of the outbox.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -23,15 +23,16 @@ impl Backlog {
 }
 
 impl Session {
-    /// Reads the state of the outbox, of which pending rows begin at `floor`.
+    /// Reads the state of the outbox.
     ///
     /// # Errors
     ///
     /// When PostgreSQL cannot be asked.
-    pub async fn backlog(&mut self, floor: OutboxId) -> Result<Backlog, Error> {
+    pub async fn backlog(&mut self) -> Result<Backlog, Error> {
         let query = query(
             "SELECT (SELECT count(*) FROM (SELECT 1 FROM outbox
-                                           WHERE id >= $2 AND processed_at IS NULL AND NOT held
+                                           WHERE id >= (SELECT last_value FROM outbox_floor)
+                                             AND processed_at IS NULL AND NOT held
                                              AND available_at IS NULL
                                            LIMIT $1) AS pending),
                     (SELECT count(*) FROM (SELECT 1 FROM outbox
@@ -44,7 +45,7 @@ impl Session {
                         (SELECT min(first.created_at)
                          FROM outbox_lanes l CROSS JOIN LATERAL (
                              SELECT o.created_at FROM outbox o
-                             WHERE o.lane = l.lane AND o.id >= $2
+                             WHERE o.lane = l.lane AND o.id >= (SELECT last_value FROM outbox_floor)
                                AND o.processed_at IS NULL AND NOT o.held
                                AND o.available_at IS NULL
                              ORDER BY o.lane, o.id
@@ -52,11 +53,10 @@ impl Session {
                          ) AS first),
                         (SELECT min(o.created_at)
                          FROM outbox_holds h JOIN outbox o ON o.id = h.outbox_id
-                         WHERE h.reason <> 'delayed')
+                         WHERE h.reason <> 'delayed' AND o.processed_at IS NULL)
                     )), 0)::float8",
         )
-        .bind(Backlog::COUNTED_AT_MOST)
-        .bind(floor.0);
+        .bind(Backlog::COUNTED_AT_MOST);
         let rows: Vec<(i64, i64, i64, f64)> = self.read("reading the backlog", query).await?;
         let (pending, held, delayed, oldest) = rows.first().copied().unwrap_or_default();
         let oldest_age_seconds = oldest.max(0.0);

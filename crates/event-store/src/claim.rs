@@ -4,6 +4,7 @@
 //! the claim's transaction ends, or its connection. Locking single rows instead would let two
 //! workers publish one stream, out of order.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -59,8 +60,10 @@ pub struct ClaimLimits {
     pub lanes: u16,
     /// Events at most, shared evenly by the lanes.
     pub events: u32,
-    /// Where pending rows begin.
-    pub floor: OutboxId,
+    /// Bytes of payload at most, but for a single event.
+    pub bytes: u64,
+    /// The payload of a larger event is not read.
+    pub event_bytes: u64,
 }
 
 /// An event to publish.
@@ -76,7 +79,9 @@ pub struct Entry {
     pub routing_key: String,
     /// How often its stream has failed already; absent for an event that does not wait.
     pub attempts: Option<u32>,
-    /// The event.
+    /// Length of the payload.
+    pub bytes: u64,
+    /// The event; with an empty payload if that is larger than was asked for.
     pub event: Event,
 }
 
@@ -88,8 +93,8 @@ pub struct Claim<'s> {
     pub(crate) client_limit: Duration,
     /// Events to publish, each stream in order.
     pub entries: Vec<Entry>,
-    /// Events whose stream waits: not to be published now.
-    pub(crate) waiting: Vec<OutboxId>,
+    /// Lanes with pending events whose streams wait: not to be published now.
+    pub(crate) waiting: BTreeSet<Lane>,
     /// Streams that have to wait for a delayed event.
     pub(crate) delayed: Vec<Delayed>,
 }
@@ -120,7 +125,7 @@ impl Session {
              FROM outbox_lanes l
              LEFT JOIN LATERAL (
                  SELECT o.created_at AS since FROM outbox o
-                 WHERE o.lane = l.lane AND o.id >= $1
+                 WHERE o.lane = l.lane AND o.id >= (SELECT last_value FROM outbox_floor)
                    AND o.processed_at IS NULL AND NOT o.held AND o.available_at IS NULL
                  ORDER BY o.lane, o.id
                  LIMIT 1
@@ -134,10 +139,9 @@ impl Session {
              ) AS due
              WHERE pending.since IS NOT NULL OR due.since IS NOT NULL
              ORDER BY least(pending.since, due.since)
-             LIMIT $2
+             LIMIT $1
              FOR UPDATE OF l SKIP LOCKED",
         )
-        .bind(limits.floor.0)
         .bind(i64::from(limits.lanes));
         let locked: Vec<(i16, bool)> =
             within(client_limit, "claiming lanes", lock.fetch_all(&mut *transaction)).await?;
@@ -148,53 +152,75 @@ impl Session {
         // From here on new statements: they see what was committed before the lanes were locked.
         let lanes: Vec<i16> = locked.iter().map(|(lane, _)| *lane).collect();
         let share = i64::from(limits.events).div_euclid(lanes.len().try_into().unwrap_or(1)).max(1);
-        let (entries, waiting, delayed) = (Vec::new(), Vec::new(), Vec::new());
+        let (entries, waiting, delayed) = (Vec::new(), BTreeSet::new(), Vec::new());
         let mut claim = Claim { transaction, client_limit, entries, waiting, delayed };
         let due: Vec<i16> = locked.iter().filter(|(_, due)| *due).map(|(lane, _)| *lane).collect();
         if !due.is_empty() {
-            claim.release_delayed(&due, limits.events).await?;
-            claim.tidy_holds(&due).await?;
-            claim.read_due(&due, limits.events).await?;
+            claim.release_delayed(&due, share).await?;
+            claim.tidy_holds(&due, share).await?;
+            claim.read_due(&due, limits).await?;
         }
-        claim.read_pending(&lanes, share, limits.floor).await?;
+        claim.read_pending(&lanes, share, limits).await?;
         Ok(Some(claim))
     }
 }
 
 impl Claim<'_> {
+    /// Whether pending events of waiting streams were met, behind which there may be others.
+    pub fn met_waiting_streams(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
     async fn read_pending(
         &mut self,
         lanes: &[i16],
         share: i64,
-        floor: OutboxId,
+        limits: ClaimLimits,
     ) -> Result<(), Error> {
         let query = query_as(
-            "SELECT o.id, o.lane, coalesce(o.stream_id, o.event_id::text) AS stream_key,
-                    o.routing_key, NULL::integer AS attempts, h.stream_key IS NOT NULL AS waits,
-                    delayed.available_at AS delayed_until,
-                    o.event_id, o.event_type, o.schema_version, o.stream_id, o.stream_version,
-                    o.position, o.payload::text AS data, o.metadata::text AS metadata,
-                    o.occurred_at, o.created_at AS recorded_at
-             FROM unnest($1::smallint[]) AS claimed (lane)
-             CROSS JOIN LATERAL (
-                 SELECT * FROM outbox
-                 WHERE outbox.lane = claimed.lane AND outbox.id >= $3
-                   AND processed_at IS NULL AND NOT held AND available_at IS NULL
-                 ORDER BY outbox.lane, outbox.id
-                 LIMIT $2
-             ) AS o
-             LEFT JOIN outbox_holds h ON h.stream_key = coalesce(o.stream_id, o.event_id::text)
-             LEFT JOIN LATERAL (
-                 SELECT d.available_at FROM outbox d
-                 WHERE d.stream_id = o.stream_id AND d.id < o.id
-                   AND d.processed_at IS NULL AND d.available_at IS NOT NULL
-                 ORDER BY d.stream_id, d.id
-                 LIMIT 1
-             ) AS delayed ON true",
+            "SELECT *, CASE WHEN bytes <= $4 THEN payload ELSE '{}' END AS data
+             FROM (
+                 SELECT *, octet_length(payload)::bigint AS bytes,
+                        sum(octet_length(payload)) OVER (ORDER BY id) AS total
+                 FROM (
+                     SELECT o.id, o.lane, coalesce(o.stream_id, o.event_id::text) AS stream_key,
+                            o.routing_key, NULL::integer AS attempts,
+                            h.stream_key IS NOT NULL AS waits,
+                            delayed.available_at AS delayed_until,
+                            o.event_id, o.event_type, o.schema_version, o.stream_id,
+                            o.stream_version, o.position, o.metadata::text AS metadata,
+                            o.occurred_at, coalesce(o.recorded_at, o.created_at) AS recorded_at,
+                            CASE WHEN h.stream_key IS NULL AND delayed.available_at IS NULL
+                                 THEN o.payload::text ELSE '' END AS payload
+                     FROM unnest($1::smallint[]) AS claimed (lane)
+                     CROSS JOIN LATERAL (
+                         SELECT * FROM outbox
+                         WHERE outbox.lane = claimed.lane
+                           AND outbox.id >= (SELECT last_value FROM outbox_floor)
+                           AND processed_at IS NULL AND NOT held AND available_at IS NULL
+                         ORDER BY outbox.lane, outbox.id
+                         LIMIT $2
+                     ) AS o
+                     LEFT JOIN outbox_holds h
+                         ON h.stream_key = coalesce(o.stream_id, o.event_id::text)
+                     LEFT JOIN LATERAL (
+                         SELECT d.available_at FROM outbox d
+                         WHERE d.stream_id = o.stream_id AND d.id < o.id
+                           AND d.processed_at IS NULL AND d.available_at IS NOT NULL
+                         ORDER BY d.stream_id, d.id
+                         LIMIT 1
+                     ) AS delayed ON true
+                     -- So that each payload is turned into text once.
+                     OFFSET 0
+                 ) AS page
+             ) AS sized
+             WHERE total - bytes < $3
+             ORDER BY id",
         )
         .bind(lanes)
         .bind(share)
-        .bind(floor.0);
+        .bind(number(limits.bytes))
+        .bind(number(limits.event_bytes));
         let rows: Vec<EntryRow> = within(
             self.client_limit,
             "reading pending events",
@@ -202,23 +228,24 @@ impl Claim<'_> {
         )
         .await?;
         for row in rows {
+            let lane = Lane(row.lane);
             if row.waits {
-                self.waiting.push(OutboxId(row.id));
+                self.waiting.insert(lane);
             } else if let Some(until) = row.delayed_until {
-                self.waiting.push(OutboxId(row.id));
-                let (stream_key, lane) = (row.stream_key, Lane(row.lane));
-                self.delayed.push(Delayed { stream_key, lane, outbox_id: OutboxId(row.id), until });
+                self.waiting.insert(lane);
+                let (stream_key, outbox_id) = (row.stream_key, OutboxId(row.id));
+                self.delayed.push(Delayed { stream_key, lane, outbox_id, until });
             } else {
                 self.entries.push(row.into_entry()?);
             }
         }
-        // A nested loop returns them so, but nothing promises it.
+        // Those that were due came first.
         self.entries.sort_unstable_by_key(|entry| entry.id);
         Ok(())
     }
 
     /// Delayed events whose time has come join those that their streams wait for.
-    async fn release_delayed(&mut self, lanes: &[i16], events: u32) -> Result<(), Error> {
+    async fn release_delayed(&mut self, lanes: &[i16], share: i64) -> Result<(), Error> {
         let release = query(
             "WITH due AS MATERIALIZED (
                  SELECT o.id, o.lane, coalesce(o.stream_id, o.event_id::text) AS stream_key
@@ -242,22 +269,31 @@ impl Claim<'_> {
              ON CONFLICT (stream_key) DO NOTHING",
         )
         .bind(lanes)
-        .bind(i64::from(events))
+        .bind(share)
         .execute(&mut *self.transaction);
         within(self.client_limit, "releasing delayed events", release).await.map(drop)
     }
 
     /// Ends holds that hold nothing, and lets those wait on whose next event comes after a delayed
-    /// one.
-    async fn tidy_holds(&mut self, lanes: &[i16]) -> Result<(), Error> {
+    /// one: among those that are due first.
+    async fn tidy_holds(&mut self, lanes: &[i16], share: i64) -> Result<(), Error> {
         let clear = query(
             "DELETE FROM outbox_holds h
-             WHERE h.lane = ANY ($1) AND h.until <= now()
-               AND NOT EXISTS (SELECT 1 FROM outbox o
-                               WHERE coalesce(o.stream_id, o.event_id::text) = h.stream_key
-                                 AND o.processed_at IS NULL AND o.held)",
+             WHERE h.stream_key IN (
+                 SELECT due.stream_key
+                 FROM unnest($1::smallint[]) AS claimed (lane)
+                 CROSS JOIN LATERAL (
+                     SELECT stream_key FROM outbox_holds
+                     WHERE outbox_holds.lane = claimed.lane AND until <= now()
+                     ORDER BY outbox_holds.lane, until
+                     LIMIT $2
+                 ) AS due
+                 WHERE NOT EXISTS (SELECT 1 FROM outbox o
+                                   WHERE coalesce(o.stream_id, o.event_id::text) = due.stream_key
+                                     AND o.processed_at IS NULL AND o.held))",
         )
         .bind(lanes)
+        .bind(share)
         .execute(&mut *self.transaction);
         within(self.client_limit, "ending holds that hold nothing", clear).await?;
         let wait_on = query(
@@ -278,46 +314,64 @@ impl Claim<'_> {
                      ORDER BY d.stream_id, d.id
                      LIMIT 1
                  ) AS available_at
-                 FROM outbox_holds waiting
-                 WHERE waiting.lane = ANY ($1) AND waiting.until <= now()
+                 FROM unnest($1::smallint[]) AS claimed (lane)
+                 CROSS JOIN LATERAL (
+                     SELECT stream_key FROM outbox_holds
+                     WHERE outbox_holds.lane = claimed.lane AND until <= now()
+                     ORDER BY outbox_holds.lane, until
+                     LIMIT $2
+                 ) AS waiting
              ) AS next
              WHERE h.stream_key = next.stream_key AND next.available_at > now()",
         )
         .bind(lanes)
+        .bind(share)
         .execute(&mut *self.transaction);
         within(self.client_limit, "waiting for delayed events", wait_on).await.map(drop)
     }
 
     /// The first event of each stream whose time to try again has come; once that was published,
     /// the events that piled up behind it.
-    async fn read_due(&mut self, lanes: &[i16], events: u32) -> Result<(), Error> {
+    async fn read_due(&mut self, lanes: &[i16], limits: ClaimLimits) -> Result<(), Error> {
         let query = query_as(
-            "SELECT o.id, o.lane, h.stream_key, o.routing_key, h.attempts, false AS waits,
-                    NULL::timestamptz AS delayed_until,
-                    o.event_id, o.event_type, o.schema_version, o.stream_id, o.stream_version,
-                    o.position, o.payload::text AS data, o.metadata::text AS metadata,
-                    o.occurred_at, o.created_at AS recorded_at
-             FROM unnest($1::smallint[]) AS claimed (lane)
-             CROSS JOIN LATERAL (
-                 SELECT * FROM outbox_holds
-                 WHERE outbox_holds.lane = claimed.lane AND until <= now()
-                 ORDER BY outbox_holds.lane, until
-                 LIMIT $2
-             ) AS h
-             CROSS JOIN LATERAL (
-                 SELECT * FROM outbox
-                 WHERE coalesce(stream_id, event_id::text) = h.stream_key
-                   AND processed_at IS NULL AND held
-                   AND NOT EXISTS (SELECT 1 FROM outbox d
-                                   WHERE d.stream_id = h.stream_key AND d.id < outbox.id
-                                     AND d.processed_at IS NULL AND d.available_at IS NOT NULL)
-                 ORDER BY coalesce(stream_id, event_id::text), id
-                 LIMIT CASE WHEN h.attempts = 0 THEN $2 ELSE 1 END
-             ) AS o
-             LIMIT $2",
+            "SELECT *, CASE WHEN bytes <= $4 THEN payload ELSE '{}' END AS data
+             FROM (
+                 SELECT *, octet_length(payload)::bigint AS bytes,
+                        sum(octet_length(payload)) OVER (ORDER BY id) AS total
+                 FROM (
+                     SELECT o.id, o.lane, h.stream_key, o.routing_key, h.attempts,
+                            false AS waits, NULL::timestamptz AS delayed_until,
+                            o.event_id, o.event_type, o.schema_version, o.stream_id,
+                            o.stream_version, o.position, o.metadata::text AS metadata,
+                            o.occurred_at, coalesce(o.recorded_at, o.created_at) AS recorded_at,
+                            o.payload::text AS payload
+                     FROM unnest($1::smallint[]) AS claimed (lane)
+                     CROSS JOIN LATERAL (
+                         SELECT * FROM outbox_holds
+                         WHERE outbox_holds.lane = claimed.lane AND until <= now()
+                         ORDER BY outbox_holds.lane, until
+                         LIMIT $2
+                     ) AS h
+                     CROSS JOIN LATERAL (
+                         SELECT * FROM outbox
+                         WHERE coalesce(stream_id, event_id::text) = h.stream_key
+                           AND processed_at IS NULL AND held
+                           AND NOT EXISTS (SELECT 1 FROM outbox d
+                                           WHERE d.stream_id = h.stream_key AND d.id < outbox.id
+                                             AND d.processed_at IS NULL
+                                             AND d.available_at IS NOT NULL)
+                         ORDER BY coalesce(stream_id, event_id::text), id
+                         LIMIT CASE WHEN h.attempts = 0 THEN $2 ELSE 1 END
+                     ) AS o
+                     LIMIT $2
+                 ) AS page
+             ) AS sized
+             WHERE total - bytes < $3",
         )
         .bind(lanes)
-        .bind(i64::from(events));
+        .bind(i64::from(limits.events))
+        .bind(number(limits.bytes))
+        .bind(number(limits.event_bytes));
         let rows: Vec<EntryRow> = within(
             self.client_limit,
             "reading events that are due again",
@@ -348,6 +402,7 @@ struct EntryRow {
     attempts: Option<i32>,
     waits: bool,
     delayed_until: Option<DateTime<Utc>>,
+    bytes: i64,
     event: EventRow,
 }
 
@@ -361,6 +416,7 @@ impl FromRow<'_, PgRow> for EntryRow {
             attempts: row.try_get("attempts")?,
             waits: row.try_get("waits")?,
             delayed_until: row.try_get("delayed_until")?,
+            bytes: row.try_get("bytes")?,
             event: EventRow::from_row(row)?,
         })
     }
@@ -374,7 +430,13 @@ impl EntryRow {
             stream_key: self.stream_key,
             routing_key: self.routing_key,
             attempts: self.attempts.map(i32::unsigned_abs),
+            bytes: self.bytes.unsigned_abs(),
             event: self.event.into_event("outbox")?,
         })
     }
+}
+
+/// A size as PostgreSQL takes it.
+fn number(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
 }

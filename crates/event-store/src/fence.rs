@@ -35,10 +35,15 @@ impl Table {
         }
     }
 
-    fn identity(self) -> &'static str {
+    /// Not by `pg_sequence_last_value`, which tells nothing to a role that may not read it.
+    fn last(self) -> &'static str {
         match self {
-            Self::Events => "position",
-            Self::Outbox => "id",
+            Self::Events => {
+                "SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM events_position_seq"
+            }
+            Self::Outbox => {
+                "SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM outbox_id_seq"
+            }
         }
     }
 }
@@ -87,16 +92,13 @@ impl Session {
 
     async fn fence(&mut self, table: Table) -> Result<Fence, Error> {
         // Two statements, in this order: the writers must be read after the limit.
-        let last: Option<i64> = within(
+        let last: i64 = within(
             self.client_limit(),
             "reading the last position",
-            query_scalar("SELECT pg_sequence_last_value(pg_get_serial_sequence($1, $2)::regclass)")
-                .bind(table.name())
-                .bind(table.identity())
-                .fetch_one(&mut self.connection),
+            query_scalar(table.last()).fetch_one(&mut self.connection),
         )
         .await?;
-        let limit = Position::new(last.unwrap_or(0)).map_err(|source| Error::Row {
+        let limit = Position::new(last).map_err(|source| Error::Row {
             table: table.name(),
             id: 0,
             source,

@@ -7,97 +7,63 @@
 //! An id is handed out before its row is seen, so the floor moves only up to a [`Fence`]: an event
 //! that is committed late is never below it. Rows that wait (held or delayed) come back by their own
 //! indexes, whatever the floor is.
-
-use std::sync::atomic::{AtomicI64, Ordering};
+//!
+//! It is kept in the sequence `outbox_floor`, so that it is there when a relay starts, for the
+//! projector and for commands too. A standby or a backup has the floor that belongs to its rows,
+//! because both come from one log.
 
 use sqlx::query;
 
 use crate::{Error, Fence, Lane, OutboxId, Session};
 
-/// A floor that all workers of a relay share.
-#[derive(Debug, Default)]
-pub struct Floor(AtomicI64);
-
-impl Floor {
-    /// Every pending row has this id, or a higher one; 0 when it is not known.
-    pub fn get(&self) -> OutboxId {
-        OutboxId(self.0.load(Ordering::Acquire))
-    }
-
-    /// Forgets it, because the database may be another one now: after a failover or a restore, ids
-    /// may be handed out again.
-    pub fn reset(&self) {
-        self.0.store(0, Ordering::Release);
-    }
-
-    /// Moves it up from where it was when the work on it began, unless it was changed meanwhile.
-    pub fn advance(&self, from: OutboxId, to: OutboxId) -> bool {
-        self.0.compare_exchange(from.0, to.0, Ordering::AcqRel, Ordering::Acquire).is_ok()
-    }
-
-    /// Moves it down to a pending row.
-    pub fn lower(&self, to: OutboxId) {
-        self.0.fetch_min(to.0, Ordering::AcqRel);
-    }
-}
-
 impl Session {
-    /// The lowest pending id at or above `from`, or the one after the fence's limit.
+    /// Moves the floor to the lowest pending row, or behind the fence's limit. Gives where it is now.
     ///
-    /// The fence must be decided. Without a floor to begin with, all dead entries of the index are
-    /// walked over, so this asks for one lane at a time then.
+    /// The fence must be decided.
     ///
     /// # Errors
     ///
     /// When PostgreSQL cannot be asked.
-    pub async fn lowest_pending(
-        &mut self,
-        fence: &Fence,
-        from: OutboxId,
-    ) -> Result<OutboxId, Error> {
-        let all: Vec<i16> = Lane::all().map(|lane| lane.0).collect();
-        let at_once = if from.0 == 0 { 1 } else { all.len() };
-        let mut lowest = fence.limit().get() + 1;
-        for lanes in all.chunks(at_once) {
-            let query = query(
-                "SELECT min(first.id)
-                 FROM unnest($1::smallint[]) AS l (lane) CROSS JOIN LATERAL (
+    pub async fn raise_floor(&mut self, fence: &Fence) -> Result<OutboxId, Error> {
+        let query = query(
+            "WITH lowest AS (
+                 SELECT least(min(first.id), $1) AS id
+                 FROM outbox_lanes l CROSS JOIN LATERAL (
                      SELECT o.id FROM outbox o
-                     WHERE o.lane = l.lane AND o.id >= $2
+                     WHERE o.lane = l.lane AND o.id >= (SELECT last_value FROM outbox_floor)
                        AND o.processed_at IS NULL AND NOT o.held AND o.available_at IS NULL
                      ORDER BY o.lane, o.id
                      LIMIT 1
-                 ) AS first",
-            )
-            .bind(lanes)
-            .bind(from.0);
-            let rows: Vec<(Option<i64>,)> =
-                self.read("reading the floor of the outbox", query).await?;
-            lowest = rows.iter().filter_map(|(id,)| *id).fold(lowest, i64::min);
-        }
-        Ok(OutboxId(lowest))
+                 ) AS first
+             )
+             SELECT CASE WHEN lowest.id > floor.last_value THEN setval('outbox_floor', lowest.id)
+                         ELSE floor.last_value END
+             FROM lowest CROSS JOIN outbox_floor AS floor",
+        )
+        .bind(fence.limit().get() + 1);
+        let rows: Vec<(i64,)> =
+            self.write_by_index("raising the floor of the outbox", query).await?;
+        Ok(OutboxId(rows.first().map_or(0, |(floor,)| *floor)))
     }
 
-    /// A pending row of a lane below the floor, where there should be none.
+    /// Looks for a pending row of a lane below the floor, where there should be none, and lowers the
+    /// floor to it.
     ///
     /// # Errors
     ///
     /// When PostgreSQL cannot be asked.
-    pub async fn pending_below(
-        &mut self,
-        lane: Lane,
-        floor: OutboxId,
-    ) -> Result<Option<OutboxId>, Error> {
+    pub async fn lower_floor(&mut self, lane: Lane) -> Result<Option<OutboxId>, Error> {
         let query = query(
-            "SELECT o.id FROM outbox o
-             WHERE o.lane = $1 AND o.id < $2
-               AND o.processed_at IS NULL AND NOT o.held AND o.available_at IS NULL
-             ORDER BY o.lane, o.id
-             LIMIT 1",
+            "SELECT setval('outbox_floor', below.id)
+             FROM (SELECT o.id FROM outbox o
+                   WHERE o.lane = $1 AND o.id < (SELECT last_value FROM outbox_floor)
+                     AND o.processed_at IS NULL AND NOT o.held AND o.available_at IS NULL
+                   ORDER BY o.lane, o.id
+                   LIMIT 1) AS below",
         )
-        .bind(lane.0)
-        .bind(floor.0);
-        let rows: Vec<(i64,)> = self.read("checking the floor of the outbox", query).await?;
+        .bind(lane.0);
+        let rows: Vec<(i64,)> =
+            self.write_by_index("checking the floor of the outbox", query).await?;
         Ok(rows.first().map(|(id,)| OutboxId(*id)))
     }
 }

@@ -31,7 +31,6 @@ pub use backlog::Backlog;
 pub use claim::{Claim, ClaimLimits, Entry, Lane, OutboxId};
 pub use error::Error;
 pub use fence::{Fence, Writer};
-pub use floor::Floor;
 pub use hint::Listener;
 pub use read::{StreamHead, Wanted};
 pub use reconcile::{MissingEvent, Reconciled, Selection};

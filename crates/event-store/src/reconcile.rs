@@ -7,7 +7,7 @@ use domain_events::Position;
 use serde::Serialize;
 use sqlx::postgres::PgArguments;
 use sqlx::query::Query;
-use sqlx::{Postgres, query, query_as};
+use sqlx::{Postgres, query};
 use uuid::Uuid;
 
 use crate::row::from_row;
@@ -170,7 +170,7 @@ impl Session {
              ), copied AS (
                  INSERT INTO outbox (event_id, stream_id, stream_version, position, event_type,
                                      schema_version, routing_key, payload, metadata, occurred_at,
-                                     created_at)
+                                     recorded_at)
                  SELECT event_id, stream_id, stream_version, position, event_type, schema_version,
                         split_part(stream_id, '-', 1) || '.' || event_type, data, metadata,
                         occurred_at, recorded_at
@@ -197,13 +197,11 @@ impl Session {
     /// When PostgreSQL cannot be told.
     pub async fn audit_republish(&mut self, actor: &str, what: &str) -> Result<(), Error> {
         let limit = self.client_limit();
-        let insert = query_as::<_, (i64,)>(
-            "INSERT INTO outbox_audit (actor, action, reason) VALUES ($1, 'republish', $2)
-             RETURNING id",
-        )
-        .bind(actor)
-        .bind(what)
-        .fetch_one(&mut self.connection);
+        let insert =
+            query("INSERT INTO outbox_audit (actor, action, reason) VALUES ($1, 'republish', $2)")
+                .bind(actor)
+                .bind(what)
+                .execute(&mut self.connection);
         within(limit, "recording a decision", insert).await.map(drop)
     }
 }

@@ -16,6 +16,9 @@ pub(crate) const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// How much longer the client waits than the server works, so that the server gives up first.
 const GRACE: Duration = Duration::from_secs(1);
 
+/// How long lanes may stay locked after their relay has gone silent.
+const LOCK_LIMIT: Duration = Duration::from_secs(20);
+
 /// Right after a bulk load the statistics say that a table is empty, and the planner then reads and
 /// sorts a million rows for one batch. Every query here has an index in its order.
 const HOLD_PLANNER_TO_INDEXES: &str = "SET LOCAL enable_seqscan = off;
@@ -43,6 +46,8 @@ impl Options {
         let connect = PgConnectOptions::from_str(url.expose_secret())
             .map_err(|_quotes_the_url| Error::Url)?
             .application_name(application_name)
+            // Not understood by a pooler, and of no use to us.
+            .extra_float_digits(None)
             .disable_statement_logging();
         let database = connect.get_database().unwrap_or(connect.get_username());
         let address = format!("{}:{}/{database}", connect.get_host(), connect.get_port());
@@ -69,6 +74,13 @@ impl Options {
         self
     }
 
+    /// A statement of a claim has what the idle limit leaves of the time that lanes may stay locked
+    /// after their relay has gone silent.
+    fn claim_statement_limit(&self) -> Duration {
+        let rest = LOCK_LIMIT.saturating_sub(self.idle_limit).max(Duration::from_secs(1));
+        self.statement_limit.min(rest)
+    }
+
     /// Host, port and database, for messages.
     pub fn address(&self) -> &str {
         &self.address
@@ -80,8 +92,6 @@ impl Options {
 /// After any error, drop it and connect anew. Dropping closes the socket, and the server rolls back.
 pub struct Session {
     pub(crate) connection: PgConnection,
-    server: String,
-    begin_read: String,
     begin_scan: String,
     begin_claim: String,
     client_limit: Duration,
@@ -101,14 +111,10 @@ impl Session {
             .map_err(|_elapsed| Error::Timeout { operation: "connecting", limit })?
             .map_err(|source| connect_error(options, source))?;
         let statement_ms = options.statement_limit.as_millis();
+        let claim_statement_ms = options.claim_statement_limit().as_millis();
         let idle_ms = options.idle_limit.as_millis();
         let mut session = Self {
             connection,
-            server: String::new(),
-            begin_read: format!(
-                "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY;
-                 SET LOCAL statement_timeout = {statement_ms}; {HOLD_PLANNER_TO_INDEXES}"
-            ),
             begin_scan: format!(
                 "BEGIN ISOLATION LEVEL READ COMMITTED;
                  SET LOCAL statement_timeout = {statement_ms}"
@@ -117,7 +123,7 @@ impl Session {
             // large result: the other two do not run then.
             begin_claim: format!(
                 "BEGIN ISOLATION LEVEL READ COMMITTED;
-                 SET LOCAL statement_timeout = {statement_ms};
+                 SET LOCAL statement_timeout = {claim_statement_ms};
                  SET LOCAL idle_in_transaction_session_timeout = {idle_ms};
                  SET LOCAL tcp_user_timeout = {idle_ms};
                  {HOLD_PLANNER_TO_INDEXES}"
@@ -136,23 +142,16 @@ impl Session {
     }
 
     async fn require_primary(&mut self, options: &Options) -> Result<(), Error> {
-        let query = sqlx::query_as(
-            "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean,
-                    pg_postmaster_start_time()::text",
+        let query = sqlx::query_scalar(
+            "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean",
         );
-        let (standby, server): (bool, String) = within(
+        let standby: bool = within(
             self.client_limit,
             "asking whether the server is the primary",
             query.fetch_one(&mut self.connection),
         )
         .await?;
-        self.server = server;
         if standby { Err(Error::NotPrimary { address: options.address.clone() }) } else { Ok(()) }
-    }
-
-    /// Tells one run of a server from another run or another server.
-    pub fn server(&self) -> &str {
-        &self.server
     }
 
     /// Makes sure that the limits of a claim are in force: a pooler or a fork might ignore them, and
@@ -169,7 +168,7 @@ impl Session {
             within(limit, "reading the limits of a claim", read.fetch_one(&mut *transaction))
                 .await?;
         within(limit, "reading the limits of a claim", transaction.rollback()).await?;
-        let wanted = [options.statement_limit, options.idle_limit]
+        let wanted = [options.claim_statement_limit(), options.idle_limit]
             .map(|limit| i64::try_from(limit.as_millis()).unwrap_or(i64::MAX));
         if wanted == [found.0, found.1] { Ok(()) } else { Err(Error::LimitsIgnored) }
     }
@@ -194,8 +193,21 @@ impl Session {
     where
         T: for<'r> FromRow<'r, PgRow>,
     {
-        let begin = self.begin_read.clone();
+        let begin = format!("{}; {HOLD_PLANNER_TO_INDEXES}", self.begin_scan);
         self.run(operation, begin, query, false).await
+    }
+
+    /// Runs one query that finds its rows by an index and writes, and commits.
+    pub(crate) async fn write_by_index<T>(
+        &mut self,
+        operation: &'static str,
+        query: Query<'_, Postgres, PgArguments>,
+    ) -> Result<Vec<T>, Error>
+    where
+        T: for<'r> FromRow<'r, PgRow>,
+    {
+        let begin = format!("{}; {HOLD_PLANNER_TO_INDEXES}", self.begin_scan);
+        self.run(operation, begin, query, true).await
     }
 
     /// Runs one query that reads much of a table.

@@ -9,6 +9,9 @@ use sqlx::query;
 use crate::session::within;
 use crate::{Claim, Error, Lane, OutboxId};
 
+/// A page takes about a quarter of a second, in which the lanes are locked.
+const SET_ASIDE_AT_ONCE: usize = 1_000;
+
 /// What became of the events of a claim. Events that it does not name stay pending.
 #[derive(Debug, Default)]
 pub struct Settlement {
@@ -94,10 +97,11 @@ impl Claim<'_> {
         if !self.delayed.is_empty() {
             self.wait_for_delayed().await?;
         }
-        let mut set_aside = std::mem::take(&mut self.waiting);
-        set_aside.extend(&settlement.set_aside);
-        if !set_aside.is_empty() {
-            self.set_aside(&set_aside).await?;
+        if !settlement.set_aside.is_empty() {
+            self.set_aside(&settlement.set_aside).await?;
+        }
+        if !self.waiting.is_empty() {
+            self.set_aside_waiting().await?;
         }
         within(self.client_limit, "committing a claim", self.transaction.commit()).await
     }
@@ -188,6 +192,34 @@ impl Claim<'_> {
         .bind(numbers(ids))
         .execute(&mut *self.transaction);
         within(self.client_limit, "setting events aside", update).await.map(drop)
+    }
+
+    /// The same for what is pending of streams that waited before: a page of each lane, whether this
+    /// claim has read it or not, since there may be a million of them before the next other event.
+    async fn set_aside_waiting(&mut self) -> Result<(), Error> {
+        let lanes: Vec<i16> = self.waiting.iter().map(|lane| lane.0).collect();
+        let share = SET_ASIDE_AT_ONCE / lanes.len().max(1);
+        let update = query(
+            "WITH page AS MATERIALIZED (
+                 SELECT o.id, coalesce(o.stream_id, o.event_id::text) AS stream_key
+                 FROM unnest($1::smallint[]) AS claimed (lane)
+                 CROSS JOIN LATERAL (
+                     SELECT id, stream_id, event_id FROM outbox
+                     WHERE outbox.lane = claimed.lane
+                       AND outbox.id >= (SELECT last_value FROM outbox_floor)
+                       AND processed_at IS NULL AND NOT held AND available_at IS NULL
+                     ORDER BY outbox.lane, outbox.id
+                     LIMIT $2
+                 ) AS o
+             )
+             UPDATE outbox SET held = true
+             WHERE id IN (SELECT page.id FROM page
+                          JOIN outbox_holds h ON h.stream_key = page.stream_key)",
+        )
+        .bind(lanes)
+        .bind(i64::try_from(share).unwrap_or(i64::MAX))
+        .execute(&mut *self.transaction);
+        within(self.client_limit, "setting waiting events aside", update).await.map(drop)
     }
 
     /// Ends the wait of streams that have nothing left, and lets the others go on at once.

@@ -4,7 +4,7 @@ use serde::Serialize;
 use sqlx::query;
 
 use crate::row::from_row;
-use crate::{Backlog, Error, OutboxId, Session};
+use crate::{Backlog, Error, Session};
 
 /// Everything that an operator asks first.
 #[derive(Debug, Serialize)]
@@ -60,7 +60,7 @@ pub struct UnroutableKey {
     pub routing_key: String,
     /// Streams that wait for it.
     pub streams: i64,
-    /// Events that wait with them, counted up to 10,000 a stream.
+    /// Events that wait with them, counted up to 1,000 a stream.
     pub events: i64,
 }
 
@@ -97,7 +97,7 @@ impl Session {
     ///
     /// When PostgreSQL cannot be asked.
     pub async fn status(&mut self) -> Result<Status, Error> {
-        let backlog = self.backlog(OutboxId(0)).await?;
+        let backlog = self.backlog().await?;
         let (lanes, categories) = self.pending_groups().await?;
         Ok(Status {
             pending: backlog.pending,
@@ -117,7 +117,8 @@ impl Session {
         let query = query(
             "SELECT lane, category, count(*)
              FROM (SELECT lane, split_part(routing_key, '.', 1) AS category FROM outbox
-                   WHERE processed_at IS NULL AND NOT held AND available_at IS NULL
+                   WHERE id >= (SELECT last_value FROM outbox_floor)
+                     AND processed_at IS NULL AND NOT held AND available_at IS NULL
                    LIMIT $1) AS pending
              GROUP BY GROUPING SETS ((lane), (category))
              ORDER BY count(*) DESC, lane, category",
@@ -159,7 +160,7 @@ impl Session {
                      SELECT 1 FROM outbox w
                      WHERE coalesce(w.stream_id, w.event_id::text) = h.stream_key
                        AND w.processed_at IS NULL AND w.held
-                     LIMIT 10000
+                     LIMIT 1000
                  ) AS counted
              ) AS behind
              WHERE h.reason = 'unroutable' AND h.attempts > 0

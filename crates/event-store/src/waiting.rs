@@ -41,7 +41,7 @@ pub struct WaitingStream {
     pub routing_key: String,
     /// Length of its payload.
     pub bytes: i32,
-    /// Events that wait, this one included; counted up to 10,000.
+    /// Events that wait, this one included; counted up to 1,000.
     pub events: i64,
 }
 
@@ -67,8 +67,15 @@ from_row!(WaitingStream {
 pub enum Waiting {
     /// Those that wait for a decision.
     Blocked,
-    /// All but those that wait for a delayed event.
-    Failing,
+    /// All.
+    All,
+    /// The one that waits for this event.
+    For(OutboxId),
+}
+
+impl Waiting {
+    /// At most so many are listed.
+    pub const LIMIT: usize = 1_000;
 }
 
 /// Who decides, and why; it goes into `outbox_audit`.
@@ -99,14 +106,17 @@ impl Session {
                      SELECT 1 FROM outbox w
                      WHERE coalesce(w.stream_id, w.event_id::text) = h.stream_key
                        AND w.processed_at IS NULL AND w.held
-                     LIMIT 10000
+                     LIMIT 1000
                  ) AS counted
              ) AS behind
-             WHERE h.attempts > 0 AND (h.blocked OR NOT $1)
+             WHERE ($1::bigint IS NULL OR h.outbox_id = $1) AND (h.blocked OR NOT $2)
+               AND o.processed_at IS NULL
              ORDER BY h.since, h.stream_key
-             LIMIT 10000",
+             LIMIT $3",
         )
-        .bind(which == Waiting::Blocked);
+        .bind(if let Waiting::For(id) = which { Some(id.0) } else { None })
+        .bind(which == Waiting::Blocked)
+        .bind(i64::try_from(Waiting::LIMIT).unwrap_or(i64::MAX));
         self.read("reading the streams that wait", query).await
     }
 
@@ -125,7 +135,7 @@ impl Session {
         rows.into_iter().next().map(|(payload,)| payload).ok_or(Error::NotWaiting { id: id.0 })
     }
 
-    /// Lets a stream try its event again, at once and with all its attempts.
+    /// Lets a stream try its event again at once, and forgets the earlier failures but one.
     ///
     /// # Errors
     ///
@@ -135,7 +145,7 @@ impl Session {
         let mut transaction = self.lock_waiting(id).await?;
         audit(&mut transaction, limit, "retry", id, decision).await?;
         let update = query(
-            "UPDATE outbox_holds SET blocked = false, attempts = 1, until = now()
+            "UPDATE outbox_holds SET blocked = false, attempts = least(attempts, 1), until = now()
              WHERE outbox_id = $1",
         )
         .bind(id.0)
@@ -172,22 +182,24 @@ impl Session {
     async fn lock_waiting(&mut self, id: OutboxId) -> Result<Transaction<'_, Postgres>, Error> {
         let limit = self.client_limit();
         let mut transaction = self.begin_claim().await?;
-        let lock = query(
-            "SELECT 1 FROM outbox_lanes
-             WHERE lane = (SELECT lane FROM outbox_holds WHERE outbox_id = $1 AND attempts > 0)
+        let lock = query_as(
+            "SELECT l.lane FROM outbox_lanes l
+             WHERE l.lane = (SELECT h.lane FROM outbox_holds h WHERE h.outbox_id = $1)
              FOR UPDATE",
         )
         .bind(id.0)
-        .execute(&mut *transaction);
-        within(limit, "locking the lane of the event", lock).await?;
+        .fetch_optional(&mut *transaction);
+        let locked: Option<(i16,)> = within(limit, "locking the lane of the event", lock).await?;
         // In a new statement: while the lane was waited for, a relay may have published the event.
-        let look = query_as("SELECT 1 FROM outbox_holds WHERE outbox_id = $1 AND attempts > 0")
+        let look = query_as("SELECT lane FROM outbox_holds WHERE outbox_id = $1")
             .bind(id.0)
             .fetch_optional(&mut *transaction);
-        let found: Option<(i32,)> = within(limit, "looking for the event", look).await?;
-        match found {
-            Some(_) => Ok(transaction),
-            None => Err(Error::NotWaiting { id: id.0 }),
+        let found: Option<(i16,)> = within(limit, "looking for the event", look).await?;
+        if locked.is_some() && found == locked {
+            Ok(transaction)
+        } else {
+            within(limit, "releasing the lane", transaction.rollback()).await?;
+            Err(Error::NotWaiting { id: id.0 })
         }
     }
 }

@@ -17,7 +17,7 @@ use crate::{Servers, Settings};
 /// come from a file: `OUTBOX_RELAY__POSTGRES__URL_FILE`. `config/default.toml` describes every key.
 ///
 /// Exit codes: 0 done or stopped by a signal, 1 failure, 2 wrong command line, 64 wrong
-/// configuration, 69 server not reachable, 77 login refused.
+/// configuration, 65 no such event or an event is missing, 69 server not reachable, 77 login refused.
 #[derive(Parser)]
 #[command(version, max_term_width = 100)]
 struct Arguments {

@@ -30,7 +30,7 @@ pub(crate) enum Fate {
     /// The broker cannot take it now, because a queue is full for example.
     Nacked,
     /// It was not sent, because it is too large.
-    TooLarge { bytes: usize, limit: usize },
+    TooLarge { bytes: u64, limit: u64 },
     /// The broker closed the channel over it.
     Refused { reason: String },
     /// It was not sent, because an event before it in its stream failed.

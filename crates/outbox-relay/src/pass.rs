@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::time::Instant;
 
-use broker::{Outcome, Publisher};
+use broker::Outcome;
 use chrono::Utc;
 use domain_events::Message;
 use event_store::{Claim, ClaimLimits, Hold, Session};
@@ -11,6 +11,7 @@ use event_store::{Claim, ClaimLimits, Hold, Session};
 use crate::disposition::{FailurePolicy, Fate, Slot, settle};
 use crate::metrics::Metrics;
 use crate::survey::Survey;
+use crate::worker::Link;
 
 /// What a pass did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,20 +35,25 @@ pub(crate) enum Trouble {
 #[derive(Debug, Clone)]
 pub(crate) struct Policy {
     pub(crate) events: u32,
-    pub(crate) max_message_bytes: usize,
+    pub(crate) bytes: u64,
+    pub(crate) max_message_bytes: u64,
     pub(crate) failures: FailurePolicy,
 }
 
 /// Publishes the first events of some lanes.
 pub(crate) async fn pass(
     session: &mut Session,
-    publisher: &mut Publisher,
+    link: &mut Link,
     policy: &Policy,
     survey: &Survey,
     metrics: &Metrics,
 ) -> Result<Pass, Trouble> {
-    let (lanes, floor) = (survey.lanes(), survey.floor.get());
-    let limits = ClaimLimits { lanes, events: policy.events, floor };
+    let limits = ClaimLimits {
+        lanes: survey.lanes(),
+        events: policy.events,
+        bytes: policy.bytes,
+        event_bytes: policy.max_message_bytes,
+    };
     let claiming = Instant::now();
     let Some(mut claim) = session.claim(limits).await.map_err(Trouble::Store)? else {
         return Ok(Pass::Idle);
@@ -55,9 +61,13 @@ pub(crate) async fn pass(
     metrics.claim_seconds.observe(claiming.elapsed().as_secs_f64());
     let batch = Batch::of(&mut claim, policy.max_message_bytes);
     let started = Instant::now();
-    let outcomes = match publisher.publish(&batch.messages).await {
+    let outcomes = match link.publisher.publish(&batch.messages).await {
         Ok(outcomes) => outcomes,
         Err(error) => {
+            // What was sent must not overtake what others send once the lanes are free.
+            if link.connection.is_connected() && !link.connection.is_blocked() {
+                link.connection.close().await;
+            }
             // The broker's trouble is what matters; a claim that cannot be released ends with its
             // connection.
             return Err(match claim.release().await {
@@ -73,7 +83,9 @@ pub(crate) async fn pass(
     #[expect(clippy::cast_precision_loss, reason = "a batch has at most 10,000 events")]
     metrics.batch_events.observe(batch.slots.len() as f64);
 
-    let full = batch.slots.len() >= policy.events as usize / 2;
+    let full = batch.slots.len() >= policy.events as usize / 2
+        || batch.bytes >= policy.bytes / 2
+        || claim.met_waiting_streams();
     let fates = batch.fates(outcomes, &policy.failures);
     batch.observe(&fates, metrics);
     let settlement = settle(&batch.slots, &fates, &policy.failures, rand::random);
@@ -105,20 +117,23 @@ struct Batch {
     /// For each slot, what is known before sending; `None` for those that are sent.
     unsent: Vec<Option<Fate>>,
     messages: Vec<Message>,
+    bytes: u64,
 }
 
 impl Batch {
-    fn of(claim: &mut Claim<'_>, max_message_bytes: usize) -> Self {
+    fn of(claim: &mut Claim<'_>, max_message_bytes: u64) -> Self {
         let entries = std::mem::take(&mut claim.entries);
         let mut batch = Self {
             slots: Vec::with_capacity(entries.len()),
             recorded_at: Vec::with_capacity(entries.len()),
             unsent: Vec::with_capacity(entries.len()),
             messages: Vec::with_capacity(entries.len()),
+            bytes: 0,
         };
         let mut stopped: HashSet<String> = HashSet::new();
         for entry in entries {
-            let bytes = entry.event.data.as_str().len();
+            let bytes = entry.bytes;
+            batch.bytes += bytes;
             let unsent = if stopped.contains(&entry.stream_key) {
                 Some(Fate::Behind)
             } else if bytes > max_message_bytes {

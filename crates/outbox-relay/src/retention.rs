@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use daemon::{Failure, chain};
+use daemon::{Failure, Probe, chain};
 use event_store::{Deleted, OutboxId, Session};
 use tokio::time::sleep;
 
@@ -19,16 +19,18 @@ const DUTY: u32 = 4;
 const FULL_INTERVAL: Duration = Duration::from_mins(30);
 
 /// Deletes until shutdown.
-pub(crate) async fn delete_old_rows(shared: Arc<Shared>) -> Result<(), Failure> {
+pub(crate) async fn delete_old_rows(shared: Arc<Shared>, probe: Probe) -> Result<(), Failure> {
     let mut round = Round { session: None, after: OutboxId::from(0), begun: Instant::now() };
     while !shared.shutdown.is_cancelled() {
         let started = Instant::now();
         let pause = match shared.shutdown.run_until_cancelled(round.step(&shared)).await {
             None => break,
-            Some(Ok(true)) => started.elapsed() * (DUTY - 1),
-            Some(Ok(false)) => INTERVAL,
+            Some(Ok(more)) => {
+                probe.ok();
+                if more { started.elapsed() * (DUTY - 1) } else { INTERVAL }
+            }
             Some(Err(error)) => {
-                tracing::debug!(error = chain(&error), "deleting published events was put off");
+                probe.failing(&chain(&error));
                 round.session = None;
                 INTERVAL
             }

@@ -8,7 +8,7 @@ use prometheus_client::registry::Registry;
 use secrecy::ExposeSecret;
 
 use crate::Settings;
-use crate::hint::{Hint, listen};
+use crate::hint::{self, Hint};
 use crate::metrics::Metrics;
 use crate::retention::delete_old_rows;
 use crate::survey::{Survey, survey};
@@ -40,18 +40,21 @@ pub async fn run(settings: Settings, tasks: &mut Tasks) -> Result<(), Failure> {
         broker_seen: AtomicBool::new(false),
         settings,
     });
-    for number in 1..=shared.settings.workers {
-        let worker = Worker::new(Arc::clone(&shared), &health);
-        tasks.spawn(format!("worker {number}"), worker.run());
-    }
-    tasks.spawn("survey", survey(Arc::clone(&shared)));
-    tasks.spawn("retention", delete_old_rows(Arc::clone(&shared)));
-    if shared.settings.notify {
-        let options = listen_options(&shared.settings)?;
-        tasks.spawn("hints", listen(Arc::clone(&shared), options));
-    }
+    // All that can fail comes before the first task.
+    let listen_options = listen_options(&shared.settings)?;
+    let probes = (health.probe("outbox survey", None), health.probe("outbox retention", None));
+    let workers: Vec<_> =
+        (0..shared.settings.workers).map(|_| Worker::new(Arc::clone(&shared), &health)).collect();
     let endpoint = Endpoint::bind(shared.settings.http_listen, health, registry).await?;
     let listen = endpoint.address()?;
+    for (number, worker) in (1..).zip(workers) {
+        tasks.spawn(format!("worker {number}"), worker.run());
+    }
+    tasks.spawn("survey", survey(Arc::clone(&shared), probes.0));
+    tasks.spawn("retention", delete_old_rows(Arc::clone(&shared), probes.1));
+    if shared.settings.notify {
+        tasks.spawn("hints", hint::listen(Arc::clone(&shared), listen_options));
+    }
     tasks.spawn("http", endpoint.serve(tasks.shutdown()));
     tracing::info!(
         postgresql = shared.store.address(),

@@ -32,6 +32,8 @@ pub struct Settings {
     pub lanes_per_claim: u16,
     /// `relay.batch_size`
     pub batch_size: u32,
+    /// `relay.batch_bytes`
+    pub batch_bytes: u64,
     /// `relay.confirm_timeout`
     pub confirm_timeout: Duration,
     /// `relay.claim_timeout`
@@ -41,7 +43,7 @@ pub struct Settings {
     /// `relay.poll_max`
     pub poll_max: Duration,
     /// `relay.max_message_bytes`
-    pub max_message_bytes: usize,
+    pub max_message_bytes: u64,
     /// `relay.retry_min`
     pub retry_min: Duration,
     /// `relay.retry_max`
@@ -87,6 +89,7 @@ impl Settings {
             workers: reader.integer("relay.workers", 1..=64),
             lanes_per_claim: reader.integer("relay.lanes_per_claim", 1..=64),
             batch_size: reader.integer("relay.batch_size", 1..=10_000),
+            batch_bytes: reader.integer("relay.batch_bytes", 1..=256 * 1024 * 1024),
             confirm_timeout: reader.duration("relay.confirm_timeout", seconds(1..=18)),
             claim_timeout: reader.duration("relay.claim_timeout", seconds(2..=19)),
             poll_min: reader.duration("relay.poll_min", milliseconds(1..=10_000)),
@@ -105,8 +108,8 @@ impl Settings {
         };
         reader.require(
             &["relay.confirm_timeout", "relay.claim_timeout"],
-            settings.confirm_timeout < settings.claim_timeout,
-            "relay.confirm_timeout must be shorter than relay.claim_timeout: \
+            settings.confirm_timeout + Duration::from_secs(2) <= settings.claim_timeout,
+            "relay.confirm_timeout must be shorter than relay.claim_timeout, by 2s or more: \
              otherwise PostgreSQL ends a claim whose events are still being confirmed",
         );
         reader.require(

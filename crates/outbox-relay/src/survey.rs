@@ -1,14 +1,14 @@
-//! What the workers of a relay know of the whole: where pending rows begin, and how many workers
-//! share the lanes.
+//! What the workers of a relay rely on: the floor of the outbox, and how many workers share the
+//! lanes.
 
 use std::iter::Cycle;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use std::vec::IntoIter;
 
-use daemon::{Failure, chain};
-use event_store::{Fence, Floor, Lane, OutboxId, Session};
+use daemon::{Failure, Probe, chain};
+use event_store::{Fence, Lane, OutboxId, Session};
 use tokio::time::sleep;
 
 use crate::worker::Shared;
@@ -18,46 +18,19 @@ const BUSY_INTERVAL: Duration = Duration::from_millis(250);
 const IDLE_INTERVAL: Duration = Duration::from_secs(1);
 /// How often the backlog is sampled.
 const SAMPLE_INTERVAL: Duration = Duration::from_secs(5);
-/// How long workers wait for the first floor. Without one they walk over all dead index entries.
-const FLOOR_PATIENCE: Duration = Duration::from_secs(5);
-
 /// Shared by the workers of a relay.
 pub(crate) struct Survey {
-    pub(crate) floor: Floor,
     /// How many lanes a worker claims at once.
     lanes: AtomicU16,
-    /// The server that the floor is of.
-    server: Mutex<String>,
-    begun: Instant,
 }
 
 impl Survey {
     pub(crate) fn new(lanes: u16) -> Self {
-        Self {
-            floor: Floor::default(),
-            lanes: AtomicU16::new(lanes),
-            server: Mutex::default(),
-            begun: Instant::now(),
-        }
+        Self { lanes: AtomicU16::new(lanes) }
     }
 
     pub(crate) fn lanes(&self) -> u16 {
         self.lanes.load(Ordering::Relaxed)
-    }
-
-    /// Whether to wait a moment for the first floor.
-    pub(crate) fn is_awaited(&self) -> bool {
-        self.floor.get() == OutboxId::from(0) && self.begun.elapsed() < FLOOR_PATIENCE
-    }
-
-    /// Notes which server a new connection leads to. On another one, or after a crash, ids may be
-    /// handed out again.
-    pub(crate) fn note_server(&self, server: &str) {
-        let mut known = self.server.lock().unwrap_or_else(PoisonError::into_inner);
-        if *known != server {
-            server.clone_into(&mut known);
-            self.floor.reset();
-        }
     }
 }
 
@@ -67,17 +40,18 @@ fn share(workers: u32, limit: u16) -> u16 {
     u16::try_from(share).unwrap_or(Lane::COUNT).clamp(1, limit)
 }
 
-/// Keeps the survey and the gauges of the backlog fresh. The workers report a lost server, so this
-/// does not.
-pub(crate) async fn survey(shared: Arc<Shared>) -> Result<(), Failure> {
+/// Keeps the survey, the floor of the outbox and the gauges of the backlog fresh.
+pub(crate) async fn survey(shared: Arc<Shared>, probe: Probe) -> Result<(), Failure> {
     let mut surveyor = Surveyor::new(&shared);
     while !shared.shutdown.is_cancelled() {
         let pause = match shared.shutdown.run_until_cancelled(surveyor.look()).await {
             None => break,
-            Some(Ok(true)) => BUSY_INTERVAL,
-            Some(Ok(false)) => IDLE_INTERVAL,
+            Some(Ok(busy)) => {
+                probe.ok();
+                if busy { BUSY_INTERVAL } else { IDLE_INTERVAL }
+            }
             Some(Err(error)) => {
-                tracing::debug!(error = chain(&error), "a survey was put off");
+                probe.failing(&chain(&error));
                 surveyor.session = None;
                 surveyor.fence = None;
                 IDLE_INTERVAL
@@ -96,6 +70,8 @@ struct Surveyor<'s> {
     session: Option<Session>,
     /// A fence that open transactions hold up.
     fence: Option<Fence>,
+    /// Where the floor was last.
+    floor: Option<OutboxId>,
     /// The lanes to check for a pending row below the floor. Nothing that is known can put one there,
     /// but it would wait for ever.
     doubted: Cycle<IntoIter<Lane>>,
@@ -107,16 +83,23 @@ struct Surveyor<'s> {
 impl<'s> Surveyor<'s> {
     fn new(shared: &'s Shared) -> Self {
         let doubted = Lane::all().collect::<Vec<_>>().into_iter().cycle();
-        Self { shared, session: None, fence: None, doubted, counted: None, sampled: None }
+        Self {
+            shared,
+            session: None,
+            fence: None,
+            floor: None,
+            doubted,
+            counted: None,
+            sampled: None,
+        }
     }
 
-    /// Says whether anything was inserted since it last looked.
+    /// Says whether the floor has moved, or cannot yet.
     async fn look(&mut self) -> Result<bool, event_store::Error> {
         let mut session = match self.session.take() {
             Some(session) => session,
             None => Session::connect(&self.shared.store).await?,
         };
-        self.shared.survey.note_server(session.server());
         let busy = self.move_floor(&mut session).await?;
         if self.counted.is_none_or(|at| at.elapsed() >= IDLE_INTERVAL) {
             self.counted = Some(Instant::now());
@@ -125,7 +108,7 @@ impl<'s> Surveyor<'s> {
         }
         if self.sampled.is_none_or(|at| at.elapsed() >= SAMPLE_INTERVAL) {
             self.sampled = Some(Instant::now());
-            let backlog = session.backlog(self.shared.survey.floor.get()).await?;
+            let backlog = session.backlog().await?;
             self.shared.metrics.backlog(&backlog, &session.waiting_streams().await?);
         }
         self.session = Some(session);
@@ -137,20 +120,13 @@ impl<'s> Surveyor<'s> {
             Some(fence) => fence,
             None => session.take_outbox_fence().await?,
         };
-        let floor = &self.shared.survey.floor;
-        if fence.limit().get() + 1 < floor.get().get() {
-            // Ids went back: it is another database, or an older state of it.
-            floor.reset();
-        }
         session.refresh_fence(&mut fence).await?;
         if !fence.is_decided() {
             self.fence = Some(fence);
             return Ok(true);
         }
-        let before = floor.get();
-        let now = session.lowest_pending(&fence, before).await?;
-        floor.advance(before, now);
-        Ok(now != before)
+        let floor = session.raise_floor(&fence).await?;
+        Ok(self.floor.replace(floor) != Some(floor))
     }
 
     async fn count_workers(&self, session: &mut Session) -> Result<(), event_store::Error> {
@@ -162,12 +138,10 @@ impl<'s> Surveyor<'s> {
     }
 
     async fn doubt(&mut self, session: &mut Session) -> Result<(), event_store::Error> {
-        let floor = &self.shared.survey.floor;
         if let Some(lane) = self.doubted.next()
-            && let Some(found) = session.pending_below(lane, floor.get()).await?
+            && let Some(found) = session.lower_floor(lane).await?
         {
             tracing::error!(id = found.get(), "an event was pending below the floor");
-            floor.lower(found);
         }
         Ok(())
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use broker::{Connection, Publisher};
+use broker::{Connection, Dialer, Publisher};
 use daemon::backoff::Backoff;
 use daemon::{CancellationToken, Exit, Failure, Health, Probe, chain};
 use event_store::Session;
@@ -44,15 +44,20 @@ pub(crate) struct Worker {
     shared: Arc<Shared>,
     policy: Policy,
     session: Option<Session>,
+    dialer: Dialer,
     link: Option<Link>,
     store_probe: Probe,
     broker_probe: Probe,
     progress: Probe,
 }
 
-struct Link {
-    publisher: Publisher,
-    connection: Connection,
+/// A connection to the broker.
+pub(crate) struct Link {
+    pub(crate) publisher: Publisher,
+    pub(crate) connection: Connection,
+    /// It failed while the broker was blocked. What was sent is still on its way, so no other
+    /// connection is made before the broker takes messages again.
+    pub(crate) failed: bool,
 }
 
 impl Worker {
@@ -60,6 +65,7 @@ impl Worker {
         let settings = &shared.settings;
         let policy = Policy {
             events: settings.batch_size,
+            bytes: settings.batch_bytes,
             max_message_bytes: settings.max_message_bytes,
             failures: FailurePolicy {
                 retry_min: settings.retry_min,
@@ -72,6 +78,7 @@ impl Worker {
         Self {
             policy,
             session: None,
+            dialer: Dialer::new(shared.broker.clone()),
             link: None,
             store_probe: health.probe("postgresql", None),
             broker_probe: health.probe("rabbitmq", None),
@@ -130,23 +137,22 @@ impl Worker {
         let (Some(link), Some(session)) = (&mut self.link, &mut self.session) else {
             return Ok(Step::Passed(Pass::Idle));
         };
+        if !link.connection.is_connected() {
+            return Err(Trouble::Broker(broker::Error::Lost));
+        }
         if link.connection.is_blocked() {
             self.broker_probe.failing("RabbitMQ takes no messages: it is short of memory or disk");
             return Ok(Step::Blocked);
         }
-        if !link.connection.is_connected() {
+        if link.failed {
+            link.connection.close().await;
             return Err(Trouble::Broker(broker::Error::Lost));
         }
-        let (shared, publisher) = (&self.shared, &mut link.publisher);
-        if shared.survey.is_awaited() {
-            return Ok(Step::Passed(Pass::Some));
-        }
-        let mut passed =
-            pass(session, publisher, &self.policy, &shared.survey, &shared.metrics).await?;
+        let shared = &self.shared;
+        let mut passed = pass(session, link, &self.policy, &shared.survey, &shared.metrics).await?;
         if passed == Pass::Idle && shared.hint.is_wanted(shared.settings.poll_max) {
             session.ask_for_hint().await.map_err(Trouble::Store)?;
-            passed =
-                pass(session, publisher, &self.policy, &shared.survey, &shared.metrics).await?;
+            passed = pass(session, link, &self.policy, &shared.survey, &shared.metrics).await?;
         }
         self.store_probe.ok();
         self.broker_probe.ok();
@@ -154,19 +160,18 @@ impl Worker {
         Ok(Step::Passed(passed))
     }
 
-    async fn connect_broker(&self) -> Result<Link, broker::Error> {
-        let connection = Connection::connect(&self.shared.broker).await?;
+    async fn connect_broker(&mut self) -> Result<Link, broker::Error> {
+        let connection = self.dialer.connect().await?;
         let settings = &self.shared.settings;
         connection.declare_exchange(&settings.exchange).await?;
         let publisher = connection.publisher(&settings.exchange, settings.confirm_timeout).await?;
         self.shared.broker_seen.store(true, Ordering::Relaxed);
-        Ok(Link { publisher, connection })
+        Ok(Link { publisher, connection, failed: false })
     }
 
     async fn connect_store(&self) -> Result<Session, event_store::Error> {
         let mut session = Session::connect(&self.shared.workers_store).await?;
         session.require_migrated().await?;
-        self.shared.survey.note_server(session.server());
         self.shared.store_seen.store(true, Ordering::Relaxed);
         Ok(session)
     }
@@ -182,11 +187,17 @@ impl Worker {
                     return Err(Failure::new(Exit::Login, error));
                 }
                 self.store_probe.failing(&chain(&error));
+                if self.link.is_some() {
+                    self.broker_probe.ok();
+                }
             }
             Trouble::Broker(error) => {
                 // The claim may be half released.
                 self.session = None;
-                self.link = None;
+                self.link = self.link.take().filter(|link| link.connection.is_blocked());
+                if let Some(link) = &mut self.link {
+                    link.failed = true;
+                }
                 metrics.lost("rabbitmq");
                 if error.is_configuration() && !self.shared.broker_seen.load(Ordering::Relaxed) {
                     let refused = matches!(error, broker::Error::Login { .. });

@@ -30,10 +30,24 @@ impl Test {
             .status()
             .is_ok_and(|status| status.success());
         let runner: &[&str] = if has_nextest { &["nextest", "run"] } else { &["test"] };
-        let mut tests = cargo(runner);
-        tests.arg("--workspace").args(&self.arguments);
-        tests.envs(borrowed.servers.variables()).env("DAEMONS", programs);
-        succeed(&mut tests)?;
+        let run = |more: &[&str]| {
+            let mut tests = cargo(runner);
+            tests.arg("--workspace").args(&self.arguments).args(more);
+            tests.envs(borrowed.servers.variables()).env("DAEMONS", &programs);
+            succeed(&mut tests)
+        };
+        run(&[])?;
+        // Those that disturb every user of a server run alone.
+        let alone: &[&str] = if has_nextest {
+            &["--run-ignored", "only", "--test-threads", "1", "--no-tests", "pass"]
+        } else {
+            &["--", "--ignored", "--test-threads", "1"]
+        };
+        if borrowed.servers.are_ours() {
+            run(alone)?;
+        } else {
+            println!("skipped: the tests that disturb a whole server, because these are not ours");
+        }
         // The runner hides what a passing test says.
         if !root().join(INCIDENTS).is_dir() {
             println!("skipped: the tests on real incidents, because {INCIDENTS} is not there");

@@ -8,7 +8,7 @@ use daemon::Failure;
 use event_store::{Decision, Error, OutboxId, Session, Waiting, WaitingStream};
 use serde::Serialize;
 
-use super::{Format, actor, failure, open, say};
+use super::{Format, PATIENCE, actor, failure, open, say};
 use crate::Settings;
 
 #[derive(Subcommand, Debug)]
@@ -31,7 +31,7 @@ pub(crate) enum Blocked {
         #[command(flatten)]
         format: Format,
     },
-    /// Try events again, now and with all their attempts.
+    /// Try events again now.
     Retry {
         /// The numbers that `list` shows.
         #[arg(required_unless_present = "all")]
@@ -62,10 +62,10 @@ struct Shown {
 
 impl Blocked {
     pub(crate) async fn run(self, settings: &Settings) -> Result<(), Failure> {
-        let mut session = open(settings).await?;
+        let mut session = open(settings, PATIENCE).await?;
         match self {
             Self::List { all, format } => {
-                let which = if all { Waiting::Failing } else { Waiting::Blocked };
+                let which = if all { Waiting::All } else { Waiting::Blocked };
                 let streams = session.waiting(which).await.map_err(failure)?;
                 format.print(&streams, |streams| table(streams))?;
             }
@@ -74,12 +74,15 @@ impl Blocked {
                 format.print(&shown, details)?;
             }
             Self::Retry { ids, all } => {
-                let ids = if all { blocked(&mut session).await.map_err(failure)? } else { ids };
-                let decision = Decision { actor: &actor(), reason: None };
-                for id in ids {
-                    session.retry(OutboxId::from(id), decision).await.map_err(failure)?;
-                    say(&format!("event {id} is tried again"));
+                if all {
+                    retry_all(&mut session).await.map_err(failure)?;
                 }
+                let mut result = Ok(());
+                for id in ids {
+                    // One that goes on already does not keep the others from it.
+                    result = result.and(retry(&mut session, id).await);
+                }
+                result.map_err(failure)?;
             }
             Self::Skip { id, reason } => {
                 let decision = Decision { actor: &actor(), reason: Some(&reason) };
@@ -92,14 +95,29 @@ impl Blocked {
     }
 }
 
-async fn blocked(session: &mut Session) -> Result<Vec<i64>, Error> {
-    let streams = session.waiting(Waiting::Blocked).await?;
-    Ok(streams.into_iter().map(|stream| stream.id).collect())
+async fn retry(session: &mut Session, id: i64) -> Result<(), Error> {
+    session.retry(OutboxId::from(id), Decision { actor: &actor(), reason: None }).await?;
+    say(&format!("event {id} is tried again"));
+    Ok(())
+}
+
+async fn retry_all(session: &mut Session) -> Result<(), Error> {
+    loop {
+        let streams = session.waiting(Waiting::Blocked).await?;
+        for stream in &streams {
+            match retry(session, stream.id).await {
+                Ok(()) | Err(Error::NotWaiting { .. }) => {}
+                Err(other) => return Err(other),
+            }
+        }
+        if streams.len() < Waiting::LIMIT {
+            return Ok(());
+        }
+    }
 }
 
 async fn show(session: &mut Session, id: i64, payload: bool) -> Result<Shown, Error> {
-    let streams = session.waiting(Waiting::Failing).await?;
-    let found = streams.into_iter().find(|stream| stream.id == id);
+    let found = session.waiting(Waiting::For(OutboxId::from(id))).await?.pop();
     let stream = found.ok_or(Error::NotWaiting { id })?;
     let payload =
         if payload { Some(session.waiting_payload(OutboxId::from(id)).await?) } else { None };
@@ -110,6 +128,7 @@ fn table(streams: &[WaitingStream]) -> String {
     if streams.is_empty() {
         return "no stream waits".to_owned();
     }
+    let more = streams.len() >= Waiting::LIMIT;
     let mut text =
         format!("{:>10}  {:>6}  {:>8}  {:<20}  STREAM\n", "ID", "EVENTS", "ATTEMPTS", "SINCE");
     for stream in streams {
@@ -118,6 +137,9 @@ fn table(streams: &[WaitingStream]) -> String {
         writeln!(text, "{id:>10}  {events:>6}  {attempts:>8}  {since:<20}  {stream_key}")
             .and_then(|()| writeln!(text, "{:>12}{last_error}", ""))
             .expect("writing to a String cannot fail");
+    }
+    if more {
+        text.push_str("there may be more\n");
     }
     text
 }

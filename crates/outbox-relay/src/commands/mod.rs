@@ -5,6 +5,7 @@ mod reconcile;
 mod status;
 
 use std::env;
+use std::time::Duration;
 
 use clap::Args;
 use daemon::{Exit, Failure};
@@ -17,6 +18,9 @@ use crate::run::store_options;
 pub(crate) use blocked::Blocked;
 pub(crate) use reconcile::{Reconcile, Republish};
 pub(crate) use status::status;
+
+/// How long a statement of a command may take.
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// How to print.
 #[derive(Args, Debug, Clone, Copy)]
@@ -54,9 +58,9 @@ pub(crate) async fn migrate(settings: &Settings) -> Result<(), Failure> {
     Ok(())
 }
 
-/// A session in a migrated event store.
-async fn open(settings: &Settings) -> Result<Session, Failure> {
-    let options = store_options(settings, "outbox-relay command")?;
+/// A session in a migrated event store. In trouble, what is cheap otherwise may take a while.
+async fn open(settings: &Settings, limit: Duration) -> Result<Session, Failure> {
+    let options = store_options(settings, "outbox-relay command")?.statement_limit(limit);
     let mut session = Session::connect(&options).await.map_err(failure)?;
     session.require_migrated().await.map_err(failure)?;
     Ok(session)

@@ -17,6 +17,8 @@ use crate::Settings;
 
 /// How long to wait for open appends before the order of events is decided.
 const FENCE_PATIENCE: Duration = Duration::from_secs(10);
+/// How long reading the whole event store and the whole outbox may take.
+const SCAN_LIMIT: Duration = Duration::from_mins(30);
 /// Missing events that are listed.
 const EXAMPLES: u32 = 20;
 
@@ -85,7 +87,7 @@ impl Events {
 
 /// Compare the event store with the outbox: was every event captured?
 ///
-/// Ends with 1 when an event is missing in the outbox.
+/// Ends with 65 when an event is missing in the outbox. Reads both tables, so give it time.
 #[derive(Args, Debug)]
 pub(crate) struct Reconcile {
     #[command(flatten)]
@@ -104,7 +106,7 @@ struct Report {
 
 impl Reconcile {
     pub(crate) async fn run(self, settings: &Settings) -> Result<(), Failure> {
-        let mut session = open(settings).await?;
+        let mut session = open(settings, SCAN_LIMIT).await?;
         let selection = self.events.select(&mut session).await?;
         let compared = session.reconcile(&selection, settings.retention, EXAMPLES).await;
         let (counted, examples) = compared.map_err(failure)?;
@@ -117,7 +119,7 @@ impl Reconcile {
                     "{missing} events are not in the outbox: \
                      publish them with `outbox-relay republish --event-id ...`"
                 );
-                Err(Failure::new(Exit::Failed, error))
+                Err(Failure::new(Exit::Data, error))
             }
         }
     }
@@ -175,7 +177,7 @@ impl Republish {
             let error = anyhow!("say which events: --stream, --since and so on, or --all for all");
             return Err(Failure::new(Exit::Configuration, error));
         }
-        let mut session = open(settings).await?;
+        let mut session = open(settings, SCAN_LIMIT).await?;
         let mut selection = self.events.select(&mut session).await?;
         let events = if self.dry_run {
             session.count_events(&selection).await.map_err(failure)?

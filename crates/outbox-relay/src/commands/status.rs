@@ -5,7 +5,7 @@ use std::fmt::Write;
 use daemon::Failure;
 use event_store::{Backlog, Group, Status};
 
-use super::{Format, failure, open};
+use super::{Format, PATIENCE, failure, open};
 use crate::Settings;
 
 /// Categories shown to people.
@@ -13,7 +13,7 @@ const CATEGORIES: usize = 10;
 
 /// Prints the state of the outbox.
 pub(crate) async fn status(settings: &Settings, format: Format) -> Result<(), Failure> {
-    let mut session = open(settings).await?;
+    let mut session = open(settings, PATIENCE).await?;
     let status = session.status().await.map_err(failure)?;
     session.close().await;
     format.print(&status, text)

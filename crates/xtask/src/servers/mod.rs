@@ -186,6 +186,11 @@ impl Servers {
         self
     }
 
+    /// Whether they were started for us alone.
+    pub(crate) fn are_ours(&self) -> bool {
+        self.origin != Origin::Environment
+    }
+
     /// What tests find in their environment.
     pub(crate) fn variables(&self) -> impl Iterator<Item = (&String, &String)> {
         self.urls.iter().chain(&self.tools)
