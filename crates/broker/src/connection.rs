@@ -7,7 +7,7 @@ use lapin::ConnectionProperties;
 use lapin::types::ShortString;
 use lapin::uri::AMQPUri;
 use secrecy::{ExposeSecret, SecretString};
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::error::is_refusal;
@@ -61,13 +61,14 @@ pub struct Connection {
 /// attempt of a long outage would leave a thread behind.
 pub struct Dialer {
     options: Options,
-    attempt: Option<JoinHandle<lapin::Result<lapin::Connection>>>,
+    /// One at most.
+    attempts: JoinSet<lapin::Result<lapin::Connection>>,
 }
 
 impl Dialer {
     /// Does nothing yet.
     pub fn new(options: Options) -> Self {
-        Self { options, attempt: None }
+        Self { options, attempts: JoinSet::new() }
     }
 
     /// Connects.
@@ -77,17 +78,18 @@ impl Dialer {
     /// [`Error::Login`] when the broker refuses user, password or virtual host, otherwise
     /// [`Error::Unreachable`] or [`Error::Timeout`].
     pub async fn connect(&mut self) -> Result<Connection, Error> {
-        let attempt = self.attempt.get_or_insert_with(|| {
+        if self.attempts.is_empty() {
             let name = self.options.name.clone().into();
             let properties = ConnectionProperties::default().with_connection_name(name);
-            tokio::spawn(lapin::Connection::connect_uri(self.options.uri.clone(), properties))
-        });
+            let uri = self.options.uri.clone();
+            self.attempts.spawn(lapin::Connection::connect_uri(uri, properties));
+        }
         let limit = CALL_LIMIT;
-        let connected = timeout(limit, attempt)
+        let connected = timeout(limit, self.attempts.join_next())
             .await
             .map_err(|_elapsed| Error::Timeout { operation: "connecting", limit })?;
-        self.attempt = None;
-        let inner = connected.map_err(|_panicked| Error::Lost)?.map_err(|source| {
+        let connected = connected.and_then(Result::ok).ok_or(Error::Lost)?;
+        let inner = connected.map_err(|source| {
             let address = self.options.address.clone();
             if is_refusal(&source) {
                 Error::Login { address, source }
@@ -96,14 +98,6 @@ impl Dialer {
             }
         })?;
         Ok(Connection { inner: Arc::new(inner) })
-    }
-}
-
-impl Drop for Dialer {
-    fn drop(&mut self) {
-        if let Some(attempt) = &self.attempt {
-            attempt.abort();
-        }
     }
 }
 

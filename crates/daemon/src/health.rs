@@ -76,6 +76,13 @@ impl Health {
 }
 
 impl Component {
+    fn fails(&mut self, probe: usize, reason: &str) {
+        if self.failing.is_empty() {
+            self.since = Utc::now();
+        }
+        self.failing.insert(probe, reason.to_owned());
+    }
+
     fn silence(&self) -> Option<String> {
         self.probes.iter().find_map(|probe| {
             let silence = probe.last_sign.elapsed();
@@ -99,13 +106,15 @@ impl Probe {
         });
     }
 
+    /// It is not ready yet, or for a while, for this reason; that is no failure, and not logged.
+    pub fn not_ready(&self, reason: &str) {
+        self.update(|component| component.fails(self.number, reason));
+    }
+
     /// It does not work now, for this reason.
     pub fn failing(&self, reason: &str) {
         self.update(|component| {
-            if component.failing.is_empty() {
-                component.since = Utc::now();
-            }
-            component.failing.insert(self.number, reason.to_owned());
+            component.fails(self.number, reason);
             if !std::mem::replace(&mut component.told, true) {
                 tracing::warn!(component = self.component, reason, "does not work, trying again");
             }

@@ -1,11 +1,14 @@
 //! Reading events back.
 
 use chrono::{DateTime, Utc};
-use domain_events::{Category, Event, Position, StreamId, StreamVersion};
+use domain_events::{Category, Event, Origin, Position, StreamId, StreamVersion};
 use sqlx::query;
 
 use crate::row::EventRow;
 use crate::{Error, Session};
+
+/// Positions that are looked at with one statement.
+const WINDOW: i64 = 50_000;
 
 /// A part of one stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,14 +28,14 @@ pub struct StreamHead {
     pub stream_id: StreamId,
     /// The version of that event.
     pub version: StreamVersion,
-    /// When it was stored.
-    pub recorded_at: DateTime<Utc>,
 }
 
 impl Session {
-    /// Reads events of some categories in global order: `after < position <= until`, at most `limit`.
+    /// Reads events of some categories in global order: `after < position <= until`, at most `limit`
+    /// of them, from a window of positions, since events of a rare category may lie far apart.
     ///
-    /// `until` must be the limit of a decided [`Fence`](crate::Fence).
+    /// `until` must be the limit of a decided [`Fence`](crate::Fence). Gives also up to where it has
+    /// read.
     ///
     /// # Errors
     ///
@@ -43,7 +46,8 @@ impl Session {
         until: Position,
         categories: &[Category],
         limit: u32,
-    ) -> Result<Vec<Event>, Error> {
+    ) -> Result<(Vec<Event>, Position), Error> {
+        let window = Position::new(after.get() + WINDOW).map_or(until, |end| end.min(until));
         let query = query(
             "SELECT position AS id, position, event_id, stream_id, stream_version, event_type, schema_version,
                     data::text AS data, metadata::text AS metadata, occurred_at, recorded_at
@@ -53,10 +57,16 @@ impl Session {
              LIMIT $4",
         )
         .bind(after.get())
-        .bind(until.get())
+        .bind(window.get())
         .bind(names(categories))
         .bind(i64::from(limit));
-        events(self.read("reading events", query).await?)
+        let events = events(self.read("reading events", query).await?)?;
+        let last = events.last().and_then(|event| match event.origin {
+            Origin::Stream { position, .. } => position,
+            Origin::Unversioned { .. } => None,
+        });
+        let is_full = events.len() >= usize::try_from(limit).unwrap_or(usize::MAX);
+        Ok((events, last.filter(|_| is_full).unwrap_or(window)))
     }
 
     /// Reads parts of many streams with one query, each in version order, at most `limit` events of
@@ -105,7 +115,7 @@ impl Session {
         categories: &[Category],
     ) -> Result<Vec<StreamHead>, Error> {
         let query = query(
-            "SELECT stream_id, max(stream_version), max(recorded_at)
+            "SELECT stream_id, max(stream_version)
              FROM events
              WHERE position > $1 AND position <= $2 AND split_part(stream_id, '-', 1) = ANY ($3)
              GROUP BY stream_id",
@@ -113,18 +123,37 @@ impl Session {
         .bind(after.get())
         .bind(until.get())
         .bind(names(categories));
-        let rows: Vec<(String, i64, DateTime<Utc>)> =
-            self.read("reading stream heads", query).await?;
+        let rows: Vec<(String, i64)> = self.read("reading stream heads", query).await?;
         rows.into_iter()
-            .map(|(stream_id, version, recorded_at)| {
-                Ok(StreamHead {
-                    stream_id: StreamId::new(stream_id)?,
-                    version: StreamVersion::new(version)?,
-                    recorded_at,
-                })
+            .map(|(stream_id, version)| {
+                let stream_id = StreamId::new(stream_id)?;
+                Ok(StreamHead { stream_id, version: StreamVersion::new(version)? })
             })
             .collect::<Result<_, _>>()
             .map_err(|source| Error::Row { table: "events", id: until.get(), source })
+    }
+
+    /// When the oldest of some events was recorded; `None` when there are none of them.
+    ///
+    /// # Errors
+    ///
+    /// When PostgreSQL cannot be asked.
+    pub async fn oldest(
+        &mut self,
+        events: &[(&StreamId, i64)],
+    ) -> Result<Option<DateTime<Utc>>, Error> {
+        let streams: Vec<&str> = events.iter().map(|(stream_id, _)| stream_id.as_str()).collect();
+        let versions: Vec<i64> = events.iter().map(|(_, version)| *version).collect();
+        let query = query(
+            "SELECT min(e.recorded_at)
+             FROM unnest($1::text[], $2::bigint[]) AS wanted (stream_id, stream_version)
+             JOIN events e ON e.stream_id = wanted.stream_id
+                          AND e.stream_version = wanted.stream_version",
+        )
+        .bind(streams)
+        .bind(versions);
+        let rows: Vec<(Option<DateTime<Utc>>,)> = self.read("reading an age", query).await?;
+        Ok(rows.first().and_then(|(oldest,)| *oldest))
     }
 
     /// The lowest position that no relay has got to yet: neither published nor held.
@@ -137,8 +166,10 @@ impl Session {
             "SELECT min(first.position)
              FROM outbox_lanes l CROSS JOIN LATERAL (
                  SELECT o.position FROM outbox o
-                 WHERE o.lane = l.lane AND o.processed_at IS NULL AND NOT o.held
-                   AND o.available_at IS NULL
+                 WHERE o.lane = l.lane AND o.id >= (SELECT last_value FROM outbox_floor)
+                   AND o.processed_at IS NULL AND NOT o.held AND o.available_at IS NULL
+                   -- Published before, and now again.
+                   AND o.recorded_at IS NULL
                  ORDER BY o.lane, o.id
                  LIMIT 1
              ) AS first",

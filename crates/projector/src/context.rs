@@ -45,14 +45,16 @@ impl Context {
 
     /// Applies events from the event store, and counts those that had been missing.
     ///
-    /// When some cannot be applied, everything else is; the first of them is the error.
+    /// Gives how many were applied. When some cannot be, everything else is; the first of them is the
+    /// error.
     pub(crate) async fn heal(
         &self,
         session: &mut Session,
         model: &ReadModel,
         events: &[StreamEvent],
         by: Healing,
-    ) -> Result<(), ApplyError> {
+    ) -> Result<usize, ApplyError> {
+        let mut healed = 0;
         let mut faults: Vec<Box<EventFault>> = Vec::new();
         for chunk in events.chunks(self.settings.batch_size) {
             loop {
@@ -60,6 +62,7 @@ impl Context {
                 let batch: Vec<_> = chunk.iter().filter(|event| !waits(event)).collect();
                 match self.apply(session, model, &batch).await {
                     Ok(applied) => {
+                        healed += applied.plan.apply.len();
                         self.metrics.healed(model.name(), by, applied.plan.apply.len());
                         break;
                     }
@@ -69,7 +72,7 @@ impl Context {
             }
         }
         match faults.into_iter().next() {
-            None => Ok(()),
+            None => Ok(healed),
             Some(fault) => Err(ApplyError::Event(fault)),
         }
     }

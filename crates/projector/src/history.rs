@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use domain_events::{Event, Position};
-use event_store::{Error, Session, Wanted};
+use event_store::{Error, Fence, Session, Wanted, Writer};
 use tokio::time::sleep;
 
 use crate::stream_event::StreamEvent;
@@ -18,6 +18,8 @@ const FENCE_PAUSE: Duration = Duration::from_millis(20);
 pub(crate) struct History {
     options: event_store::Options,
     session: Option<Session>,
+    /// A fence that open transactions hold up. A new one would have new ones to wait for.
+    fence: Option<Fence>,
 }
 
 impl History {
@@ -25,7 +27,7 @@ impl History {
     pub(crate) const STREAMS_AT_ONCE: usize = 50;
 
     pub(crate) fn new(options: event_store::Options) -> Self {
-        Self { options, session: None }
+        Self { options, session: None, fence: None }
     }
 
     /// A session, connected. Drop it with [`History::forget`] after an error.
@@ -40,14 +42,18 @@ impl History {
     /// Drops the session.
     pub(crate) fn forget(&mut self) {
         self.session = None;
+        self.fence = None;
     }
 
     /// Waits until the order of all events so far is decided, and gives the last position of them.
     ///
-    /// `None` when that takes longer than `patience`; who holds it up is logged.
-    pub(crate) async fn decided(&mut self, patience: Duration) -> Result<Option<Position>, Error> {
+    /// When that takes longer than `patience`, gives who holds it up, to be asked again.
+    pub(crate) async fn decided(
+        &mut self,
+        patience: Duration,
+    ) -> Result<Result<Position, OpenWriters>, Error> {
         match self.wait_for_fence(patience).await {
-            Ok(position) => Ok(position),
+            Ok(decided) => Ok(decided),
             Err(error) => {
                 self.forget();
                 Err(error)
@@ -55,26 +61,28 @@ impl History {
         }
     }
 
-    async fn wait_for_fence(&mut self, patience: Duration) -> Result<Option<Position>, Error> {
+    async fn wait_for_fence(
+        &mut self,
+        patience: Duration,
+    ) -> Result<Result<Position, OpenWriters>, Error> {
+        let fence = self.fence.take();
         let session = self.session().await?;
-        let mut fence = session.take_fence().await?;
+        let mut fence = match fence {
+            Some(fence) => fence,
+            None => session.take_fence().await?,
+        };
         let started = Instant::now();
+        session.refresh_fence(&mut fence).await?;
         while !fence.is_decided() {
             if started.elapsed() > patience {
-                for writer in session.fence_writers(&fence).await? {
-                    tracing::warn!(
-                        pid = writer.pid,
-                        application = writer.application_name,
-                        age_seconds = writer.age_seconds,
-                        "an open transaction that appends events holds up reading them in order"
-                    );
-                }
-                return Ok(None);
+                let writers = session.fence_writers(&fence).await?;
+                self.fence = Some(fence);
+                return Ok(Err(OpenWriters(writers)));
             }
             sleep(FENCE_PAUSE).await;
             session.refresh_fence(&mut fence).await?;
         }
-        Ok(Some(fence.limit()))
+        Ok(Ok(fence.limit()))
     }
 
     /// Reads missing parts of streams: some of them, from their beginnings.
@@ -92,6 +100,20 @@ impl History {
             }
         }
     }
+}
+
+/// Transactions that append events and hold up reading them in order.
+#[derive(Debug, thiserror::Error)]
+#[error("open transactions that append events hold up reading them in order: {}", list(.0))]
+pub(crate) struct OpenWriters(Vec<Writer>);
+
+fn list(writers: &[Writer]) -> String {
+    let tell = |writer: &Writer| {
+        let pid = writer.pid.map_or_else(|| "prepared".to_owned(), |pid| format!("pid {pid}"));
+        let age = writer.age_seconds.map_or_else(String::new, |age| format!(" for {age:.0} s"));
+        format!("{pid} ({}){age}", writer.application_name)
+    };
+    writers.iter().map(tell).collect::<Vec<_>>().join(", ")
 }
 
 /// Events of the store, which all have a version.

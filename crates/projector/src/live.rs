@@ -255,11 +255,11 @@ impl<'c> Live<'c> {
             Err(error) => return self.pause(error).await,
         };
         match self.context.heal(&mut session, self.model, &found, Healing::Gap).await {
-            Ok(()) => {
+            Ok(events) => {
                 self.session = Some(session);
                 tracing::info!(
                     projection = self.model.name(),
-                    events = found.len(),
+                    events,
                     "missing events were read from the event store"
                 );
                 Ok(())

@@ -5,11 +5,11 @@
 //! checkpoint up to what the relay has published. Only the sweeper, and the replay before the first
 //! delivery, move the checkpoint: up to it, every event is known to be applied.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use broker::Connection;
+use broker::{Connection, Dialer};
 use chrono::Utc;
 use daemon::{Failure, Health, Probe, chain};
 use domain_events::{Position, StreamId, StreamVersion};
@@ -32,6 +32,8 @@ const FENCE_PATIENCE: Duration = Duration::from_secs(2);
 const GRACES_IN_QUEUE: u32 = 12;
 /// A lag of this age without progress is not healthy.
 const LAG_LIMIT: Duration = Duration::from_mins(1);
+/// MySQL ends a session that lies idle for longer than a minute.
+const IDLE_LIMIT: Duration = Duration::from_secs(30);
 
 /// Sweeps all projections of this instance until shutdown.
 pub(crate) async fn sweep(
@@ -39,17 +41,13 @@ pub(crate) async fn sweep(
     models: Vec<Arc<ReadModel>>,
     health: Health,
 ) -> Result<(), Failure> {
-    let states = models
-        .into_iter()
-        .map(|model| {
-            let probe = health.probe(&format!("projection {} lag", model.name()), None);
-            probe.ok();
-            State { model, behind: HashMap::new(), drained: None, owned: false, probe }
-        })
-        .collect();
+    let probe = health.probe("sweeper", None);
+    probe.ok();
+    let states = models.into_iter().map(|model| State::new(model, &health)).collect();
     let mut sweeper = Sweeper {
         history: History::new(context.store.clone()),
         session: None,
+        dialer: Dialer::new(context.broker.clone()),
         connection: None,
         context: &context,
         states,
@@ -58,12 +56,11 @@ pub(crate) async fn sweep(
     while context.shutdown.run_until_cancelled(sleep(interval)).await.is_some() {
         match context.shutdown.run_until_cancelled(sweeper.round()).await {
             None => break,
-            Some(Ok(())) => {}
-            Some(Err(trouble)) => {
-                // The projections themselves report a lost server.
-                tracing::debug!(error = chain(&trouble), "a sweep was put off");
-                sweeper.disconnect();
-            }
+            Some(Ok(())) => probe.ok(),
+            Some(Err(trouble)) => probe.failing(&chain(&trouble)),
+        }
+        if interval > IDLE_LIMIT {
+            sweeper.disconnect();
         }
     }
     Ok(())
@@ -73,19 +70,41 @@ struct Sweeper<'c> {
     context: &'c Context,
     history: History,
     session: Option<Session>,
+    dialer: Dialer,
     connection: Option<Connection>,
     states: Vec<State>,
 }
 
+/// What is known of one projection.
 struct State {
     model: Arc<ReadModel>,
+    /// Whether this instance sweeps it; another may.
+    owned: bool,
+    /// Up to here it was looked at.
+    seen: Option<Position>,
+    /// Windows with streams that are behind: from after where, up to where.
+    open: BTreeMap<Position, Position>,
     /// Streams that are behind: where they stood, and since when.
     behind: HashMap<StreamId, (i64, Instant)>,
     /// When the queue was last seen empty.
     drained: Option<Instant>,
-    /// Whether this instance sweeps the projection; another may.
-    owned: bool,
     probe: Probe,
+}
+
+/// A stream whose bookkeeping is behind the event store.
+#[derive(Clone)]
+struct Behind {
+    head: StreamHead,
+    applied: i64,
+}
+
+/// How far the event store is.
+#[derive(Clone, Copy)]
+struct Limits {
+    /// Every event up to here is decided.
+    decided: Position,
+    /// And published, as far as the relay is concerned.
+    published: Position,
 }
 
 impl Sweeper<'_> {
@@ -94,72 +113,108 @@ impl Sweeper<'_> {
         self.session = None;
         self.connection = None;
         for state in &mut self.states {
-            state.owned = false;
+            state.disown();
         }
     }
 
+    /// Looks at every projection; trouble with one does not keep it from the others.
     async fn round(&mut self) -> Result<(), Trouble> {
-        let Some(until) = self.limit().await? else { return Ok(()) };
         let mut states = std::mem::take(&mut self.states);
         let mut result = Ok(());
-        for state in &mut states {
-            result = self.sweep(state, until).await;
-            if result.is_err() {
-                break;
+        let mut lost = false;
+        match self.limits().await {
+            Ok(limits) => {
+                for state in &mut states {
+                    if let Err(trouble) = self.sweep(state, limits).await {
+                        self.history.forget();
+                        self.session = None;
+                        self.connection = None;
+                        lost = true;
+                        result = Err(trouble);
+                    }
+                }
             }
+            Err(trouble) => result = Err(trouble),
+        }
+        if lost {
+            // Ownership ended with a session.
+            states.iter_mut().for_each(State::disown);
         }
         self.states = states;
         result
     }
 
-    /// Up to where every event is decided, and published as far as the relay is concerned.
-    async fn limit(&mut self) -> Result<Option<Position>, Trouble> {
-        let Some(decided) = self.history.decided(FENCE_PATIENCE).await? else { return Ok(None) };
+    async fn limits(&mut self) -> Result<Limits, Trouble> {
+        let decided = self.history.decided(FENCE_PATIENCE).await??;
         let pending = self.history.session().await?.lowest_pending_position().await?;
-        let published = pending.and_then(|position| Position::new(position.get() - 1).ok());
-        Ok(Some(published.map_or(decided, |published| published.min(decided))))
+        let before = pending.and_then(|position| Position::new(position.get() - 1).ok());
+        Ok(Limits { decided, published: before.map_or(decided, |before| before.min(decided)) })
     }
 
-    async fn sweep(&mut self, state: &mut State, until: Position) -> Result<(), Trouble> {
+    async fn sweep(&mut self, state: &mut State, limits: Limits) -> Result<(), Trouble> {
         let model = Arc::clone(&state.model);
         let mut session = match self.session.take() {
             Some(session) => session,
             None => Session::connect(&self.context.mysql).await?,
         };
-        if !state.owned {
+        let checkpoint = session.checkpoint(&model.ledger).await?;
+        // Before its first replay there is nothing to sweep, and during a replay nobody does.
+        let position = checkpoint.filter(|it| it.replay_until.is_none()).map(|it| it.position);
+        if position.is_none() && state.owned {
+            session.disown(model.name()).await?;
+        }
+        if position.is_some() && !state.owned {
             state.owned = session.try_own(model.name()).await?;
         }
-        // Before its first replay, a projection has no checkpoint.
-        let checkpoint = session.checkpoint(&model.ledger).await?.filter(|_| state.owned);
-        let Some(mut after) = checkpoint else {
-            self.session = Some(session);
-            return Ok(());
-        };
-        self.look_at_queue(state).await?;
-        while after < until {
-            let window = Position::new((after.get() + WINDOW).min(until.get())).unwrap_or(until);
-            let behind = self.behind(&mut session, &model, after, window).await?;
-            let due = state.note(&behind, self.context.settings.sweep_grace);
-            self.report(state, &behind);
-            if behind.is_empty() {
-                session.move_checkpoint(&model.ledger, window).await?;
-                self.context.metrics.checkpoint(model.name(), window.get());
-                after = window;
-            } else if due.is_empty() || !self.heal(&mut session, &model, &due).await? {
-                break;
+        if let Some(checkpoint) = position.filter(|_| state.owned) {
+            if checkpoint > limits.decided {
+                return Err(Trouble::StoreWentBack { checkpoint, decided: limits.decided });
             }
-        }
-        if after == until {
-            self.report(state, &[]);
+            self.look_at_queue(state).await?;
+            while self.look(&mut session, state, checkpoint, limits.published).await? {}
+        } else {
+            state.disown();
         }
         self.session = Some(session);
         Ok(())
     }
 
+    /// Compares what is new, and what was behind before; heals what is lost. Says whether that made a
+    /// difference.
+    async fn look(
+        &mut self,
+        session: &mut Session,
+        state: &mut State,
+        checkpoint: Position,
+        until: Position,
+    ) -> Result<bool, Trouble> {
+        let model = Arc::clone(&state.model);
+        let seen = state.seen.unwrap_or(checkpoint);
+        let mut behind: HashMap<StreamId, Behind> = HashMap::new();
+        for (after, end) in state.windows(seen, until) {
+            let found = self.behind(session, &model, after, end).await?;
+            state.looked_at(after, end, found.is_empty());
+            for found in found {
+                let known = behind.entry(found.head.stream_id.clone());
+                let known = known.or_insert_with(|| found.clone());
+                known.head.version = known.head.version.max(found.head.version);
+            }
+        }
+        state.seen = Some(seen.max(until));
+        let clean = state.open.keys().next().copied().or(state.seen).unwrap_or(checkpoint);
+        if clean > checkpoint {
+            session.move_checkpoint(&model.ledger, clean).await?;
+        }
+        self.context.metrics.checkpoint(model.name(), clean.max(checkpoint).get());
+        let due = state.note(&behind, self.context.settings.sweep_grace);
+        self.report(state, &behind).await?;
+        if due.is_empty() { Ok(false) } else { self.heal(session, &model, &due).await }
+    }
+
     async fn look_at_queue(&mut self, state: &mut State) -> Result<(), Trouble> {
         let connection = match self.connection.take() {
             Some(connection) if connection.is_connected() => connection,
-            _ => Connection::connect(&self.context.broker).await?,
+            _ => self.dialer.connect().await?,
         };
         let settings = &self.context.settings;
         let queue = queue(&state.model.projection, &settings.queue_prefix, &settings.exchange);
@@ -202,12 +257,12 @@ impl Sweeper<'_> {
         model: &ReadModel,
         due: &[Wanted],
     ) -> Result<bool, Trouble> {
-        let mut healed = false;
+        let mut healed = 0;
         for wanted in due.chunks(History::STREAMS_AT_ONCE) {
             let events = self.history.read(wanted).await?;
             for stream in events.chunk_by(|a, b| a.stream_id == b.stream_id) {
                 match self.context.heal(session, model, stream, Healing::Sweep).await {
-                    Ok(()) => healed = true,
+                    Ok(applied) => healed += applied,
                     Err(ApplyError::Event(fault)) => {
                         tracing::debug!(error = chain(&fault), "a stream cannot be healed");
                     }
@@ -215,19 +270,29 @@ impl Sweeper<'_> {
                 }
             }
         }
-        if healed {
+        if healed > 0 {
             tracing::info!(
                 projection = model.name(),
-                streams = due.len(),
+                events = healed,
                 "lost events were found in the event store and applied"
             );
         }
-        Ok(healed)
+        Ok(healed > 0)
     }
 
-    fn report(&self, state: &State, behind: &[Behind]) {
-        let events = behind.iter().map(|behind| behind.head.version.get() - behind.applied).sum();
-        let oldest = behind.iter().map(|behind| behind.head.recorded_at).min();
+    async fn report(
+        &mut self,
+        state: &State,
+        behind: &HashMap<StreamId, Behind>,
+    ) -> Result<(), Trouble> {
+        let events = behind.values().map(|it| it.head.version.get() - it.applied).sum();
+        let first: Vec<(&StreamId, i64)> =
+            behind.values().map(|it| (&it.head.stream_id, it.applied + 1)).collect();
+        let oldest = if first.is_empty() {
+            None
+        } else {
+            self.history.session().await?.oldest(&first).await?
+        };
         let seconds = oldest.map_or(0.0, |oldest| (Utc::now() - oldest).as_seconds_f64().max(0.0));
         self.context.metrics.lag(state.model.name(), events, seconds);
         let stuck = state.behind.values().filter(|(_, since)| since.elapsed() > LAG_LIMIT).count();
@@ -237,22 +302,70 @@ impl Sweeper<'_> {
             let limit = LAG_LIMIT.as_secs();
             state.probe.failing(&format!("{stuck} streams have made no progress for {limit} s"));
         }
+        Ok(())
     }
 }
 
-/// A stream whose bookkeeping is behind the event store.
-struct Behind {
-    head: StreamHead,
-    applied: i64,
-}
-
 impl State {
+    fn new(model: Arc<ReadModel>, health: &Health) -> Self {
+        let probe = health.probe(&format!("projection {} lag", model.name()), None);
+        probe.ok();
+        Self {
+            model,
+            owned: false,
+            seen: None,
+            open: BTreeMap::new(),
+            behind: HashMap::new(),
+            drained: None,
+            probe,
+        }
+    }
+
+    /// Forgets everything: another instance may go on.
+    fn disown(&mut self) {
+        self.owned = false;
+        self.seen = None;
+        self.open.clear();
+        self.behind.clear();
+        self.probe.ok();
+    }
+
+    /// What to look at: what was behind before, and what is new.
+    fn windows(&self, seen: Position, until: Position) -> Vec<(Position, Position)> {
+        let mut windows: Vec<_> = self.open.iter().map(|(after, end)| (*after, *end)).collect();
+        let mut after = seen;
+        while after < until {
+            let end = Position::new(after.get() + WINDOW).map_or(until, |end| end.min(until));
+            windows.push((after, end));
+            after = end;
+        }
+        windows
+    }
+
+    fn looked_at(&mut self, after: Position, end: Position, clean: bool) {
+        if clean {
+            self.open.remove(&after);
+            return;
+        }
+        // While a stream is stuck, small windows would pile up.
+        let before = self.open.range(..after).next_back().map(|(after, end)| (*after, *end));
+        match before {
+            Some((start, middle)) if middle == after && end.get() - start.get() <= WINDOW => {
+                self.open.remove(&after);
+                self.open.insert(start, end);
+            }
+            _ => {
+                self.open.insert(after, end);
+            }
+        }
+    }
+
     /// Remembers since when streams are behind, and gives those that count as lost.
-    fn note(&mut self, behind: &[Behind], grace: Duration) -> Vec<Wanted> {
+    fn note(&mut self, behind: &HashMap<StreamId, Behind>, grace: Duration) -> Vec<Wanted> {
         let now = Instant::now();
         let mut seen = HashMap::new();
         let mut due = Vec::new();
-        for Behind { head, applied } in behind {
+        for Behind { head, applied } in behind.values() {
             let known = self.behind.get(&head.stream_id);
             // A stream that moved is being delivered.
             let since = known.filter(|(before, _)| before == applied).map_or(now, |known| known.1);

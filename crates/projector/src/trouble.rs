@@ -1,8 +1,10 @@
 //! What ends a round of work, to be begun again after a pause.
 
 use daemon::{Exit, Failure};
+use domain_events::Position;
 
 use crate::apply::{ApplyError, EventFault};
+use crate::history::OpenWriters;
 use crate::mysql;
 
 /// Why a projection cannot go on for now. Nothing is lost: what is not applied comes again.
@@ -14,6 +16,14 @@ pub(crate) enum Trouble {
     Broker(#[from] broker::Error),
     #[error(transparent)]
     Store(#[from] event_store::Error),
+    #[error(transparent)]
+    Fence(#[from] OpenWriters),
+    #[error(
+        "the event store ends at position {decided}, but this read model has events up to \
+         {checkpoint}: an older event store was restored, and the read model must be built anew",
+        decided = decided.get(), checkpoint = checkpoint.get()
+    )]
+    StoreWentBack { checkpoint: Position, decided: Position },
     #[error(transparent)]
     Event(#[from] Box<EventFault>),
 }
@@ -34,7 +44,7 @@ impl Trouble {
             Self::ReadModel(_) => Some("mysql"),
             Self::Broker(_) => Some("rabbitmq"),
             Self::Store(_) => Some("postgresql"),
-            Self::Event(_) => None,
+            Self::Fence(_) | Self::StoreWentBack { .. } | Self::Event(_) => None,
         }
     }
 
@@ -44,7 +54,7 @@ impl Trouble {
             Self::ReadModel(error) => error.is_configuration(),
             Self::Broker(error) => error.is_configuration(),
             Self::Store(error) => error.is_configuration(),
-            Self::Event(_) => false,
+            Self::Fence(_) | Self::StoreWentBack { .. } | Self::Event(_) => false,
         }
     }
 }
@@ -78,7 +88,7 @@ impl From<Trouble> for Failure {
                 }
                 _ => Exit::Failed,
             },
-            Trouble::Event(_) => Exit::Failed,
+            Trouble::Fence(_) | Trouble::StoreWentBack { .. } | Trouble::Event(_) => Exit::Failed,
         };
         Self::new(exit, trouble)
     }

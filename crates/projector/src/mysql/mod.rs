@@ -15,7 +15,7 @@ mod tables;
 
 pub(crate) use batch::{Batch, Committed};
 pub(crate) use error::{Error, Refusal};
-pub(crate) use ledger::Ledger;
+pub(crate) use ledger::{Checkpoint, Ledger};
 pub(crate) use scratch::check;
 pub(crate) use session::{Options, Session};
 pub(crate) use tables::Migrated;
