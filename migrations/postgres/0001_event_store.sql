@@ -57,7 +57,7 @@ CREATE TRIGGER events_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON events
 ALTER TABLE events ENABLE ALWAYS TRIGGER events_append_only;
 
 -- Why the first malformed element of an append is refused; no row when all are well formed.
-CREATE FUNCTION append_fault(events jsonb)
+CREATE FUNCTION append_fault(stream_id text, events jsonb)
 RETURNS TABLE (ordinal bigint, code text, reason text)
 LANGUAGE sql STABLE AS $$
     SELECT checked.ordinal, left(checked.fault, 5), substr(checked.fault, 7)
@@ -78,6 +78,8 @@ LANGUAGE sql STABLE AS $$
             WHEN NOT is_event_type(item->>'type')
                 THEN 'ES004 type is malformed: 1 to 127 bytes without space, "/", "*" or "#",'
                      ' not starting with "."'
+            WHEN octet_length(split_part(stream_id, '-', 1)) + 1 + octet_length(item->>'type') > 255
+                THEN 'ES004 type and category are together longer than 254 bytes'
             WHEN jsonb_typeof(item->'data') IS DISTINCT FROM 'object'
                 THEN 'ES005 data is missing or not a JSON object'
             WHEN jsonb_typeof(item->'metadata') NOT IN ('object', 'null')
@@ -155,7 +157,7 @@ BEGIN
             USING ERRCODE = 'ES007';
     END IF;
 
-    SELECT f.* INTO fault FROM append_fault(batch) f;
+    SELECT f.* INTO fault FROM append_fault(target, batch) f;
     IF FOUND THEN
         RAISE EXCEPTION 'event % for stream "%": %', fault.ordinal, target, fault.reason
             USING ERRCODE = fault.code;
@@ -179,6 +181,14 @@ BEGIN
             USING ERRCODE = 'ES001', HINT = 'Load the stream again and decide anew.';
     END IF;
 
+    SELECT e.event_id, e.stream_id INTO fault
+    FROM events e WHERE e.event_id = ANY (ids) AND e.stream_id <> target LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'event id % for stream "%" is already used in stream "%"',
+            fault.event_id, target, fault.stream_id
+            USING ERRCODE = 'ES006', HINT = 'Give every event an id of its own.';
+    END IF;
+
     -- The order of this SELECT is the order in which positions are handed out.
     INSERT INTO events (event_id, stream_id, stream_version, event_type, schema_version,
                         data, metadata, occurred_at)
@@ -196,14 +206,7 @@ BEGIN
         RETURN version + appended;
     END IF;
 
-    SELECT e.event_id, e.stream_id INTO fault
-    FROM events e WHERE e.event_id = ANY (ids) AND e.stream_id <> target LIMIT 1;
-    IF FOUND THEN
-        RAISE EXCEPTION 'event id % for stream "%" is already used in stream "%"',
-            fault.event_id, target, fault.stream_id
-            USING ERRCODE = 'ES006', HINT = 'Give every event an id of its own.';
-    END IF;
-    -- Only a raw INSERT, which takes no lock, can have come in between.
+    -- Only a raw INSERT, or an append of the same event id to another stream, can have come in between.
     RAISE EXCEPTION 'stream "%" moved on from version % during the append', target, version
         USING ERRCODE = 'ES001', HINT = 'Load the stream again and decide anew.';
 END $$;
@@ -214,7 +217,7 @@ COMMENT ON FUNCTION append_to_stream(text, bigint, jsonb) IS
 -- Pins the schema, so that the search_path of a caller cannot redirect the functions.
 DO $$
 BEGIN
-    EXECUTE format('ALTER FUNCTION append_fault(jsonb) SET search_path = %I, pg_temp',
+    EXECUTE format('ALTER FUNCTION append_fault(text, jsonb) SET search_path = %I, pg_temp',
                    current_schema());
     EXECUTE format('ALTER FUNCTION append_to_stream(text, bigint, jsonb)'
                    ' SET search_path = %I, pg_temp', current_schema());

@@ -50,16 +50,14 @@ impl PgBouncer {
              auth_file = {users}
              logfile = {log}
              pidfile = {pid}
-             ignore_startup_parameters = extra_float_digits
              ",
             server_port = server.port().unwrap_or(5432),
             users = path("users"),
             log = path("log"),
             pid = path("pid"),
         );
-        let settings: String =
-            settings.lines().map(|line| format!("{}\n", line.trim_start())).collect();
-        fs::write(folder.join("settings.ini"), settings).expect("its settings");
+        let settings: Vec<_> = settings.lines().map(str::trim_start).collect();
+        fs::write(folder.join("settings.ini"), settings.join("\n")).expect("its settings");
         fs::write(folder.join("users"), format!("\"{user}\" \"{password}\"\n")).expect("its users");
         let pooler = Self { folder: folder.clone() };
         let started = Command::new(program)

@@ -127,6 +127,14 @@ async fn each_malformed_argument_has_its_sqlstate() {
             ("order-3", None, with(json!({"data": [1]})), "ES005", "data is missing or not"),
             ("order-3", None, with(json!({"data": null})), "ES005", "data is missing or not"),
             ("order-3", None, json!([one]), "ES006", "is already used in stream \"order-1\""),
+            // In the middle of others, too: what was skipped would leave a hole.
+            (
+                "order-3",
+                None,
+                json!([event("A", &json!({})), one, event("A", &json!({}))]),
+                "ES006",
+                "is already used in stream \"order-1\"",
+            ),
             ("order-3", Some(-1), good.clone(), "ES007", "is negative"),
             ("order-3", None, json!([]), "ES007", "not a JSON array with at least one event"),
             ("order-3", None, json!({}), "ES007", "not a JSON array with at least one event"),

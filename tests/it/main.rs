@@ -2,6 +2,7 @@
 //!
 //! Each test has databases and a virtual host of its own, so that all run side by side.
 #![expect(clippy::unwrap_used, clippy::too_many_lines, reason = "tests say what must hold")]
+#![allow(clippy::print_stdout, reason = "what a test has measured, or why it was skipped")]
 
 mod append;
 mod broker;
@@ -10,6 +11,7 @@ mod fence;
 mod incidents;
 mod operations;
 mod projector;
+mod projector_history;
 mod relay;
 mod relay_faults;
 mod relay_fleet;

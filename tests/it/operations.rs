@@ -29,9 +29,13 @@ async fn migrating_twice_or_at_once_is_harmless() {
 async fn the_migrations_are_plain_sql() {
     Stack::run_empty(async |stack| {
         let mut connection = stack.postgres().await;
-        for file in ["0001_event_store.sql", "0002_outbox.sql"] {
-            let path = root().join("migrations/postgres").join(file);
-            let sql = fs::read_to_string(path).unwrap();
+        let folder = fs::read_dir(root().join("migrations/postgres")).unwrap();
+        let files = folder.map(|entry| entry.unwrap().path());
+        let mut files: Vec<_> = files.filter(|path| path.extension().unwrap() == "sql").collect();
+        files.sort();
+        assert!(files.len() > 2, "{files:?}");
+        for file in files {
+            let sql = fs::read_to_string(file).unwrap();
             sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut connection).await.unwrap();
         }
         stack.append("order-1", &[event("A", &json!({}))]).await;
@@ -170,6 +174,12 @@ async fn every_error_of_a_configuration_is_told_with_64() {
         ] {
             assert!(told.contains(error), "{told}\nshould contain\n{error}");
         }
+        // What is wrong in a file is told without the line, which may hold a password.
+        let broken = stack.folder().join("broken.toml");
+        fs::write(&broken, "[postgres]\nurl = \"postgres://app:secret@host/app\n").unwrap();
+        let show = stack.relay().arg("config").arg("show").arg("--config");
+        let told = show.arg(broken.display().to_string()).fail(64).await;
+        assert!(told.contains("broken.toml, line 2: ") && !told.contains("secret"), "{told}");
         let file = stack.folder().join("wrong.toml");
         fs::write(&file, "[projector]\nprefetch = 0\n[relay]\nworkers = 1\n").unwrap();
         let run = stack.projector(SHOP).arg("run").arg("--config").arg(file.display().to_string());

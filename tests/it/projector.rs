@@ -12,7 +12,7 @@ use sqlx::{Connection, Executor};
 use tokio::time::sleep;
 use uuid::Uuid;
 
-const TALLY: &str = "tests/projections/tally";
+pub(crate) const TALLY: &str = "tests/projections/tally";
 const QUEUE: &str = "projector.tally";
 const DEAD: &str = "projector.tally.dead";
 
@@ -26,12 +26,12 @@ async fn with_projector(test: impl AsyncFnOnce(&Stack, &mut Daemon)) {
     .await;
 }
 
-fn tested(n: &Value) -> Value {
+pub(crate) fn tested(n: &Value) -> Value {
     event("Tested", &json!({ "n": n }))
 }
 
 /// The versions that were applied of a stream, in order.
-async fn applied(stack: &Stack, stream_id: &str) -> Option<String> {
+pub(crate) async fn applied(stack: &Stack, stream_id: &str) -> Option<String> {
     sqlx::query_scalar("SELECT versions FROM tally WHERE stream_id = ?")
         .bind(stream_id)
         .fetch_optional(&mut stack.mysql().await)
@@ -39,7 +39,7 @@ async fn applied(stack: &Stack, stream_id: &str) -> Option<String> {
         .unwrap()
 }
 
-async fn wait_for(stack: &Stack, stream_id: &str, versions: &str) {
+pub(crate) async fn wait_for(stack: &Stack, stream_id: &str, versions: &str) {
     eventually(&format!("{stream_id} is applied up to {versions}"), async || {
         (applied(stack, stream_id).await.as_deref() == Some(versions)).then_some(())
     })
@@ -47,7 +47,7 @@ async fn wait_for(stack: &Stack, stream_id: &str, versions: &str) {
 }
 
 /// An event as the event store has it.
-async fn stored(stack: &Stack, stream_id: &str, version: i64) -> Event {
+pub(crate) async fn stored(stack: &Stack, stream_id: &str, version: i64) -> Event {
     let version = StreamVersion::new(version).unwrap();
     let stream_id = StreamId::new(stream_id).unwrap();
     let wanted = Wanted { stream_id, from: version, to: version };
@@ -61,13 +61,27 @@ async fn publisher(stack: &Stack) -> (broker::Connection, Publisher) {
 }
 
 /// Publishes what a relay would.
-async fn publish(stack: &Stack, stream_id: &str, versions: &[i64]) {
+pub(crate) async fn publish(stack: &Stack, stream_id: &str, versions: &[i64]) {
     let (_connection, mut publisher) = publisher(stack).await;
     for version in versions {
         let event = stored(stack, stream_id, *version).await;
         let message = Message::encode(event, "order.Tested".to_owned());
         assert_eq!(publisher.publish(&[message]).await.unwrap(), [Outcome::Confirmed]);
     }
+}
+
+/// Appends an event whose message is lost: the relay takes it for published.
+async fn append_lost(stack: &Stack, stream_id: &str) {
+    let mut connection = stack.postgres().await;
+    let mut transaction = connection.begin().await.unwrap();
+    let events = json!([tested(&json!(1))]);
+    harness::append(&mut transaction, stream_id, None, &events).await.unwrap();
+    sqlx::query("UPDATE outbox SET processed_at = now() WHERE stream_id = $1")
+        .bind(stream_id)
+        .execute(&mut *transaction)
+        .await
+        .unwrap();
+    transaction.commit().await.unwrap();
 }
 
 /// Waits until so many messages are in the dead-letter queue, and gives their reasons.
@@ -153,12 +167,13 @@ async fn the_sweeper_finds_a_lost_last_event() {
 async fn the_sweeper_leaves_alone_what_is_still_to_be_published() {
     with_projector(async |stack, projector| {
         stack.append("order-1", &[tested(&json!(1))]).await;
+        // Several times the grace.
         sleep(Duration::from_secs(4)).await;
         assert_eq!(applied(stack, "order-1").await, None);
-        let _relay = stack.relay().start();
-        wait_for(stack, "order-1", "1").await;
         let series = "projector_healed_events_total{projection=\"tally\",by=\"sweep\"}";
         assert!(projector.metric(series).await < 1.0);
+        let _relay = stack.relay().start();
+        wait_for(stack, "order-1", "1").await;
     })
     .await;
 }
@@ -386,10 +401,12 @@ async fn the_projector_goes_on_by_itself_after_each_outage() {
             .env("READ_MODEL_URL", &mysql_url)
             .env("AMQP_URL", &amqp_url)
             .env("EVENT_STORE_URL", &postgres_url)
+            // Gaps are healed when they show.
+            .env("PROJECTOR__PROJECTOR__SWEEP_GRACE", "1h")
             .start_ready()
             .await;
         let mut versions = String::new();
-        let mut number = 0;
+        let (mut number, mut lost) = (0, 0);
         for proxy in [&mysql, &rabbitmq, &postgres] {
             for outage in [Mode::Reset, Mode::BlackHole, Mode::Pass] {
                 proxy.set(outage);
@@ -402,9 +419,15 @@ async fn the_projector_goes_on_by_itself_after_each_outage() {
                     let comma = if versions.is_empty() { "" } else { "," };
                     versions = format!("{versions}{comma}{number}");
                 }
+                // One message is lost, so that the next one of its stream shows a gap.
+                lost += 2;
+                append_lost(stack, "order-2").await;
+                stack.append("order-2", &[tested(&json!(lost))]).await;
                 sleep(Duration::from_millis(700)).await;
                 proxy.set(Mode::Pass);
                 wait_for(stack, "order-1", &versions).await;
+                let healed: Vec<_> = (1..=lost).map(|version| version.to_string()).collect();
+                wait_for(stack, "order-2", &healed.join(",")).await;
             }
         }
         projector.ready().await;

@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
-use harness::{Stack, Tap, event, eventually};
+use harness::{Stack, Tap, event, eventually, root};
 use serde_json::{Value, json};
-use sqlx::{Connection, Executor};
+use sqlx::postgres::PgConnection;
+use sqlx::{AssertSqlSafe, Connection, Executor};
 use tokio::time::sleep;
+use url::Url;
 
 use crate::relay::{all_processed, fill};
 
@@ -199,6 +201,88 @@ async fn an_event_that_is_committed_late_is_published() {
         late.commit().await.unwrap();
         tap.wait_for(199).await;
         all_processed(stack).await;
+    })
+    .await;
+}
+
+/// The rights that the documentation gives are enough: they are read from there.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_documented_rights_are_enough() {
+    Stack::run(async |stack| {
+        let readme = root().join("migrations/postgres/README.md");
+        let readme = std::fs::read_to_string(readme).unwrap();
+        let rights = readme.split("## Rights").nth(1).unwrap().split("```").nth(1).unwrap();
+        let rights = rights.trim_start_matches("sql");
+        let mut owner = stack.postgres().await;
+        let mut urls = Vec::new();
+        let mut rights = rights.to_owned();
+        for role in ["application", "relay", "projector"] {
+            // Roles belong to the whole server.
+            let name = format!("{}_{role}", stack.name());
+            rights = rights.replace(&format!(" TO {role};"), &format!(" TO {name};"));
+            let create = format!("CREATE ROLE {name} LOGIN PASSWORD 'secret'");
+            owner.execute(AssertSqlSafe(create)).await.unwrap();
+            let mut url = Url::parse(&stack.postgres_url).unwrap();
+            url.set_username(&name).unwrap();
+            url.set_password(Some("secret")).unwrap();
+            urls.push((name, url.to_string()));
+        }
+        sqlx::raw_sql(AssertSqlSafe(rights)).execute(&mut owner).await.unwrap();
+        let [(_, application), (_, relay), (_, projector)] = &urls[..] else { unreachable!() };
+
+        stack.projector("tests/projections/tally").arg("migrate").succeed().await;
+        let follow = stack.projector("tests/projections/tally").env("EVENT_STORE_URL", projector);
+        let follower = follow.start_ready().await;
+        let publish = stack.relay().env("EVENT_STORE_URL", relay);
+        let publish = publish.env("OUTBOX_RELAY__RELAY__NOTIFY", "true");
+        let publish = publish.env("OUTBOX_RELAY__RELAY__RETENTION", "1s");
+        let daemon = publish.start_ready().await;
+        let mut writer = PgConnection::connect(application).await.unwrap();
+        let events =
+            json!([event("Tested", &json!({ "n": 1 })), event("Tested", &json!({ "n": 2 }))]);
+        harness::append(&mut writer, "order-1", Some(0), &events).await.unwrap();
+        writer
+            .execute(
+                "INSERT INTO outbox (event_id, event_type, routing_key, payload)
+                 VALUES (gen_random_uuid(), 'A', 'nowhere.A', '{}')",
+            )
+            .await
+            .unwrap();
+        eventually("the events are applied and deleted, and the other one waits", async || {
+            let applied: Option<String> = sqlx::query_scalar("SELECT versions FROM tally")
+                .fetch_optional(&mut stack.mysql().await)
+                .await
+                .unwrap();
+            let left = count(stack, "SELECT count(*) FROM outbox").await;
+            (applied.as_deref() == Some("1,2") && left == 1).then_some(())
+        })
+        .await;
+        let told = publish.clone().arg("blocked").arg("list").arg("--all").arg("--json");
+        let waiting: Value = serde_json::from_str(&told.succeed().await).unwrap();
+        let id = waiting[0]["id"].to_string();
+        publish.clone().arg("status").succeed().await;
+        publish.clone().arg("blocked").arg("retry").arg(&id).succeed().await;
+        let skip = publish.clone().arg("blocked").arg("skip").arg(&id);
+        skip.arg("--reason").arg("nobody wants it").succeed().await;
+        publish.clone().arg("reconcile").arg("--since").arg("2000-01-01T00:00:00Z").succeed().await;
+        publish.arg("republish").arg("--stream").arg("order-1").succeed().await;
+        let (_, ready) = daemon.get("/readyz").await.unwrap();
+        assert!(ready.contains("\"ready\": true") || ready.contains("\"ready\":true"), "{ready}");
+
+        // And not more than enough.
+        for forbidden in
+            ["DELETE FROM events", "UPDATE outbox SET held = true", "SELECT * FROM outbox"]
+        {
+            let error = writer.execute(forbidden).await.unwrap_err();
+            let code = error.as_database_error().and_then(|error| error.code().map(String::from));
+            assert_eq!(code.as_deref(), Some("42501"), "{forbidden}");
+        }
+        drop(writer);
+        drop((daemon, follower));
+        for (name, _) in &urls {
+            let sql = format!("DROP OWNED BY {name}; DROP ROLE {name}");
+            sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut owner).await.unwrap();
+        }
     })
     .await;
 }

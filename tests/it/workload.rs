@@ -93,3 +93,37 @@ async fn a_generated_shop_is_the_same_for_the_same_seed() {
     })
     .await;
 }
+
+/// Lines that look right, but that PostgreSQL refuses.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_line_that_is_refused_is_told_and_the_lines_before_it_are_kept() {
+    Stack::run(async |stack| {
+        for (round, wrong) in [
+            ("\"number\":60", "\"number\":60,\"text\":\"\\u0000\""),
+            ("2026-01-31T09", "2026-02-30T09"),
+            ("2026-01-31T09", "2026-01-31t09"),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let file = stack.folder().join("events.jsonl");
+            // One writer, so that what comes before the line is all there is.
+            let stream = format!("round{round}-");
+            let mut lines: Vec<_> =
+                lines(100).iter().map(|line| line.replace("order-", &stream)).collect();
+            lines[60] = lines[60].replace(wrong.0, wrong.1);
+            fs::write(&file, lines.join("\n")).unwrap();
+            let import = stack.workload().arg("import").arg("--writers").arg("1");
+            let told = import.arg(file.display().to_string()).fail(65).await;
+            assert!(told.contains("line 61"), "{wrong:?}: {told}");
+            let kept: i64 =
+                sqlx::query_scalar("SELECT count(*) FROM events WHERE starts_with(stream_id, $1)")
+                    .bind(&stream)
+                    .fetch_one(&mut stack.postgres().await)
+                    .await
+                    .unwrap();
+            assert_eq!(kept, 60, "{wrong:?}: {told}");
+        }
+    })
+    .await;
+}

@@ -7,7 +7,7 @@ use futures_util::future::try_join_all;
 use futures_util::{FutureExt, StreamExt};
 use lapin::message::Delivery as Received;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions};
-use lapin::types::{AMQPValue, DeliveryTag, FieldTable};
+use lapin::types::{AMQPValue, DeliveryTag, FieldTable, ShortString};
 use lapin::{BasicProperties, Channel};
 
 use crate::connection::{call, short};
@@ -42,14 +42,60 @@ impl Envelope {
     }
 
     /// The properties of the message, with the reason why it is a dead letter.
-    pub(crate) fn dead_letter_properties(&self, reason: &str) -> BasicProperties {
-        let mut headers = self.properties.headers().clone().unwrap_or_default();
+    ///
+    /// Without those that would make the broker refuse it, send it elsewhere or forget it; and
+    /// without its headers when they have more bytes than there is room for.
+    pub(crate) fn dead_letter_properties(&self, reason: &str, room: usize) -> BasicProperties {
         let text = |text: &str| AMQPValue::LongString(text.into());
+        let mut headers = FieldTable::default();
+        let original = self.properties.headers().iter().flat_map(FieldTable::inner);
+        for (name, value) in original {
+            if !matches!(name.as_str(), "CC" | "BCC") {
+                headers.insert(name.clone(), value.clone());
+            }
+        }
+        if headers.inner().iter().map(header_bytes).sum::<usize>() > room {
+            headers = FieldTable::default();
+        }
         headers.insert("dead_letter_reason".into(), text(reason));
         headers.insert("dead_letter_queue".into(), text(&self.queue));
         headers.insert("dead_letter_routing_key".into(), text(&self.routing_key));
-        self.properties.clone().with_delivery_mode(2).with_headers(headers)
+        let mut properties = BasicProperties::default().with_delivery_mode(2).with_headers(headers);
+        let of = &self.properties;
+        if let Some(id) = of.message_id() {
+            properties = properties.with_message_id(id.clone());
+        }
+        if let Some(kind) = of.kind() {
+            properties = properties.with_type(kind.clone());
+        }
+        if let Some(content_type) = of.content_type() {
+            properties = properties.with_content_type(content_type.clone());
+        }
+        if let Some(encoding) = of.content_encoding() {
+            properties = properties.with_content_encoding(encoding.clone());
+        }
+        if let Some(correlation_id) = of.correlation_id() {
+            properties = properties.with_correlation_id(correlation_id.clone());
+        }
+        if let Some(app_id) = of.app_id() {
+            properties = properties.with_app_id(app_id.clone());
+        }
+        if let Some(timestamp) = of.timestamp() {
+            properties = properties.with_timestamp(*timestamp);
+        }
+        properties
     }
+}
+
+fn header_bytes((name, value): (&ShortString, &AMQPValue)) -> usize {
+    let value = match value {
+        AMQPValue::LongString(text) => text.as_bytes().len(),
+        AMQPValue::ShortString(text) => text.as_str().len(),
+        // However large they are; nobody needs them to read the message.
+        AMQPValue::FieldArray(_) | AMQPValue::FieldTable(_) | AMQPValue::ByteArray(_) => 1 << 20,
+        _ => 16,
+    };
+    name.as_str().len() + value + 6
 }
 
 /// Consumes one queue, on a channel that nobody else uses.
@@ -95,11 +141,6 @@ impl Consumer {
             self.take(next, &mut batch)?;
         }
         Ok(batch)
-    }
-
-    /// How many deliveries are not settled.
-    pub fn unsettled(&self) -> usize {
-        self.unsettled.len()
     }
 
     /// Tells the broker that messages are done with and can be forgotten.

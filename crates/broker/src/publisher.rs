@@ -164,7 +164,9 @@ impl Publisher {
         reason: &str,
     ) -> Result<(), Error> {
         let key = short(queue)?;
-        let properties = envelope.dead_letter_properties(reason);
+        // The rest is for the other properties and the reason.
+        let frame = usize::try_from(self.connection.configuration().frame_max()).unwrap_or(0);
+        let properties = envelope.dead_letter_properties(reason, frame.saturating_sub(4096));
         let limit = self.confirm_limit;
         let send = async {
             let publish =

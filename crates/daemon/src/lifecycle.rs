@@ -97,9 +97,15 @@ where
 
 async fn drain(set: &mut JoinSet<(String, Result<(), Failure>)>) {
     while let Some(ended) = set.join_next().await {
-        if let Ok((name, Err(failure))) = ended {
-            let error = chain(failure.error.as_ref());
-            tracing::warn!(task = name, error, "failed while shutting down");
+        match ended {
+            Ok((_, Ok(()))) => {}
+            Ok((name, Err(failure))) => {
+                let error = chain(failure.error.as_ref());
+                tracing::warn!(task = name, error, "failed while shutting down");
+            }
+            Err(error) => {
+                tracing::error!(error = chain(&error), "a task panicked while shutting down");
+            }
         }
     }
 }

@@ -20,7 +20,7 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// [`Error::Refused`] when `append_to_stream` refuses a stream's events. Nothing is appended
+    /// [`Error::Refused`] when a stream's events are refused. Nothing is appended
     /// then, and the session can still be used.
     pub async fn append(&mut self, batch: &[Append]) -> Result<(), Error> {
         let streams: Vec<&str> = batch.iter().map(|append| append.stream_id.as_str()).collect();
@@ -36,7 +36,7 @@ impl Session {
         match within(limit, "appending events", append).await {
             Ok(_selected) => Ok(()),
             Err(Error::Statement { source: sqlx::Error::Database(error), .. })
-                if error.code().is_some_and(|code| code.starts_with("ES")) =>
+                if error.code().is_some_and(|code| is_about_data(&code)) =>
             {
                 Err(Error::Refused {
                     sqlstate: error.code().unwrap_or_default().into_owned(),
@@ -46,4 +46,10 @@ impl Session {
             Err(other) => Err(other),
         }
     }
+}
+
+/// Whether the events are to blame: `append_to_stream` says so, or a value that PostgreSQL cannot hold
+/// (class 22), or one that a constraint forbids (class 23).
+fn is_about_data(sqlstate: &str) -> bool {
+    ["ES", "22", "23"].iter().any(|class| sqlstate.starts_with(class))
 }

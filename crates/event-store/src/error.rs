@@ -55,7 +55,7 @@ pub enum Error {
     /// `append_to_stream` refused the events; the SQLSTATEs are documented with the function.
     #[error("{message} ({sqlstate})")]
     Refused {
-        /// `ES001` to `ES007`.
+        /// `ES001` to `ES007`, or of class 22 or 23.
         sqlstate: String,
         /// The function's message.
         message: String,

@@ -11,6 +11,8 @@ use crate::{Error, Session};
 
 /// How long a whole migration may take, waiting for another migrator included.
 const MIGRATION_LIMIT: Duration = Duration::from_mins(10);
+/// What a migrator holds until its connection ends; any number that nobody else uses.
+const LOCK: i64 = 7_166_303;
 /// The table in which applied migrations are recorded; an application may keep sqlx's own.
 const TABLE: &str = "outbox_relay_migrations";
 
@@ -27,6 +29,8 @@ fn migrator() -> Migrator {
     });
     let mut migrator = Migrator::with_migrations(migrations.into());
     migrator.dangerous_set_table_name(TABLE);
+    // Its own would be subject to the lock timeout.
+    migrator.set_locking(false);
     migrator
 }
 
@@ -38,11 +42,12 @@ impl Session {
     /// [`Error::Migration`] when a migration fails, or when the database was migrated by a newer
     /// version or by other files. A failed migration leaves nothing behind.
     pub async fn migrate(&mut self) -> Result<(), Error> {
-        // DDL that waits behind a long transaction makes every writer queue up behind itself.
-        let limit = self.client_limit();
-        let lock_limit = query("SET lock_timeout = '5s'").execute(&mut self.connection);
-        within(limit, "preparing the migration", lock_limit).await?;
         let limit = MIGRATION_LIMIT;
+        let turn = query("SELECT pg_advisory_lock($1)").bind(LOCK).execute(&mut self.connection);
+        within(limit, "waiting for another migrator", turn).await?;
+        // DDL that waits behind a long transaction makes every writer queue up behind itself.
+        let lock_limit = query("SET lock_timeout = '5s'").execute(&mut self.connection);
+        within(self.client_limit, "preparing the migration", lock_limit).await?;
         timeout(limit, migrator().run_direct(None, &mut self.connection, false))
             .await
             .map_err(|_elapsed| Error::Timeout { operation: "the migration", limit })?

@@ -94,7 +94,7 @@ pub struct Session {
     pub(crate) connection: PgConnection,
     begin_scan: String,
     begin_claim: String,
-    client_limit: Duration,
+    pub(crate) client_limit: Duration,
 }
 
 impl Session {

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use broker::{Binding, Connection, Consumer, Delivery, Envelope, Error, Publisher, Queue, Receipt};
+use broker::{
+    Binding, Connection, Consumer, Delivery, Dialer, Envelope, Error, Options, Publisher, Queue,
+    Receipt,
+};
 
 use crate::mysql::Committed;
 use crate::projection::Projection;
@@ -25,7 +28,10 @@ pub(crate) fn queue(projection: &Projection, prefix: &str, exchange: &str) -> Qu
 /// Takes deliveries of one queue.
 pub(crate) struct Inbox {
     consumer: Consumer,
-    dead_letters: Publisher,
+    dialer: Dialer,
+    /// On a connection of its own: the broker stops reading from one that publishes when it is short
+    /// of memory, and acknowledgements would wait there too.
+    dead_letters: Option<(Connection, Publisher)>,
     dead_letter_queue: String,
 }
 
@@ -33,12 +39,14 @@ impl Inbox {
     /// Starts to consume.
     pub(crate) async fn open(
         connection: &Connection,
+        options: &Options,
         queue: &Queue,
         prefetch: u16,
     ) -> Result<Self, Error> {
         Ok(Self {
-            dead_letters: connection.publisher("", CONFIRM_LIMIT).await?,
             consumer: connection.consumer(&queue.name, prefetch).await?,
+            dialer: Dialer::new(options.clone()),
+            dead_letters: None,
             dead_letter_queue: queue.dead_letters.clone(),
         })
     }
@@ -57,16 +65,38 @@ impl Inbox {
         self.consumer.ack(receipts).await
     }
 
-    /// Moves a message to the dead-letter queue, with the reason in a header.
+    /// Lets the broker forget messages that come after an event of their stream which cannot be
+    /// applied. They are in the event store, and the checkpoint stays before them: once that event is
+    /// applied, the sweeper or a later message of the stream brings them. Kept unsettled, they would
+    /// fill the prefetch and stop all streams.
+    pub(crate) async fn put_off(&mut self, receipts: Vec<Receipt>) -> Result<(), Error> {
+        self.consumer.ack(receipts).await
+    }
+
+    /// Moves a message to the dead-letter queue, with the reason in a header. After an error the
+    /// message is still there.
     pub(crate) async fn dead_letter(
         &mut self,
-        envelope: Envelope,
+        envelope: &Envelope,
         body: &[u8],
         reason: &str,
     ) -> Result<(), Error> {
-        let queue = &self.dead_letter_queue;
-        self.dead_letters.dead_letter(queue, &envelope, body, reason).await?;
-        self.consumer.ack(vec![envelope.into_receipt()]).await
+        let (connection, mut publisher) = match self.dead_letters.take() {
+            Some(open) if open.0.is_connected() => open,
+            _ => {
+                let connection = self.dialer.connect().await?;
+                let publisher = connection.publisher("", CONFIRM_LIMIT).await?;
+                (connection, publisher)
+            }
+        };
+        publisher.dead_letter(&self.dead_letter_queue, envelope, body, reason).await?;
+        self.dead_letters = Some((connection, publisher));
+        Ok(())
+    }
+
+    /// Lets the broker forget messages that are in the dead-letter queue.
+    pub(crate) async fn ack_dead_letters(&mut self, receipts: Vec<Receipt>) -> Result<(), Error> {
+        self.consumer.ack(receipts).await
     }
 
     /// Gives messages back, to be delivered again.

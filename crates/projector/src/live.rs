@@ -1,6 +1,6 @@
 //! Following the queue.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use broker::{Connection, Delivery, Envelope, Queue};
@@ -33,6 +33,7 @@ pub(crate) struct Live<'c> {
     history: History,
     inbox: Inbox,
     pending: Vec<Pending>,
+    rejected: VecDeque<Rejected>,
     held: HashMap<StreamId, Held>,
     /// Since when MySQL has taken nothing.
     failing: Option<(Instant, Backoff)>,
@@ -45,6 +46,13 @@ pub(crate) struct Live<'c> {
 struct Pending {
     event: StreamEvent,
     envelope: Envelope,
+}
+
+/// A delivery for the dead-letter queue.
+struct Rejected {
+    envelope: Envelope,
+    body: Vec<u8>,
+    reason: String,
 }
 
 /// A stream that waits before it is tried again.
@@ -65,7 +73,8 @@ impl<'c> Live<'c> {
         queue: &Queue,
         streams: &'c Probe,
     ) -> Result<Self, Trouble> {
-        let inbox = Inbox::open(connection, queue, context.settings.prefetch).await?;
+        let prefetch = context.settings.prefetch;
+        let inbox = Inbox::open(connection, &context.broker, queue, prefetch).await?;
         streams.ok();
         Ok(Self {
             context,
@@ -74,6 +83,7 @@ impl<'c> Live<'c> {
             history: History::new(context.store.clone()),
             inbox,
             pending: Vec::new(),
+            rejected: VecDeque::new(),
             held: HashMap::new(),
             failing: None,
             streams,
@@ -86,8 +96,9 @@ impl<'c> Live<'c> {
     /// Says also whether anything was applied.
     pub(crate) async fn follow(mut self) -> (Result<(), Trouble>, bool) {
         let result = self.work().await;
-        let receipts = self.pending.drain(..).map(|pending| pending.envelope.into_receipt());
-        if let Err(error) = self.inbox.give_back(receipts.collect()).await {
+        let pending = self.pending.drain(..).map(|pending| pending.envelope.into_receipt());
+        let rejected = self.rejected.drain(..).map(|rejected| rejected.envelope.into_receipt());
+        if let Err(error) = self.inbox.give_back(pending.chain(rejected).collect()).await {
             tracing::debug!(error = chain(&error), "giving messages back failed");
         }
         if let Some(session) = self.session {
@@ -109,42 +120,81 @@ impl<'c> Live<'c> {
                 next = self.inbox.next(self.context.settings.batch_size) => next?,
             };
             for delivery in deliveries {
-                self.take_in(delivery).await?;
+                self.take_in(delivery);
             }
             self.settle().await?;
+            self.put_off().await?;
+            self.dead_letter().await?;
         }
     }
 
     /// Reads a message; what is not an event of a stream becomes a dead letter.
-    async fn take_in(&mut self, delivery: Delivery) -> Result<(), Trouble> {
+    fn take_in(&mut self, delivery: Delivery) {
         let Delivery { message, envelope } = delivery;
         let reason = match message.decode() {
             Ok(event) => match StreamEvent::try_from(event) {
                 Ok(event) => {
                     self.pending.push(Pending { event, envelope });
-                    return Ok(());
+                    return;
                 }
                 Err(unversioned) => unversioned.to_string(),
             },
             Err(error) => error.to_string(),
         };
-        self.dead_letter(envelope, &message.body, &reason).await
+        self.rejected.push_back(Rejected { envelope, body: message.body, reason });
     }
 
-    async fn dead_letter(
-        &mut self,
-        envelope: Envelope,
-        body: &[u8],
-        reason: &str,
-    ) -> Result<(), Trouble> {
-        self.inbox.dead_letter(envelope, body, reason).await?;
-        self.context.metrics.count(self.model.name(), Outcome::DeadLettered, 1);
-        tracing::warn!(
-            projection = self.model.name(),
-            reason,
-            "a message went to the dead-letter queue"
-        );
+    /// Moves what was rejected to the dead-letter queue.
+    async fn dead_letter(&mut self) -> Result<(), Trouble> {
+        while let Some(rejected) = self.rejected.pop_front() {
+            let Rejected { envelope, body, reason } = rejected;
+            let moved = self.inbox.dead_letter(&envelope, &body, &reason).await;
+            let receipts = vec![envelope.into_receipt()];
+            if let Err(error) = moved {
+                self.inbox.give_back(receipts).await?;
+                return Err(error.into());
+            }
+            self.inbox.ack_dead_letters(receipts).await?;
+            self.context.metrics.count(self.model.name(), Outcome::DeadLettered, 1);
+            tracing::warn!(
+                projection = self.model.name(),
+                reason,
+                "a message went to the dead-letter queue"
+            );
+        }
         Ok(())
+    }
+
+    /// Of the streams that wait, one delivery each is kept to try again, and of not too many streams.
+    async fn put_off(&mut self) -> Result<(), Trouble> {
+        let limit = usize::from(self.context.settings.prefetch / 2);
+        let mut first: HashMap<&StreamId, StreamVersion> = HashMap::new();
+        for Pending { event, .. } in &self.pending {
+            if self.held.contains_key(&event.stream_id)
+                && (first.len() < limit || first.contains_key(&event.stream_id))
+            {
+                let version = first.entry(&event.stream_id).or_insert(event.version);
+                *version = event.version.min(*version);
+            }
+        }
+        let is_kept = |event: &StreamEvent| {
+            !self.held.contains_key(&event.stream_id)
+                || first.get(&event.stream_id) == Some(&event.version)
+        };
+        let kept: Vec<bool> = self.pending.iter().map(|pending| is_kept(&pending.event)).collect();
+        let mut receipts = Vec::new();
+        for (pending, kept) in std::mem::take(&mut self.pending).into_iter().zip(kept) {
+            if kept {
+                self.pending.push(pending);
+            } else {
+                receipts.push(pending.envelope.into_receipt());
+            }
+        }
+        if receipts.is_empty() {
+            return Ok(());
+        }
+        self.context.metrics.count(self.model.name(), Outcome::PutOff, receipts.len());
+        Ok(self.inbox.put_off(receipts).await?)
     }
 
     /// Applies what is pending and need not wait.
@@ -222,7 +272,9 @@ impl<'c> Live<'c> {
                 "conflict: version {} of stream {} was applied as event {applied}, not {}",
                 event.version, event.stream_id, event.event.event_id
             );
-            self.dead_letter(envelope, event.event.data.as_str().as_bytes(), &reason).await?;
+            self.context.metrics.count(self.model.name(), Outcome::Conflict, 1);
+            let body = event.event.data.as_str().as_bytes().to_vec();
+            self.rejected.push_back(Rejected { envelope, body, reason });
         }
         Ok(())
     }
@@ -248,7 +300,7 @@ impl<'c> Live<'c> {
             .filter(|gap| !begun.contains(&(&gap.stream_id, gap.from)))
             .collect();
         for gap in unknown {
-            self.refuse(gap).await?;
+            self.refuse(gap);
         }
         let mut session = match self.connected().await {
             Ok(session) => session,
@@ -274,7 +326,7 @@ impl<'c> Live<'c> {
     }
 
     /// Dead-letters what claims a version that the event store does not lead up to.
-    async fn refuse(&mut self, gap: &Wanted) -> Result<(), Trouble> {
+    fn refuse(&mut self, gap: &Wanted) {
         for pending in std::mem::take(&mut self.pending) {
             let Pending { event, envelope } = pending;
             if event.stream_id != gap.stream_id || event.version < gap.from {
@@ -285,9 +337,9 @@ impl<'c> Live<'c> {
                 "version {} of stream {} cannot follow: the event store has no version {}",
                 event.version, event.stream_id, gap.from
             );
-            self.dead_letter(envelope, event.event.data.as_str().as_bytes(), &reason).await?;
+            let body = event.event.data.as_str().as_bytes().to_vec();
+            self.rejected.push_back(Rejected { envelope, body, reason });
         }
-        Ok(())
     }
 
     /// Lets a stream wait from a version on, while the others go on.

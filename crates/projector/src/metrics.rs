@@ -17,7 +17,10 @@ type Labels<const N: usize> = [(&'static str, String); N];
 pub(crate) enum Outcome {
     Applied,
     Duplicate,
+    Conflict,
     DeadLettered,
+    /// Acknowledged behind an event that cannot be applied; the sweeper sees to it.
+    PutOff,
 }
 
 /// What noticed that events were missing.
@@ -119,7 +122,9 @@ impl Metrics {
         let outcome = match outcome {
             Outcome::Applied => "applied",
             Outcome::Duplicate => "duplicate",
+            Outcome::Conflict => "conflict",
             Outcome::DeadLettered => "dead_lettered",
+            Outcome::PutOff => "put_off",
         };
         self.events
             .get_or_create(&[own(projection), ("outcome", outcome.to_owned())])

@@ -61,6 +61,8 @@ impl Settings {
     /// With every error in it.
     pub fn read(mut reader: Reader, needed: Servers) -> Result<(Self, Vec<Shown>), Errors> {
         reader.ignore_section("relay");
+        // Only the relay listens, but both may read one file.
+        reader.secret_url("postgres.listen_url", false);
         let settings = Self {
             postgres_url: reader.secret_url("postgres.url", needed.sources),
             statement_timeout: reader.duration("postgres.statement_timeout", seconds(1..=300)),

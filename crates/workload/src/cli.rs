@@ -13,6 +13,8 @@ use daemon::cli::end;
 use daemon::{Exit, Failure};
 use event_store::Options;
 use secrecy::SecretString;
+use tokio::signal::ctrl_c;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep_until};
 
 use crate::import::import;
@@ -140,8 +142,26 @@ async fn run_generate(
     Ok(())
 }
 
-/// Hands events over, no faster than `rate` a second.
+/// Hands events over, no faster than `rate` a second, until a signal ends it: what was handed over by
+/// then is appended and counted.
 async fn feed(events: impl Iterator<Item = NewEvent>, input: Input, rate: Option<u32>) {
+    tokio::select! {
+        () = hand_over(events, input, rate) => {}
+        () = stopped() => {}
+    }
+}
+
+async fn stopped() {
+    match signal(SignalKind::terminate()) {
+        Ok(mut terminate) => tokio::select! {
+            _ = terminate.recv() => {}
+            _ = ctrl_c() => {}
+        },
+        Err(_) => drop(ctrl_c().await),
+    }
+}
+
+async fn hand_over(events: impl Iterator<Item = NewEvent>, input: Input, rate: Option<u32>) {
     let started = Instant::now();
     for (number, event) in (0_u32..).zip(events) {
         if let Some(rate) = rate {

@@ -92,7 +92,7 @@ pub(crate) fn import(path: &Path, input: &Input, read: &Arc<AtomicU64>) -> Resul
             );
             Failure::new(Exit::Data, error)
         })?;
-        if !input.blocking_send(event) {
+        if !input.blocking_send(NewEvent { line: Some(number), ..event }) {
             // Its own error tells why.
             return Ok(events);
         }
@@ -151,7 +151,7 @@ impl<'l> Line<'l> {
             metadata: self.metadata,
         };
         let json = serde_json::to_string(&element).map_err(|error| BadLine(error.to_string()))?;
-        Ok(NewEvent { stream_id, json })
+        Ok(NewEvent { stream_id, json, line: None })
     }
 }
 

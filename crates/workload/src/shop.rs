@@ -229,7 +229,7 @@ impl Iterator for Shop {
             r#"{{"event_id":"{event_id}","type":"{event_type}","occurred_at":"{occurred_at}","data":{data}}}"#
         );
         let stream_id = StreamId::new(format!("order-{}-{index:06}", self.name)).ok()?;
-        Some(NewEvent { stream_id, json })
+        Some(NewEvent { stream_id, json, line: None })
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::slice;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -22,6 +23,8 @@ const ATTEMPTS: u32 = 30;
 pub(crate) struct NewEvent {
     pub(crate) stream_id: StreamId,
     pub(crate) json: String,
+    /// Where it was read, for a message; `None` for an event that was made up.
+    pub(crate) line: Option<u64>,
 }
 
 /// Writers that append what they are given, until all of it is appended.
@@ -107,11 +110,30 @@ impl Writer {
     async fn run(mut self, mut input: Receiver<NewEvent>, batch: usize) -> Result<(), Failure> {
         let mut events = Vec::with_capacity(batch);
         while input.recv_many(&mut events, batch).await > 0 {
-            let count = events.len() as u64;
-            self.append(&by_stream(events.drain(..))).await?;
-            self.appended.fetch_add(count, Ordering::Relaxed);
+            self.append_all(&events).await?;
+            events.clear();
         }
         Ok(())
+    }
+
+    /// Appends a batch; when one of its events is refused, those before it.
+    async fn append_all(&mut self, events: &[NewEvent]) -> Result<(), Failure> {
+        match self.append(&by_stream(events)).await {
+            Err(failure) if failure.exit == Exit::Data && events.len() > 1 => {
+                for event in events {
+                    self.append(&by_stream(slice::from_ref(event)))
+                        .await
+                        .map_err(|failure| at_line(failure, event))?;
+                    self.appended.fetch_add(1, Ordering::Relaxed);
+                }
+                Ok(())
+            }
+            Err(failure) => Err(at_line(failure, &events[0])),
+            Ok(()) => {
+                self.appended.fetch_add(events.len() as u64, Ordering::Relaxed);
+                Ok(())
+            }
+        }
     }
 
     /// Appends a batch, over a loss of the connection: the ids make that harmless.
@@ -160,16 +182,30 @@ fn failure(error: Error) -> Failure {
     Failure::new(exit, error)
 }
 
+/// Says which line is to blame, and that what comes before it is there.
+fn at_line(failure: Failure, event: &NewEvent) -> Failure {
+    match event.line {
+        Some(line) if failure.exit == Exit::Data => {
+            let told = format!(
+                "line {line} is refused; the lines before it are imported: mend it and import the \
+                 file again to go on"
+            );
+            Failure::new(Exit::Data, failure.error.context(told))
+        }
+        _ => failure,
+    }
+}
+
 /// One append for each stream, its events in order.
-fn by_stream(events: impl Iterator<Item = NewEvent>) -> Vec<Append> {
+fn by_stream(events: &[NewEvent]) -> Vec<Append> {
     let mut order = Vec::new();
     let mut streams: HashMap<StreamId, Vec<String>> = HashMap::new();
     for event in events {
         let known = streams.entry(event.stream_id.clone()).or_default();
         if known.is_empty() {
-            order.push(event.stream_id);
+            order.push(event.stream_id.clone());
         }
-        known.push(event.json);
+        known.push(event.json.clone());
     }
     order
         .into_iter()

@@ -16,6 +16,9 @@ pub(crate) fn run() -> Result<()> {
     succeed(cargo(&document).env("RUSTDOCFLAGS", "-D warnings"))?;
     let tree =
         cargo(&["tree", "--workspace", "--prefix", "none", "--edges", "normal,build"]).output()?;
+    if !tree.status.success() {
+        bail!("cargo tree failed: {}", String::from_utf8_lossy(&tree.stderr));
+    }
     let tree = String::from_utf8(tree.stdout)?;
     let banned = tree.lines().filter_map(|line| line.split(' ').next());
     if let Some(name) = banned.into_iter().find(|name| BANNED.contains(name)) {

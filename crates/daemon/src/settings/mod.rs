@@ -45,6 +45,7 @@ impl Layers<'_> {
         let mut builder =
             Config::builder().add_source(File::from_str(self.defaults, FileFormat::Toml));
         if let Some(file) = self.file {
+            require_toml(file)?;
             builder = builder.add_source(File::from(file).format(FileFormat::Toml));
         }
         let aliases = self.aliases.iter().map(|(name, key)| (*name, (*key).to_owned()));
@@ -59,6 +60,21 @@ impl Layers<'_> {
             .build()
             .map_err(|error| Errors(vec![error.to_string()]))?;
         Ok(Reader::new(config, self.prefix))
+    }
+}
+
+/// Makes sure that a file is TOML. What is wrong is told without the line, which may hold a password.
+fn require_toml(file: &Path) -> Result<(), Errors> {
+    let shown = file.display();
+    let text = std::fs::read_to_string(file)
+        .map_err(|error| Errors(vec![format!("{shown} cannot be read: {error}")]))?;
+    match text.parse::<toml::Table>() {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            let start = error.span().map_or(0, |span| span.start);
+            let line = text[..start.min(text.len())].lines().count().max(1);
+            Err(Errors(vec![format!("{shown}, line {line}: {}", error.message())]))
+        }
     }
 }
 

@@ -64,6 +64,17 @@ pub(crate) enum Error {
         /// What is wrong, and what to do.
         reason: String,
     },
+    /// A table cannot take part in a transaction.
+    #[error(
+        "table {table} has engine {engine}, whose changes cannot be undone: \
+         use ENGINE = InnoDB in tables.sql"
+    )]
+    Engine {
+        /// The table.
+        table: String,
+        /// Its engine.
+        engine: String,
+    },
     /// A migration could not be applied.
     #[error("the migration of the read models failed")]
     Migration(#[source] sqlx::migrate::MigrateError),
@@ -141,7 +152,9 @@ impl Error {
             (sqlx::Error::Database(error), Some(number)) if !is_transient(number) => {
                 refused(number, without_values(number, error.message()))
             }
-            (sqlx::Error::Encode(_), _) => refused(0, "a value cannot be sent".to_owned()),
+            (sqlx::Error::Encode(_) | sqlx::Error::Protocol(_), _) => {
+                refused(0, "the driver cannot send it".to_owned())
+            }
             _ => Self::Transient { operation: "applying an event", source },
         }
     }

@@ -19,10 +19,12 @@ pub(crate) async fn check(
     let database = format!("projector_check_{}", Uuid::new_v4().simple());
     session.run(format!("CREATE DATABASE {database}")).await?;
     let faults = session.try_out(&database, projections).await;
-    // Also after an error, as far as that goes.
-    session.run(format!("DROP DATABASE {database}")).await?;
+    // After an error, too; it tells more than what comes of it.
+    let dropped = session.run(format!("DROP DATABASE {database}")).await;
     session.close().await;
-    faults
+    let faults = faults?;
+    dropped?;
+    Ok(faults)
 }
 
 impl Session {
@@ -38,6 +40,7 @@ impl Session {
                 let sql = AssertSqlSafe(std::sync::Arc::clone(&table.create.sql));
                 let create = sqlx::raw_sql(sql).execute(&mut self.connection);
                 faults.extend(fault_of(&table.create, within("making a table", create).await)?);
+                faults.extend(self.engine_fault(&table.name, &table.create).await?);
             }
             for statement in projection.statements() {
                 let sql = AssertSqlSafe(std::sync::Arc::clone(&statement.sql)).into_sql_str();
@@ -46,6 +49,26 @@ impl Session {
             }
         }
         Ok(faults)
+    }
+
+    /// A rollback must undo everything, so every table has to be of a transactional engine.
+    async fn engine_fault(
+        &mut self,
+        table: &str,
+        create: &Statement,
+    ) -> Result<Option<Fault>, Error> {
+        let read = sqlx::query_scalar(
+            "SELECT engine FROM information_schema.tables
+             WHERE table_schema = DATABASE() AND table_name = ? AND engine <> 'InnoDB'",
+        )
+        .bind(table)
+        .fetch_optional(&mut self.connection);
+        let engine: Option<String> = within("reading the engine of a table", read).await?;
+        Ok(engine.map(|engine| Fault {
+            file: create.file.to_path_buf(),
+            line: Some(create.line),
+            reason: Error::Engine { table: table.to_owned(), engine }.to_string(),
+        }))
     }
 
     async fn run(&mut self, sql: String) -> Result<(), Error> {

@@ -1,10 +1,11 @@
 //! Making tables.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::time::Duration;
 
+use domain_events::Category;
 use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
-use sqlx::{AssertSqlSafe, SqlSafeStr, query, query_scalar};
+use sqlx::{AssertSqlSafe, SqlSafeStr, query, query_as, query_scalar};
 use tokio::time::timeout;
 
 use super::session::within;
@@ -18,8 +19,10 @@ const TURN_SECONDS: u32 = 10;
 /// The table in which applied migrations are recorded; an application may keep sqlx's own.
 const TABLE: &str = "projector_migrations";
 
-const MIGRATIONS: [(i64, &str, &str); 1] =
-    [(1, "projections", include_str!("../../../../migrations/mysql/0001_projections.sql"))];
+const MIGRATIONS: [(i64, &str, &str); 2] = [
+    (1, "projections", include_str!("../../../../migrations/mysql/0001_projections.sql")),
+    (2, "categories", include_str!("../../../../migrations/mysql/0002_categories.sql")),
+];
 
 /// What the migration of a projection did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,9 +85,37 @@ impl Session {
     ) -> Result<(), Error> {
         let existing = self.existing_tables().await?;
         let own = projection.tables.iter().map(|table| &table.name);
-        match own.chain(&ledger.tables).find(|table| !existing.contains(*table)) {
-            Some(table) => Err(Error::NotMigrated { table: table.clone() }),
-            None => Ok(()),
+        for table in own.chain(&ledger.tables) {
+            match existing.get(table).map(String::as_str) {
+                None => return Err(Error::NotMigrated { table: table.clone() }),
+                Some("InnoDB") => {}
+                Some(engine) => {
+                    let (table, engine) = (table.clone(), engine.to_owned());
+                    return Err(Error::Engine { table, engine });
+                }
+            }
+        }
+        self.require_categories(projection).await
+    }
+
+    /// With other categories, history is missing or too much of it is there.
+    async fn require_categories(&mut self, projection: &Projection) -> Result<(), Error> {
+        let read = query_scalar("SELECT categories FROM projector_projections WHERE name = ?")
+            .bind(&projection.name)
+            .fetch_optional(&mut self.connection);
+        let built: Option<Option<String>> = within("reading a projection", read).await?;
+        let now = categories(projection);
+        match built.flatten() {
+            Some(built) if built != now => {
+                let reason = format!(
+                    "it was built from the categories {built}, and projection.toml has {now}: put \
+                     them back, or build it anew by dropping its tables and its bookkeeping \
+                     ({name}__streams, {name}__checkpoint) before `projector migrate`",
+                    name = projection.name
+                );
+                Err(Error::Tables { projection: projection.name.clone(), reason })
+            }
+            _ => Ok(()),
         }
     }
 
@@ -94,7 +125,7 @@ impl Session {
         ledger: &Ledger,
     ) -> Result<Migrated, Error> {
         let existing = self.existing_tables().await?;
-        let is_there = |table: &String| existing.contains(table);
+        let is_there = |table: &String| existing.contains_key(table);
         let fault =
             |reason: String| Err(Error::Tables { projection: projection.name.clone(), reason });
         let [streams, checkpoint] = &ledger.tables;
@@ -136,14 +167,16 @@ impl Session {
     /// Records from which `tables.sql` the tables were made, and says whether it is still the same.
     async fn register(&mut self, projection: &Projection, new: bool) -> Result<Migrated, Error> {
         let sql = if new {
-            "REPLACE INTO projector_projections (name, tables_hash) VALUES (?, ?)"
+            "REPLACE INTO projector_projections (name, tables_hash, categories) VALUES (?, ?, ?)"
         } else {
-            "INSERT INTO projector_projections (name, tables_hash) VALUES (?, ?)
-             ON DUPLICATE KEY UPDATE name = name"
+            "INSERT INTO projector_projections (name, tables_hash, categories) VALUES (?, ?, ?) AS new
+             ON DUPLICATE KEY UPDATE
+                 categories = COALESCE(projector_projections.categories, new.categories)"
         };
         let register = query(sql)
             .bind(&projection.name)
             .bind(&projection.tables_hash)
+            .bind(categories(projection))
             .execute(&mut self.connection);
         within("registering a projection", register).await?;
         let read = query_scalar("SELECT tables_hash FROM projector_projections WHERE name = ?")
@@ -163,14 +196,22 @@ impl Session {
         within("looking into a table", query.fetch_one(&mut self.connection)).await
     }
 
-    async fn existing_tables(&mut self) -> Result<HashSet<String>, Error> {
-        let query = query_scalar(
-            "SELECT table_name FROM information_schema.tables WHERE table_schema = DATABASE()",
+    /// The tables of the database, with their engines.
+    async fn existing_tables(&mut self) -> Result<HashMap<String, String>, Error> {
+        let query = query_as(
+            "SELECT table_name, COALESCE(engine, 'view') FROM information_schema.tables
+             WHERE table_schema = DATABASE()",
         );
-        let names: Vec<String> =
+        let tables: Vec<(String, String)> =
             within("listing tables", query.fetch_all(&mut self.connection)).await?;
-        Ok(names.into_iter().collect())
+        Ok(tables.into_iter().collect())
     }
+}
+
+fn categories(projection: &Projection) -> String {
+    let mut names: Vec<&str> = projection.categories.iter().map(Category::as_str).collect();
+    names.sort_unstable();
+    names.join(", ")
 }
 
 #[cfg(test)]

@@ -127,6 +127,13 @@ fn a_parameter_is_any_part_of_an_event() {
 }
 
 #[test]
+fn comments_hold_no_parameters() {
+    for comment in ["# :data.a", "-- :data.a", "/* :data.a */"] {
+        assert_eq!(bind(&format!("x = 1 {comment}\n"), "{}").unwrap(), [], "{comment}");
+    }
+}
+
+#[test]
 fn what_is_missing_is_named_and_not_shown() {
     let error = bind("x = :data.customer.email", r#"{"customer": {"card": "4111"}}"#).unwrap_err();
     assert_eq!(

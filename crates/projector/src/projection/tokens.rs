@@ -1,5 +1,6 @@
 //! SQL as tokens, each with its place in the text.
 
+use std::any::TypeId;
 use std::ops::Range;
 
 use sqlparser::dialect::{Dialect, MySqlDialect};
@@ -25,6 +26,11 @@ pub(super) struct Untokenisable {
 struct PlainMySql(MySqlDialect);
 
 impl Dialect for PlainMySql {
+    // The tokeniser asks for the type too, for comments that begin with '#' for example.
+    fn dialect(&self) -> TypeId {
+        self.0.dialect()
+    }
+
     fn is_identifier_start(&self, ch: char) -> bool {
         self.0.is_identifier_start(ch)
     }

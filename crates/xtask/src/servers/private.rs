@@ -35,8 +35,12 @@ struct Ports {
 /// Starts all three with new data.
 pub(super) fn up(folder: &Path) -> Result<Servers> {
     let tree = Tree::at(folder)?;
-    remove_data(folder)?;
     let data = folder.join("data");
+    if let Ok(before) = data.canonicalize() {
+        // Perhaps one of them has died, or a start was interrupted.
+        end_strays(&before)?;
+    }
+    remove_data(folder)?;
     for part in ["postgres", "mysql", "rabbitmq/db", "rabbitmq/log", "rabbitmq/generated", "tools"]
     {
         fs::create_dir_all(data.join(part))?;
@@ -45,13 +49,19 @@ pub(super) fn up(folder: &Path) -> Result<Servers> {
     let ports = Ports::free()?;
     let private = Private { tree, data: &data, ports };
     let mut processes = Vec::new();
-    let started = private.start(&mut processes);
-    if let Err(error) = started {
-        for process in &processes {
-            process.end(Duration::from_secs(10));
+    let started = private.start(&mut processes).and_then(|()| {
+        Ok([
+            ("RABBITMQCTL", private.tool("rabbitmqctl")?),
+            ("PGBOUNCER", private.tool("pgbouncer")?),
+        ])
+    });
+    let tools = match started {
+        Ok(tools) => tools,
+        Err(error) => {
+            end_strays(&data)?;
+            return Err(error.context(format!("see the logs in {}", data.display())));
         }
-        return Err(error.context(format!("see the logs in {}", data.display())));
-    }
+    };
     let Ports { postgres, amqp, management, mysql, .. } = private.ports;
     let host = format!("{NAME}:{NAME}@127.0.0.1");
     let urls = [
@@ -60,9 +70,24 @@ pub(super) fn up(folder: &Path) -> Result<Servers> {
         ("READ_MODEL_URL", format!("mysql://{host}:{mysql}/{NAME}")),
         ("RABBITMQ_MANAGEMENT_URL", format!("http://{host}:{management}")),
     ];
-    let tools =
-        [("RABBITMQCTL", private.tool("rabbitmqctl")?), ("PGBOUNCER", private.tool("pgbouncer")?)];
     Ok(Servers::new(Origin::Private, urls, processes).with_tools(tools))
+}
+
+/// Ends every program of the tree, whether it was recorded or not: each has the data folder as home.
+pub(super) fn end_strays(data: &Path) -> Result<()> {
+    let home = format!("HOME={}", data.display());
+    for entry in fs::read_dir("/proc")? {
+        let path = entry?.path();
+        let variables = fs::read(path.join("environ")).unwrap_or_default();
+        let pid = path.file_name().and_then(|name| name.to_str()?.parse().ok());
+        if let Some(pid) = pid
+            && variables.split(|byte| *byte == 0).any(|variable| variable == home.as_bytes())
+            && let Ok(process) = Process::of("stray", pid)
+        {
+            process.end(Duration::from_secs(10));
+        }
+    }
+    Ok(())
 }
 
 /// Removes what the servers have stored.
