@@ -59,6 +59,18 @@ CREATE TABLE outbox_audit (
 );
 COMMENT ON TABLE outbox_audit IS 'Commands that changed what is published.';
 
+-- Whether the transaction that locked a row last was rolled back, given the row's xmax. An xid has lost
+-- its upper half: it is the one nearest to the present.
+CREATE FUNCTION was_rolled_back(locker xid) RETURNS boolean
+LANGUAGE sql STABLE AS $$
+    SELECT locker::text <> '0' AND pg_xact_status((
+        CASE WHEN near.locker - near.present > 1::bigint << 31
+             THEN near.locker - (1::bigint << 32) ELSE near.locker END)::text::xid8) = 'aborted'
+    FROM (SELECT present, (present >> 32 << 32) + locker::text::bigint AS locker
+          FROM (SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint AS present) AS now
+         ) AS near
+$$;
+
 -- 1 while a relay sleeps and asks to be woken, otherwise 0. A sequence, because it is read and set
 -- outside of transactions: a writer that finds 1 sets 0 and notifies, and the next writers, until a
 -- relay sleeps again, spend nothing on it. A NOTIFY in every commit would halve the commits of 16

@@ -10,7 +10,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use domain_events::Event;
 use sqlx::postgres::PgRow;
-use sqlx::{FromRow, Postgres, Row, Transaction, query, query_as};
+use sqlx::{FromRow, Postgres, Row, Transaction, query_as};
 
 use crate::row::EventRow;
 use crate::session::within;
@@ -91,6 +91,9 @@ pub struct Entry {
 pub struct Claim<'s> {
     pub(crate) transaction: Transaction<'s, Postgres>,
     pub(crate) client_limit: Duration,
+    /// Whether a lane was not given back by the one who had it before: a relay that has died, or lost
+    /// its connection. What it sent may still be on its way to the broker.
+    pub taken_over: bool,
     /// Events to publish, each stream in order.
     pub entries: Vec<Entry>,
     /// Lanes with pending events whose streams wait: not to be published now.
@@ -121,7 +124,7 @@ impl Session {
         // The lanes that have waited longest come first, so that none starves, neither by pending
         // events nor by events that are tried again.
         let lock = query_as(
-            "SELECT l.lane, due.since IS NOT NULL
+            "SELECT l.lane, due.since IS NOT NULL, was_rolled_back(l.xmax)
              FROM outbox_lanes l
              LEFT JOIN LATERAL (
                  SELECT o.created_at AS since FROM outbox o
@@ -143,18 +146,20 @@ impl Session {
              FOR UPDATE OF l SKIP LOCKED",
         )
         .bind(i64::from(limits.lanes));
-        let locked: Vec<(i16, bool)> =
+        let locked: Vec<(i16, bool, bool)> =
             within(client_limit, "claiming lanes", lock.fetch_all(&mut *transaction)).await?;
         if locked.is_empty() {
             within(client_limit, "releasing a claim", transaction.rollback()).await?;
             return Ok(None);
         }
         // From here on new statements: they see what was committed before the lanes were locked.
-        let lanes: Vec<i16> = locked.iter().map(|(lane, _)| *lane).collect();
+        let lanes: Vec<i16> = locked.iter().map(|(lane, ..)| *lane).collect();
         let share = i64::from(limits.events).div_euclid(lanes.len().try_into().unwrap_or(1)).max(1);
         let (entries, waiting, delayed) = (Vec::new(), BTreeSet::new(), Vec::new());
-        let mut claim = Claim { transaction, client_limit, entries, waiting, delayed };
-        let due: Vec<i16> = locked.iter().filter(|(_, due)| *due).map(|(lane, _)| *lane).collect();
+        let taken_over = locked.iter().any(|(.., rolled_back)| *rolled_back);
+        let mut claim = Claim { transaction, client_limit, taken_over, entries, waiting, delayed };
+        let due: Vec<i16> =
+            locked.iter().filter(|(_, due, _)| *due).map(|(lane, ..)| *lane).collect();
         if !due.is_empty() {
             claim.release_delayed(&due, share).await?;
             claim.tidy_holds(&due, share).await?;
@@ -244,157 +249,19 @@ impl Claim<'_> {
         Ok(())
     }
 
-    /// Delayed events whose time has come join those that their streams wait for.
-    async fn release_delayed(&mut self, lanes: &[i16], share: i64) -> Result<(), Error> {
-        let release = query(
-            "WITH due AS MATERIALIZED (
-                 SELECT o.id, o.lane, coalesce(o.stream_id, o.event_id::text) AS stream_key
-                 FROM unnest($1::smallint[]) AS claimed (lane)
-                 CROSS JOIN LATERAL (
-                     SELECT * FROM outbox
-                     WHERE outbox.lane = claimed.lane
-                       AND processed_at IS NULL AND available_at <= now()
-                     ORDER BY outbox.lane, available_at
-                     LIMIT $2
-                 ) AS o
-             ), released AS (
-                 UPDATE outbox SET available_at = NULL, held = true
-                 WHERE id IN (SELECT id FROM due)
-             )
-             INSERT INTO outbox_holds
-                 (stream_key, lane, outbox_id, attempts, reason, last_error, until)
-             SELECT DISTINCT ON (stream_key) stream_key, lane, id, 0, 'delayed', 'it is due', now()
-             FROM due
-             ORDER BY stream_key, id
-             ON CONFLICT (stream_key) DO NOTHING",
-        )
-        .bind(lanes)
-        .bind(share)
-        .execute(&mut *self.transaction);
-        within(self.client_limit, "releasing delayed events", release).await.map(drop)
-    }
-
-    /// Ends holds that hold nothing, and lets those wait on whose next event comes after a delayed
-    /// one: among those that are due first.
-    async fn tidy_holds(&mut self, lanes: &[i16], share: i64) -> Result<(), Error> {
-        let clear = query(
-            "DELETE FROM outbox_holds h
-             WHERE h.stream_key IN (
-                 SELECT due.stream_key
-                 FROM unnest($1::smallint[]) AS claimed (lane)
-                 CROSS JOIN LATERAL (
-                     SELECT stream_key FROM outbox_holds
-                     WHERE outbox_holds.lane = claimed.lane AND until <= now()
-                     ORDER BY outbox_holds.lane, until
-                     LIMIT $2
-                 ) AS due
-                 WHERE NOT EXISTS (SELECT 1 FROM outbox o
-                                   WHERE coalesce(o.stream_id, o.event_id::text) = due.stream_key
-                                     AND o.processed_at IS NULL AND o.held))",
-        )
-        .bind(lanes)
-        .bind(share)
-        .execute(&mut *self.transaction);
-        within(self.client_limit, "ending holds that hold nothing", clear).await?;
-        let wait_on = query(
-            "UPDATE outbox_holds h
-             SET until = next.available_at, attempts = 0, reason = 'delayed',
-                 last_error = 'a delayed event comes first'
-             FROM (
-                 SELECT waiting.stream_key, (
-                     SELECT d.available_at FROM outbox d
-                     WHERE d.stream_id = waiting.stream_key
-                       AND d.processed_at IS NULL AND d.available_at IS NOT NULL
-                       AND d.id < (SELECT o.id FROM outbox o
-                                   WHERE coalesce(o.stream_id, o.event_id::text)
-                                             = waiting.stream_key
-                                     AND o.processed_at IS NULL AND o.held
-                                   ORDER BY coalesce(o.stream_id, o.event_id::text), o.id
-                                   LIMIT 1)
-                     ORDER BY d.stream_id, d.id
-                     LIMIT 1
-                 ) AS available_at
-                 FROM unnest($1::smallint[]) AS claimed (lane)
-                 CROSS JOIN LATERAL (
-                     SELECT stream_key FROM outbox_holds
-                     WHERE outbox_holds.lane = claimed.lane AND until <= now()
-                     ORDER BY outbox_holds.lane, until
-                     LIMIT $2
-                 ) AS waiting
-             ) AS next
-             WHERE h.stream_key = next.stream_key AND next.available_at > now()",
-        )
-        .bind(lanes)
-        .bind(share)
-        .execute(&mut *self.transaction);
-        within(self.client_limit, "waiting for delayed events", wait_on).await.map(drop)
-    }
-
-    /// The first event of each stream whose time to try again has come; once that was published,
-    /// the events that piled up behind it.
-    async fn read_due(&mut self, lanes: &[i16], limits: ClaimLimits) -> Result<(), Error> {
-        let query = query_as(
-            "SELECT *, CASE WHEN bytes <= $4 THEN payload ELSE '{}' END AS data
-             FROM (
-                 SELECT *, octet_length(payload)::bigint AS bytes,
-                        sum(octet_length(payload)) OVER (ORDER BY id) AS total
-                 FROM (
-                     SELECT o.id, o.lane, h.stream_key, o.routing_key, h.attempts,
-                            false AS waits, NULL::timestamptz AS delayed_until,
-                            o.event_id, o.event_type, o.schema_version, o.stream_id,
-                            o.stream_version, o.position, o.metadata::text AS metadata,
-                            o.occurred_at, coalesce(o.recorded_at, o.created_at) AS recorded_at,
-                            o.payload::text AS payload
-                     FROM unnest($1::smallint[]) AS claimed (lane)
-                     CROSS JOIN LATERAL (
-                         SELECT * FROM outbox_holds
-                         WHERE outbox_holds.lane = claimed.lane AND until <= now()
-                         ORDER BY outbox_holds.lane, until
-                         LIMIT $2
-                     ) AS h
-                     CROSS JOIN LATERAL (
-                         SELECT * FROM outbox
-                         WHERE coalesce(stream_id, event_id::text) = h.stream_key
-                           AND processed_at IS NULL AND held
-                           AND NOT EXISTS (SELECT 1 FROM outbox d
-                                           WHERE d.stream_id = h.stream_key AND d.id < outbox.id
-                                             AND d.processed_at IS NULL
-                                             AND d.available_at IS NOT NULL)
-                         ORDER BY coalesce(stream_id, event_id::text), id
-                         LIMIT CASE WHEN h.attempts = 0 THEN $2 ELSE 1 END
-                     ) AS o
-                     LIMIT $2
-                 ) AS page
-             ) AS sized
-             WHERE total - bytes < $3",
-        )
-        .bind(lanes)
-        .bind(i64::from(limits.events))
-        .bind(number(limits.bytes))
-        .bind(number(limits.event_bytes));
-        let rows: Vec<EntryRow> = within(
-            self.client_limit,
-            "reading events that are due again",
-            query.fetch_all(&mut *self.transaction),
-        )
-        .await?;
-        for row in rows {
-            self.entries.push(row.into_entry()?);
-        }
-        Ok(())
-    }
-
     /// Gives the lanes back with nothing marked.
     ///
     /// # Errors
     ///
     /// When PostgreSQL cannot be told; the lanes are free once the session is dropped.
     pub async fn release(self) -> Result<(), Error> {
-        within(self.client_limit, "releasing a claim", self.transaction.rollback()).await
+        // A rollback would look as if we had died.
+        within(self.client_limit, "releasing a claim", self.transaction.commit()).await
     }
 }
 
-struct EntryRow {
+/// A row of the queries for pending and for due events.
+pub(crate) struct EntryRow {
     id: i64,
     lane: i16,
     stream_key: String,
@@ -423,7 +290,7 @@ impl FromRow<'_, PgRow> for EntryRow {
 }
 
 impl EntryRow {
-    fn into_entry(self) -> Result<Entry, Error> {
+    pub(crate) fn into_entry(self) -> Result<Entry, Error> {
         Ok(Entry {
             id: OutboxId(self.id),
             lane: Lane(self.lane),
@@ -437,6 +304,6 @@ impl EntryRow {
 }
 
 /// A size as PostgreSQL takes it.
-fn number(bytes: u64) -> i64 {
+pub(crate) fn number(bytes: u64) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
 }

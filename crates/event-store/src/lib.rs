@@ -12,6 +12,7 @@
 mod append;
 mod backlog;
 mod claim;
+mod due;
 mod error;
 mod fence;
 mod floor;

@@ -1,17 +1,22 @@
 //! One pass: claim, publish, record.
 
 use std::collections::HashSet;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use broker::Outcome;
 use chrono::Utc;
 use domain_events::Message;
 use event_store::{Claim, ClaimLimits, Hold, Session};
+use tokio::time::sleep;
 
 use crate::disposition::{FailurePolicy, Fate, Slot, settle};
 use crate::metrics::Metrics;
 use crate::survey::Survey;
 use crate::worker::Link;
+
+/// How long the broker has to take in what a dead relay had sent, before others publish the same
+/// events: its copies would come after theirs.
+const TAKE_OVER_PAUSE: Duration = Duration::from_secs(1);
 
 /// What a pass did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +64,9 @@ pub(crate) async fn pass(
         return Ok(Pass::Idle);
     };
     metrics.claim_seconds.observe(claiming.elapsed().as_secs_f64());
+    if claim.taken_over {
+        sleep(TAKE_OVER_PAUSE).await;
+    }
     let batch = Batch::of(&mut claim, policy.max_message_bytes);
     let started = Instant::now();
     let outcomes = match link.publisher.publish(&batch.messages).await {
