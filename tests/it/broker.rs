@@ -184,7 +184,7 @@ async fn a_batch_arrives_in_its_order() {
         declare(stack, &[("good", false)]).await;
         let connection = stack.broker().await;
         let mut publisher = connection.publisher(EXCHANGE, LIMIT).await.unwrap();
-        let mut consumer = connection.consumer("good", 2_000).await.unwrap();
+        let mut consumer = connection.consumer("good", 2_000, 0).await.unwrap();
         for _ in 0..3 {
             let batch: Vec<_> = (0..1_500).map(|number| message("good", number)).collect();
             publisher.publish(&batch).await.unwrap();
@@ -213,7 +213,7 @@ async fn deliveries_can_be_settled_in_any_order() {
         let mut publisher = connection.publisher(EXCHANGE, LIMIT).await.unwrap();
         let batch: Vec<_> = (0..10).map(|number| message("good", number)).collect();
         publisher.publish(&batch).await.unwrap();
-        let mut consumer = connection.consumer("good", 100).await.unwrap();
+        let mut consumer = connection.consumer("good", 100, 0).await.unwrap();
         let mut deliveries = Vec::new();
         while deliveries.len() < 10 {
             deliveries.extend(consumer.next(10).await.unwrap());
@@ -230,7 +230,7 @@ async fn deliveries_can_be_settled_in_any_order() {
         consumer.ack(ack).await.unwrap();
         consumer.give_back(back).await.unwrap();
         drop(consumer);
-        let mut consumer = connection.consumer("good", 100).await.unwrap();
+        let mut consumer = connection.consumer("good", 100, 0).await.unwrap();
         let mut left = Vec::new();
         while left.len() < 5 {
             left.extend(consumer.next(10).await.unwrap().into_iter().map(|d| d.message.body));

@@ -416,7 +416,7 @@ async fn nothing_secret_is_logged() {
         stack.append("unheard-1", &[event("OrderPlaced", &data)]).await;
         eventually("both have failed", async || {
             let returned = "outbox_relay_messages_published_total{outcome=\"returned\"}";
-            let failed = projector.log().contains("a stream waits");
+            let failed = projector.log().contains("a stream is parked");
             (relay.metric(returned).await > 0.0 && failed).then_some(())
         })
         .await;

@@ -138,11 +138,19 @@ impl Connection {
 
     /// A consumer of a queue, on a channel of its own, with at most `prefetch` unsettled messages.
     ///
+    /// Of several consumers of a queue with a single active one, that with the highest `priority` is
+    /// it, as soon as the one before has settled what it has.
+    ///
     /// # Errors
     ///
     /// When the queue does not exist, or the broker does not let us consume it.
-    pub async fn consumer(&self, queue: &str, prefetch: u16) -> Result<Consumer, Error> {
-        Consumer::start(self.channel().await?, queue, prefetch).await
+    pub async fn consumer(
+        &self,
+        queue: &str,
+        prefetch: u16,
+        priority: i32,
+    ) -> Result<Consumer, Error> {
+        Consumer::start(self.channel().await?, queue, prefetch, priority).await
     }
 
     /// Says goodbye; gives up after 2 s. An answer means that the broker has taken in everything that

@@ -107,16 +107,19 @@ pub struct Consumer {
 }
 
 impl Consumer {
-    pub(crate) async fn start(channel: Channel, queue: &str, prefetch: u16) -> Result<Self, Error> {
+    pub(crate) async fn start(
+        channel: Channel,
+        queue: &str,
+        prefetch: u16,
+        priority: i32,
+    ) -> Result<Self, Error> {
         // Before consuming: what is on its way already would not be limited.
         let qos = channel.basic_qos(prefetch, BasicQosOptions::default());
         call("limiting the prefetch", qos).await?;
-        let consume = channel.basic_consume(
-            short(queue)?,
-            "".into(),
-            BasicConsumeOptions::default(),
-            FieldTable::default(),
-        );
+        let mut arguments = FieldTable::default();
+        arguments.insert("x-priority".into(), AMQPValue::LongInt(priority));
+        let options = BasicConsumeOptions::default();
+        let consume = channel.basic_consume(short(queue)?, "".into(), options, arguments);
         let deliveries = call("consuming", consume).await?;
         let queue = queue.to_owned();
         Ok(Self { channel, deliveries, queue, unsettled: BTreeSet::new() })
@@ -157,6 +160,12 @@ impl Consumer {
         let options = BasicAckOptions { multiple: false };
         let acks = single.into_iter().map(|tag| self.channel.basic_ack(tag, options));
         call("acknowledging", try_join_all(acks)).await.map(drop)
+    }
+
+    /// Ends the consumer. What is not settled goes back to the queue.
+    pub async fn close(self) {
+        // Whatever the answer, the channel is gone; with the connection at the latest.
+        drop(call("closing a channel", self.channel.close(200, "bye".into())).await);
     }
 
     /// Gives messages back to the queue, to be delivered again.

@@ -76,6 +76,22 @@ pub enum Error {
         #[source]
         source: lapin::Error,
     },
+    /// The broker cannot spread messages by a hash.
+    #[error(
+        "RabbitMQ has no exchanges of type x-consistent-hash, which `partitions` needs: enable its \
+         plugin, rabbitmq_consistent_hash_exchange"
+    )]
+    Plugin {
+        /// What the broker said.
+        #[source]
+        source: lapin::Error,
+    },
+    /// A queue that shall go still has messages.
+    #[error("queue {queue} is not empty")]
+    NotEmpty {
+        /// The queue.
+        queue: String,
+    },
     /// A name is longer than AMQP allows.
     #[error("{name:?} is longer than the 255 bytes that AMQP allows")]
     Name {
@@ -87,7 +103,14 @@ pub enum Error {
 impl Error {
     /// Whether trying again cannot help until somebody changes the configuration.
     pub fn is_configuration(&self) -> bool {
-        matches!(self, Self::Url | Self::Login { .. } | Self::Mismatch { .. } | Self::Name { .. })
+        matches!(
+            self,
+            Self::Url
+                | Self::Login { .. }
+                | Self::Mismatch { .. }
+                | Self::Plugin { .. }
+                | Self::Name { .. }
+        )
     }
 }
 
@@ -109,5 +132,13 @@ pub(crate) fn is_soft(error: &lapin::Error, reason: AMQPSoftError) -> bool {
     matches!(
         error.kind(),
         ErrorKind::ProtocolError(error) if *error.kind() == AMQPErrorKind::Soft(reason)
+    )
+}
+
+/// Whether the broker closed the connection for a given reason.
+pub(crate) fn is_hard(error: &lapin::Error, reason: AMQPHardError) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::ProtocolError(error) if *error.kind() == AMQPErrorKind::Hard(reason)
     )
 }

@@ -23,4 +23,4 @@ pub use consumer::{Consumer, Delivery, Envelope, Receipt};
 pub use error::Error;
 pub use pattern::{InvalidPattern, TopicPattern};
 pub use publisher::{Outcome, Publisher};
-pub use topology::{Binding, Queue};
+pub use topology::{Binding, Difference, Queue};

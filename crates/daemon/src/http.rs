@@ -47,6 +47,13 @@ impl Endpoint {
         Ok(Self { listener, router })
     }
 
+    /// Adds routes.
+    #[must_use]
+    pub fn with(mut self, routes: Router) -> Self {
+        self.router = self.router.merge(routes);
+        self
+    }
+
     /// The address, with the port that the system chose where 0 was asked for.
     ///
     /// # Errors

@@ -52,4 +52,20 @@ impl Event {
             Origin::Unversioned { stream_id } => stream_id.as_ref(),
         }
     }
+
+    /// The place of the event in its stream; `None` for one that is deduplicated by its id.
+    pub fn place(&self) -> Option<(&StreamId, StreamVersion)> {
+        match &self.origin {
+            Origin::Stream { stream_id, version, .. } => Some((stream_id, *version)),
+            Origin::Unversioned { .. } => None,
+        }
+    }
+
+    /// The place of the event in the whole store, where that is known.
+    pub fn position(&self) -> Option<Position> {
+        match &self.origin {
+            Origin::Stream { position, .. } => *position,
+            Origin::Unversioned { .. } => None,
+        }
+    }
 }

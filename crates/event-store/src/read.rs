@@ -1,7 +1,7 @@
 //! Reading events back.
 
 use chrono::{DateTime, Utc};
-use domain_events::{Category, Event, Origin, Position, StreamId, StreamVersion};
+use domain_events::{Category, Event, EventId, Origin, Position, StreamId, StreamVersion};
 use sqlx::query;
 
 use crate::row::EventRow;
@@ -131,6 +131,28 @@ impl Session {
             })
             .collect::<Result<_, _>>()
             .map_err(|source| Error::Row { table: "events", id: until.get(), source })
+    }
+
+    /// The place of an event in its stream; `None` while there is no such event.
+    ///
+    /// # Errors
+    ///
+    /// When PostgreSQL cannot be asked.
+    pub async fn place_of(
+        &mut self,
+        event_id: EventId,
+    ) -> Result<Option<(StreamId, StreamVersion)>, Error> {
+        let query = query("SELECT stream_id, stream_version FROM events WHERE event_id = $1")
+            .bind(event_id.uuid());
+        let rows: Vec<(String, i64)> = self.read("looking for an event", query).await?;
+        let place = |(stream_id, version): (String, i64)| {
+            Ok((StreamId::new(stream_id)?, StreamVersion::new(version)?))
+        };
+        rows.into_iter().next().map(place).transpose().map_err(|source| Error::Row {
+            table: "events",
+            id: 0,
+            source,
+        })
     }
 
     /// When the oldest of some events was recorded; `None` when there are none of them.

@@ -1,6 +1,5 @@
 //! The command line.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
@@ -8,9 +7,11 @@ use daemon::cli::{Common, end, print_settings};
 use daemon::{Failure, healthcheck, init_logs};
 
 use crate::apply::ReadModel;
-use crate::mysql::{self, Migrated, Session};
-use crate::projection::load_all;
-use crate::run::{load, mysql_options, run, told};
+use crate::commands::{
+    Check, Format, Parked, Topology, check, models, open_mysql, pause, resume, say, status,
+};
+use crate::mysql::Migrated;
+use crate::run::{load, run};
 use crate::trouble::Trouble;
 use crate::{Servers, Settings};
 
@@ -42,21 +43,25 @@ enum Command {
     Check(Check),
     /// Print the first rows of a projection's tables.
     Show(Show),
+    /// Show how far the projections are, what is parked, and who follows which queue.
+    ///
+    /// Exit code 1 when one does not follow its queue, or has a parked stream.
+    Status(Status),
+    /// Look at streams that cannot go on, and decide.
+    #[command(subcommand)]
+    Parked(Parked),
+    /// Apply nothing more until `resume`; what is published waits in the queue.
+    Pause(Pause),
+    /// Go on after `pause`, or after a projection was paused because too many streams could not go on.
+    Resume(Resume),
+    /// Compare the broker with what the projections need.
+    #[command(subcommand)]
+    Topology(Topology),
     /// Look at the configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
     /// Ask the projector on this host whether it is ready; for containers.
     Healthcheck,
-}
-
-#[derive(Args)]
-struct Check {
-    /// The folder with the projections; otherwise the configured one.
-    folder: Option<PathBuf>,
-    /// Only what needs no server. Otherwise the tables are made, and the statements prepared, in a
-    /// scratch database that is dropped again.
-    #[arg(long)]
-    offline: bool,
 }
 
 #[derive(Args)]
@@ -68,6 +73,29 @@ struct Show {
     limit: u32,
 }
 
+#[derive(Args)]
+struct Status {
+    /// The projections; otherwise those that are configured.
+    projections: Vec<String>,
+    #[command(flatten)]
+    format: Format,
+}
+
+#[derive(Args)]
+struct Pause {
+    /// The projection.
+    projection: String,
+    /// Why; `status` and `/readyz` show it.
+    #[arg(long, default_value = "by hand")]
+    reason: String,
+}
+
+#[derive(Args)]
+struct Resume {
+    /// The projection.
+    projection: String,
+}
+
 #[derive(Subcommand)]
 enum ConfigCommand {
     /// Print every key, its value and where that comes from; secrets are hidden.
@@ -77,12 +105,22 @@ enum ConfigCommand {
 /// Runs the program.
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let needed = match arguments.command {
-        Command::Run => Servers { sources: true, mysql: true },
-        Command::Migrate | Command::Show(_) | Command::Check(Check { offline: false, .. }) => {
-            Servers { sources: false, mysql: true }
-        }
-        Command::Check(_) | Command::Config(_) | Command::Healthcheck => Servers::default(),
+    let (all, sources, mysql, none) = (
+        Servers { sources: true, mysql: true },
+        Servers { sources: true, mysql: false },
+        Servers { sources: false, mysql: true },
+        Servers::default(),
+    );
+    let needed = match &arguments.command {
+        Command::Run | Command::Status(_) | Command::Parked(_) => all,
+        Command::Topology(_) => sources,
+        Command::Check(check) if check.offline => none,
+        Command::Migrate
+        | Command::Show(_)
+        | Command::Check(_)
+        | Command::Pause(_)
+        | Command::Resume(_) => mysql,
+        Command::Config(_) | Command::Healthcheck => none,
     };
     let reader = arguments.common.reader("PROJECTOR");
     let (settings, shown) = match reader.and_then(|reader| Settings::read(reader, needed)) {
@@ -94,9 +132,22 @@ pub fn main() -> ExitCode {
             Ok(()) => daemon::run(async |tasks| run(settings, tasks).await),
             failed => end(failed),
         },
-        Command::Migrate => end(migrate(&settings)),
-        Command::Check(arguments) => end(check(&settings, &arguments)),
-        Command::Show(arguments) => end(show(&settings, &arguments)),
+        Command::Migrate => end(block_on(migrate(&settings))),
+        Command::Check(arguments) => end(block_on(check(&settings, &arguments))),
+        Command::Show(arguments) => end(block_on(show(&settings, &arguments))),
+        Command::Status(Status { projections, format }) => {
+            match block_on(status(&settings, &projections, format)) {
+                Ok(true) => ExitCode::SUCCESS,
+                Ok(false) => ExitCode::FAILURE,
+                Err(failure) => end(Err(failure)),
+            }
+        }
+        Command::Parked(command) => end(block_on(command.run(&settings))),
+        Command::Pause(Pause { projection, reason }) => {
+            end(block_on(pause(&settings, &projection, &reason)))
+        }
+        Command::Resume(Resume { projection }) => end(block_on(resume(&settings, &projection))),
+        Command::Topology(command) => end(block_on(command.run(&settings))),
         Command::Config(ConfigCommand::Show) => {
             print_settings(&shown);
             ExitCode::SUCCESS
@@ -106,10 +157,13 @@ pub fn main() -> ExitCode {
 }
 
 #[tokio::main(flavor = "current_thread")]
+async fn block_on<T>(command: impl Future<Output = T>) -> T {
+    command.await
+}
+
 async fn migrate(settings: &Settings) -> Result<(), Failure> {
     let projections = load(settings)?;
-    let options = mysql_options(settings)?;
-    let mut session = Session::connect(&options).await.map_err(Trouble::from)?;
+    let mut session = open_mysql(settings).await?;
     session.migrate().await.map_err(Trouble::from)?;
     for projection in projections {
         let model = ReadModel::new(projection);
@@ -132,36 +186,13 @@ async fn migrate(settings: &Settings) -> Result<(), Failure> {
     Ok(())
 }
 
-#[tokio::main(flavor = "current_thread")]
-async fn check(settings: &Settings, arguments: &Check) -> Result<(), Failure> {
-    let folder = arguments.folder.as_ref().unwrap_or(&settings.projections_dir);
-    let projections = load_all(folder, &[]).map_err(|faults| told(&faults))?;
-    if !arguments.offline {
-        let faults =
-            mysql::check(&mysql_options(settings)?, &projections).await.map_err(Trouble::from)?;
-        if !faults.is_empty() {
-            return Err(told(&faults));
-        }
-    }
-    say(&format!("{} projections: ok", projections.len()));
-    Ok(())
-}
-
-#[tokio::main(flavor = "current_thread")]
 async fn show(settings: &Settings, arguments: &Show) -> Result<(), Failure> {
-    let names = [arguments.projection.clone()];
-    let projections =
-        load_all(&settings.projections_dir, &names).map_err(|faults| told(&faults))?;
-    let mut session = Session::connect(&mysql_options(settings)?).await.map_err(Trouble::from)?;
-    for table in projections.iter().flat_map(|projection| &projection.tables) {
+    let models = models(settings, std::slice::from_ref(&arguments.projection))?;
+    let mut session = open_mysql(settings).await?;
+    for table in models.iter().flat_map(|model| &model.projection.tables) {
         let rows = session.first_rows(&table.name, arguments.limit).await.map_err(Trouble::from)?;
         say(&format!("{}\n{rows}", table.name));
     }
     session.close().await;
     Ok(())
-}
-
-#[expect(clippy::print_stdout, reason = "the result of a command")]
-fn say(text: &str) {
-    println!("{text}");
 }

@@ -4,13 +4,14 @@ use std::time::Instant;
 
 use chrono::Utc;
 use daemon::CancellationToken;
+use domain_events::Event;
+use uuid::Uuid;
 
 use crate::Settings;
-use crate::apply::{Applied, ApplyError, EventFault, ReadModel, apply};
+use crate::apply::{Applied, ApplyError, ReadModel, apply};
 use crate::metrics::{Healing, Metrics, Outcome};
-use crate::mysql::{self, Session};
+use crate::mysql::{self, ParkKind, Session};
 use crate::sequence::Verdict;
-use crate::stream_event::StreamEvent;
 
 /// Configuration, addresses, metrics and the shutdown token.
 pub(crate) struct Context {
@@ -20,60 +21,86 @@ pub(crate) struct Context {
     pub(crate) broker: broker::Options,
     pub(crate) metrics: Metrics,
     pub(crate) shutdown: CancellationToken,
+    /// Tells this instance from others, and from itself after a restart.
+    pub(crate) instance: Uuid,
 }
 
 impl Context {
-    /// Applies a batch and counts what became of it.
-    pub(crate) async fn apply<'e>(
+    /// Applies a batch, counts what became of it, and pauses the projection when too much of it cannot
+    /// be applied.
+    pub(crate) async fn apply(
         &self,
         session: &mut Session,
         model: &ReadModel,
-        events: &[&'e StreamEvent],
-    ) -> Result<Applied<'e>, ApplyError> {
+        events: &[&Event],
+    ) -> Result<Applied, ApplyError> {
         let started = Instant::now();
-        let applied = apply(session, model, events).await?;
-        let now = Utc::now();
-        let ages = applied.plan.apply.iter().map(|event| now - event.event.recorded_at);
-        let ages = ages.map(|age| age.as_seconds_f64().max(0.0));
-        self.metrics.batch(model.name(), started.elapsed().as_secs_f64(), ages);
-        let verdicts = &applied.plan.verdicts;
-        let duplicates = verdicts.iter().filter(|verdict| **verdict == Verdict::Duplicate).count();
-        self.metrics.count(model.name(), Outcome::Applied, applied.plan.apply.len());
-        self.metrics.count(model.name(), Outcome::Duplicate, duplicates);
+        let applied = match apply(session, model, events, self.settings.breaker).await {
+            Err(ApplyError::Storm { reason }) => {
+                session.set_paused(&model.ledger, Some(&reason)).await?;
+                tracing::error!(
+                    projection = model.name(),
+                    reason,
+                    "the projection is paused: nothing is applied until `projector resume`"
+                );
+                return Err(ApplyError::Paused { reason });
+            }
+            other => other?,
+        };
+        self.count(model, &applied, events, started);
         Ok(applied)
     }
 
-    /// Applies events from the event store, and counts those that had been missing.
-    ///
-    /// Gives how many were applied. When some cannot be, everything else is; the first of them is the
-    /// error.
+    fn count(&self, model: &ReadModel, applied: &Applied, events: &[&Event], started: Instant) {
+        let (name, now) = (model.name(), Utc::now());
+        let fresh =
+            events.iter().zip(&applied.verdicts).filter(|(_, verdict)| **verdict == Verdict::Apply);
+        let ages = fresh.map(|(event, _)| (now - event.recorded_at).as_seconds_f64().max(0.0));
+        self.metrics.batch(name, started.elapsed().as_secs_f64(), ages);
+        for (outcome, count) in [
+            (Outcome::Applied, applied.count(|verdict| verdict == Verdict::Apply)),
+            (Outcome::Duplicate, applied.count(|verdict| verdict == Verdict::Duplicate)),
+            (Outcome::Parked, applied.parked.len()),
+            (Outcome::Behind, applied.count(|verdict| verdict == Verdict::Parked)),
+            (
+                Outcome::Conflict,
+                applied.parked.iter().filter(|stream| stream.kind == ParkKind::Conflict).count(),
+            ),
+        ] {
+            self.metrics.count(name, outcome, count);
+        }
+        for stream in &applied.parked {
+            tracing::error!(
+                projection = name,
+                stream = stream.stream_id.as_str(),
+                version = stream.version.get(),
+                event = %stream.event_id,
+                reason = stream.reason,
+                "a stream is parked; the others go on"
+            );
+        }
+    }
+
+    /// Applies events from the event store, and counts those that had been missing. Gives how many.
     pub(crate) async fn heal(
         &self,
         session: &mut Session,
         model: &ReadModel,
-        events: &[StreamEvent],
+        events: &[Event],
         by: Healing,
     ) -> Result<usize, ApplyError> {
         let mut healed = 0;
-        let mut faults: Vec<Box<EventFault>> = Vec::new();
         for chunk in events.chunks(self.settings.batch_size) {
-            loop {
-                let waits = |event: &StreamEvent| faults.iter().any(|fault| fault.stops(event));
-                let batch: Vec<_> = chunk.iter().filter(|event| !waits(event)).collect();
-                match self.apply(session, model, &batch).await {
-                    Ok(applied) => {
-                        healed += applied.plan.apply.len();
-                        self.metrics.healed(model.name(), by, applied.plan.apply.len());
-                        break;
-                    }
-                    Err(ApplyError::Event(fault)) => faults.push(fault),
-                    Err(error @ ApplyError::Server(_)) => return Err(error),
-                }
+            let chunk: Vec<&Event> = chunk.iter().collect();
+            let applied = self.apply(session, model, &chunk).await?;
+            let count = applied.count(|verdict| verdict == Verdict::Apply);
+            self.metrics.healed(model.name(), by, count);
+            if count > 0 && by != Healing::Replay {
+                session.add_healed(&model.ledger, count).await?;
             }
+            // A stream that parked is as far as it can be.
+            healed += count + applied.parked.len();
         }
-        match faults.into_iter().next() {
-            None => Ok(healed),
-            Some(fault) => Err(ApplyError::Event(fault)),
-        }
+        Ok(healed)
     }
 }

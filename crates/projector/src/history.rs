@@ -6,8 +6,6 @@ use domain_events::{Event, Position};
 use event_store::{Error, Fence, Session, Wanted, Writer};
 use tokio::time::sleep;
 
-use crate::stream_event::StreamEvent;
-
 /// Events of one stream that are healed at once.
 const EVENTS_AT_ONCE: u32 = 500;
 
@@ -86,19 +84,16 @@ impl History {
     }
 
     /// Reads missing parts of streams: some of them, from their beginnings.
-    pub(crate) async fn read(&mut self, wanted: &[Wanted]) -> Result<Vec<StreamEvent>, Error> {
+    pub(crate) async fn read(&mut self, wanted: &[Wanted]) -> Result<Vec<Event>, Error> {
         let some = &wanted[..wanted.len().min(Self::STREAMS_AT_ONCE)];
         let read = match self.session().await {
             Ok(session) => session.read_streams(some, EVENTS_AT_ONCE).await,
             Err(error) => Err(error),
         };
-        match read {
-            Ok(events) => Ok(of_streams(events)),
-            Err(error) => {
-                self.forget();
-                Err(error)
-            }
+        if read.is_err() {
+            self.forget();
         }
+        read
     }
 }
 
@@ -114,9 +109,4 @@ fn list(writers: &[Writer]) -> String {
         format!("{pid} ({}){age}", writer.application_name)
     };
     writers.iter().map(tell).collect::<Vec<_>>().join(", ")
-}
-
-/// Events of the store, which all have a version.
-pub(crate) fn of_streams(events: Vec<Event>) -> Vec<StreamEvent> {
-    events.into_iter().filter_map(|event| StreamEvent::try_from(event).ok()).collect()
 }

@@ -3,27 +3,13 @@
 use std::time::Duration;
 
 use broker::{
-    Binding, Connection, Consumer, Delivery, Dialer, Envelope, Error, Options, Publisher, Queue,
-    Receipt,
+    Connection, Consumer, Delivery, Dialer, Envelope, Error, Options, Publisher, Queue, Receipt,
 };
 
 use crate::mysql::Committed;
-use crate::projection::Projection;
 
 /// How long the broker may take to confirm a dead letter.
 const CONFIRM_LIMIT: Duration = Duration::from_secs(5);
-
-/// What a projection needs in the broker.
-pub(crate) fn queue(projection: &Projection, prefix: &str, exchange: &str) -> Queue {
-    let name = format!("{prefix}.{}", projection.name);
-    let binding =
-        |category| Binding { exchange: exchange.to_owned(), key: format!("{category}.#") };
-    Queue {
-        dead_letters: format!("{name}.dead"),
-        bindings: projection.categories.iter().map(binding).collect(),
-        name,
-    }
-}
 
 /// Takes deliveries of one queue.
 pub(crate) struct Inbox {
@@ -42,9 +28,10 @@ impl Inbox {
         options: &Options,
         queue: &Queue,
         prefetch: u16,
+        priority: i32,
     ) -> Result<Self, Error> {
         Ok(Self {
-            consumer: connection.consumer(&queue.name, prefetch).await?,
+            consumer: connection.consumer(&queue.name, prefetch, priority).await?,
             dialer: Dialer::new(options.clone()),
             dead_letters: None,
             dead_letter_queue: queue.dead_letters.clone(),
@@ -65,10 +52,10 @@ impl Inbox {
         self.consumer.ack(receipts).await
     }
 
-    /// Lets the broker forget messages that come after an event of their stream which cannot be
-    /// applied. They are in the event store, and the checkpoint stays before them: once that event is
-    /// applied, the sweeper or a later message of the stream brings them. Kept unsettled, they would
-    /// fill the prefetch and stop all streams.
+    /// Lets the broker forget messages that come after missing events which cannot be read for now.
+    /// They are in the event store, and the checkpoint stays before them: the sweeper or a later
+    /// message of the stream brings them. Kept unsettled, they would fill the prefetch and stop all
+    /// streams.
     pub(crate) async fn put_off(&mut self, receipts: Vec<Receipt>) -> Result<(), Error> {
         self.consumer.ack(receipts).await
     }
@@ -97,6 +84,11 @@ impl Inbox {
     /// Lets the broker forget messages that are in the dead-letter queue.
     pub(crate) async fn ack_dead_letters(&mut self, receipts: Vec<Receipt>) -> Result<(), Error> {
         self.consumer.ack(receipts).await
+    }
+
+    /// Ends the consumer; what is not settled goes back to the queue.
+    pub(crate) async fn close(self) {
+        self.consumer.close().await;
     }
 
     /// Gives messages back, to be delivered again.

@@ -9,21 +9,29 @@
 //! - The checkpoint of a projection never passes an event that is not applied.
 
 mod apply;
+mod balance;
 pub mod cli;
+mod commands;
 mod context;
+mod forms;
 mod history;
 mod inbox;
+mod lane;
 mod live;
 mod metrics;
 mod mysql;
+mod partition;
 mod projection;
+mod refold;
 mod run;
+mod schedule;
 mod sequence;
 mod settings;
-mod stream_event;
 mod supervise;
 mod sweep;
+mod topology;
 mod trouble;
+mod wait;
 
 pub use run::run;
 pub use settings::{Servers, Settings};

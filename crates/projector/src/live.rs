@@ -1,407 +1,395 @@
-//! Following the queue.
+//! Following a queue.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
 use std::time::Duration;
 
-use broker::{Connection, Delivery, Envelope, Queue};
+use broker::{Connection, Delivery, Envelope, Queue, Receipt};
 use daemon::backoff::Backoff;
-use daemon::{Probe, chain};
-use domain_events::{StreamId, StreamVersion};
+use daemon::{CancellationToken, Probe, chain};
+use domain_events::{Event, StreamId};
 use event_store::Wanted;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::sync::watch;
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::apply::{ApplyError, ReadModel};
 use crate::context::Context;
 use crate::history::History;
 use crate::inbox::Inbox;
-use crate::metrics::{Healing, Outcome};
-use crate::mysql::{self, Committed, Session};
+use crate::lane::{Failure, Lane, Pending, Report};
+use crate::metrics::Outcome;
+use crate::mysql::{Committed, Passage};
 use crate::sequence::Verdict;
-use crate::stream_event::StreamEvent;
 use crate::trouble::Trouble;
 
 /// How long deliveries are kept while MySQL does not take them; then another instance may.
 const KEEP_LIMIT: Duration = Duration::from_secs(3);
-/// The first pause of a stream or a server that failed.
+/// How long to wait for missing events to be delivered, before the event store is asked.
+const GAP_WAIT: Duration = Duration::from_millis(50);
+/// The first pause when the event store cannot be asked.
 const RETRY_MIN: Duration = Duration::from_millis(100);
+/// How long batches may take to end when the queue is left.
+const LEAVE_LIMIT: Duration = Duration::from_secs(6);
 
 /// Applies what a queue delivers to one read model.
 pub(crate) struct Live<'c> {
-    context: &'c Context,
-    model: &'c ReadModel,
-    session: Option<Session>,
-    history: History,
+    context: &'c Arc<Context>,
+    model: &'c Arc<ReadModel>,
     inbox: Inbox,
+    lanes: Vec<Lane>,
+    batches: JoinSet<Report>,
+    gaps: HashMap<StreamId, Gap>,
+    /// One at most reads the event store.
+    reading: JoinSet<Reading>,
+    /// Away while it is read.
+    history: Option<History>,
+    /// The prefetch; half of it may wait for missing events.
+    prefetch: usize,
+    probe: &'c Probe,
+    /// When a delivery came last.
+    serves: watch::Sender<Option<Instant>>,
+}
+
+/// A stream whose deliveries wait for events before them.
+struct Gap {
+    wanted: Wanted,
     pending: Vec<Pending>,
-    rejected: VecDeque<Rejected>,
-    held: HashMap<StreamId, Held>,
-    /// Since when MySQL has taken nothing.
-    failing: Option<(Instant, Backoff)>,
-    streams: &'c Probe,
-    /// Whether a batch was ever applied.
-    productive: bool,
-}
-
-/// A delivery that is not settled.
-struct Pending {
-    event: StreamEvent,
-    envelope: Envelope,
-}
-
-/// A delivery for the dead-letter queue.
-struct Rejected {
-    envelope: Envelope,
-    body: Vec<u8>,
-    reason: String,
-}
-
-/// A stream that waits before it is tried again.
-struct Held {
-    /// The event that cannot be applied; those before it can.
-    from: StreamVersion,
-    until: Instant,
+    since: Instant,
+    due: Instant,
     backoff: Backoff,
+}
+
+/// What was read from the event store.
+struct Reading {
+    history: History,
+    wanted: Vec<Wanted>,
+    result: Result<Vec<Event>, event_store::Error>,
 }
 
 impl<'c> Live<'c> {
     /// Starts to consume.
     pub(crate) async fn open(
-        context: &'c Context,
-        model: &'c ReadModel,
-        session: Session,
+        context: &'c Arc<Context>,
+        model: &'c Arc<ReadModel>,
         connection: &Connection,
         queue: &Queue,
-        streams: &'c Probe,
+        priority: i32,
+        probe: &'c Probe,
+        serves: watch::Sender<Option<Instant>>,
     ) -> Result<Self, Trouble> {
-        let prefetch = context.settings.prefetch;
-        let inbox = Inbox::open(connection, &context.broker, queue, prefetch).await?;
-        streams.ok();
+        let settings = &context.settings;
+        let inbox =
+            Inbox::open(connection, &context.broker, queue, settings.prefetch, priority).await?;
+        let lanes = match model.forms().passage() {
+            Passage::Shared => model.projection.lanes,
+            // Two would only wait for each other.
+            Passage::Alone => 1,
+        };
         Ok(Self {
             context,
             model,
-            session: Some(session),
-            history: History::new(context.store.clone()),
             inbox,
-            pending: Vec::new(),
-            rejected: VecDeque::new(),
-            held: HashMap::new(),
-            failing: None,
-            streams,
-            productive: false,
+            lanes: (0..lanes).map(|_| Lane::new(settings.retry_max)).collect(),
+            batches: JoinSet::new(),
+            gaps: HashMap::new(),
+            reading: JoinSet::new(),
+            history: Some(History::new(context.store.clone())),
+            prefetch: usize::from(settings.prefetch),
+            probe,
+            serves,
         })
     }
 
-    /// Applies deliveries until shutdown. What is not applied then, or at an error, goes back.
-    ///
-    /// Says also whether anything was applied.
-    pub(crate) async fn follow(mut self) -> (Result<(), Trouble>, bool) {
-        let result = self.work().await;
-        let pending = self.pending.drain(..).map(|pending| pending.envelope.into_receipt());
-        let rejected = self.rejected.drain(..).map(|rejected| rejected.envelope.into_receipt());
-        if let Err(error) = self.inbox.give_back(pending.chain(rejected).collect()).await {
+    /// Applies deliveries until it is to stop.
+    pub(crate) async fn follow(&mut self, stop: &CancellationToken) -> Result<(), Trouble> {
+        loop {
+            self.start();
+            let timer = self.timer();
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(()),
+                Some(report) = self.batches.join_next() => self.settle(done(report)?).await?,
+                Some(read) = self.reading.join_next() => self.fill(done(read)?).await?,
+                () = sleep_until(timer.unwrap_or_else(Instant::now)), if timer.is_some() => {}
+                next = self.inbox.next(self.context.settings.batch_size) => {
+                    self.serves.send_replace(Some(Instant::now()));
+                    for delivery in next? {
+                        self.take_in(delivery).await?;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Leaves the queue: ends what was begun, acknowledges it, and gives the rest back.
+    pub(crate) async fn leave(mut self) {
+        let ended = timeout(LEAVE_LIMIT, async {
+            while let Some(report) = self.batches.join_next().await {
+                let Ok(report) = report else { continue };
+                if let Err(error) = self.settle(report).await {
+                    tracing::debug!(error = chain(&error), "the last batch of a queue failed");
+                }
+            }
+        });
+        drop(ended.await);
+        self.batches.shutdown().await;
+        self.reading.shutdown().await;
+        let mut rest: Vec<Pending> = self.gaps.drain().flat_map(|(_, gap)| gap.pending).collect();
+        for lane in &mut self.lanes {
+            rest.extend(lane.take_waiting());
+            lane.close().await;
+        }
+        let receipts: Vec<Receipt> =
+            rest.into_iter().filter_map(|it| it.envelope).map(Envelope::into_receipt).collect();
+        if let Err(error) = self.inbox.give_back(receipts).await {
             tracing::debug!(error = chain(&error), "giving messages back failed");
         }
-        if let Some(session) = self.session {
-            session.close().await;
-        }
-        (result, self.productive)
+        self.inbox.close().await;
     }
 
-    async fn work(&mut self) -> Result<(), Trouble> {
-        let shutdown = self.context.shutdown.clone();
-        loop {
-            let retry = self.next_retry();
-            let deliveries = tokio::select! {
-                biased;
-                () = shutdown.cancelled() => return Ok(()),
-                () = sleep_until(retry.unwrap_or_else(Instant::now)), if retry.is_some() => {
-                    Vec::new()
-                }
-                next = self.inbox.next(self.context.settings.batch_size) => next?,
-            };
-            for delivery in deliveries {
-                self.take_in(delivery);
+    /// Begins what can be begun.
+    fn start(&mut self) {
+        for (number, lane) in self.lanes.iter_mut().enumerate() {
+            if let Some(batch) = lane.start(number, self.context, self.model) {
+                self.batches.spawn(batch);
             }
-            self.settle().await?;
-            self.put_off().await?;
-            self.dead_letter().await?;
+        }
+        let now = Instant::now();
+        let due = self.gaps.values().filter(|gap| gap.due <= now);
+        let wanted: Vec<Wanted> =
+            due.take(History::STREAMS_AT_ONCE).map(|gap| gap.wanted.clone()).collect();
+        if !wanted.is_empty()
+            && let Some(mut history) = self.history.take()
+        {
+            self.reading.spawn(async move {
+                let result = history.read(&wanted).await;
+                Reading { history, wanted, result }
+            });
         }
     }
 
-    /// Reads a message; what is not an event of a stream becomes a dead letter.
-    fn take_in(&mut self, delivery: Delivery) {
+    /// When there is something to begin.
+    fn timer(&self) -> Option<Instant> {
+        let retries = self.lanes.iter().filter_map(Lane::retry_at);
+        let gaps = self.gaps.values().map(|gap| gap.due).filter(|_| self.history.is_some());
+        retries.chain(gaps).min()
+    }
+
+    /// Reads a message; what is not an event becomes a dead letter.
+    async fn take_in(&mut self, delivery: Delivery) -> Result<(), Trouble> {
         let Delivery { message, envelope } = delivery;
-        let reason = match message.decode() {
-            Ok(event) => match StreamEvent::try_from(event) {
-                Ok(event) => {
-                    self.pending.push(Pending { event, envelope });
-                    return;
-                }
-                Err(unversioned) => unversioned.to_string(),
-            },
-            Err(error) => error.to_string(),
-        };
-        self.rejected.push_back(Rejected { envelope, body: message.body, reason });
+        match message.decode() {
+            Ok(event) => {
+                self.push(Pending { event, envelope: Some(envelope) });
+                Ok(())
+            }
+            Err(error) => self.dead_letter(envelope, &message.body, &error.to_string()).await,
+        }
     }
 
-    /// Moves what was rejected to the dead-letter queue.
-    async fn dead_letter(&mut self) -> Result<(), Trouble> {
-        while let Some(rejected) = self.rejected.pop_front() {
-            let Rejected { envelope, body, reason } = rejected;
-            let moved = self.inbox.dead_letter(&envelope, &body, &reason).await;
-            let receipts = vec![envelope.into_receipt()];
-            if let Err(error) = moved {
-                self.inbox.give_back(receipts).await?;
-                return Err(error.into());
+    fn push(&mut self, pending: Pending) {
+        let mut hasher = DefaultHasher::new();
+        match pending.event.stream_id() {
+            Some(stream_id) => stream_id.as_str().hash(&mut hasher),
+            None => pending.event.event_id.uuid().hash(&mut hasher),
+        }
+        let lanes = self.lanes.len() as u64;
+        let lane = usize::try_from(hasher.finish() % lanes).unwrap_or_default();
+        self.lanes[lane].push(pending);
+    }
+
+    /// Moves a message to the dead-letter queue.
+    async fn dead_letter(
+        &mut self,
+        envelope: Envelope,
+        body: &[u8],
+        reason: &str,
+    ) -> Result<(), Trouble> {
+        let moved = self.inbox.dead_letter(&envelope, body, reason).await;
+        let receipts = vec![envelope.into_receipt()];
+        if let Err(error) = moved {
+            self.inbox.give_back(receipts).await?;
+            return Err(error.into());
+        }
+        self.inbox.ack_dead_letters(receipts).await?;
+        self.context.metrics.count(self.model.name(), Outcome::DeadLettered, 1);
+        tracing::warn!(
+            projection = self.model.name(),
+            reason,
+            "a message went to the dead-letter queue"
+        );
+        Ok(())
+    }
+
+    /// Settles the deliveries of a batch.
+    async fn settle(&mut self, report: Report) -> Result<(), Trouble> {
+        let lane = report.lane();
+        let (batch, mut applied) = match self.lanes[lane].finish(report) {
+            Ok(finished) => finished,
+            Err(failure) => return self.failed(failure),
+        };
+        let mut receipts = Vec::with_capacity(batch.len());
+        let mut waiting = Vec::new();
+        for (index, (pending, verdict)) in batch.into_iter().zip(&applied.verdicts).enumerate() {
+            let Pending { event, envelope } = pending;
+            match (verdict, applied.refused.remove(&index), envelope) {
+                (Verdict::Gap, _, envelope) => waiting.push(Pending { event, envelope }),
+                (_, Some(reason), Some(envelope)) => {
+                    let body = event.data.as_str().as_bytes();
+                    self.dead_letter(envelope, body, &reason).await?;
+                }
+                (_, _, envelope) => {
+                    if *verdict == Verdict::Apply {
+                        self.resume(&event);
+                    }
+                    receipts.extend(envelope.map(Envelope::into_receipt));
+                }
             }
-            self.inbox.ack_dead_letters(receipts).await?;
-            self.context.metrics.count(self.model.name(), Outcome::DeadLettered, 1);
-            tracing::warn!(
-                projection = self.model.name(),
-                reason,
-                "a message went to the dead-letter queue"
-            );
+        }
+        self.acknowledge(receipts, &applied.committed).await?;
+        let gaps: HashMap<_, _> =
+            applied.gaps.into_iter().map(|gap| (gap.stream_id.clone(), gap)).collect();
+        for pending in waiting {
+            self.wait(pending, &gaps).await?;
         }
         Ok(())
     }
 
-    /// Of the streams that wait, one delivery each is kept to try again, and of not too many streams.
-    async fn put_off(&mut self) -> Result<(), Trouble> {
-        let limit = usize::from(self.context.settings.prefetch / 2);
-        let mut first: HashMap<&StreamId, StreamVersion> = HashMap::new();
-        for Pending { event, .. } in &self.pending {
-            if self.held.contains_key(&event.stream_id)
-                && (first.len() < limit || first.contains_key(&event.stream_id))
-            {
-                let version = first.entry(&event.stream_id).or_insert(event.version);
-                *version = event.version.min(*version);
+    async fn acknowledge(
+        &mut self,
+        receipts: Vec<Receipt>,
+        committed: &Committed,
+    ) -> Result<(), Trouble> {
+        Ok(self.inbox.ack(receipts, committed).await?)
+    }
+
+    /// After a failure, gives up when it has gone on for too long.
+    fn failed(&self, failure: Failure) -> Result<(), Trouble> {
+        let Failure { error, since } = failure;
+        match error {
+            ApplyError::Server(error) if since <= KEEP_LIMIT => {
+                tracing::debug!(error = chain(&error), "a batch is tried again");
+                self.context.metrics.lost("mysql");
+                Ok(())
             }
+            error => Err(error.into()),
         }
-        let is_kept = |event: &StreamEvent| {
-            !self.held.contains_key(&event.stream_id)
-                || first.get(&event.stream_id) == Some(&event.version)
+    }
+
+    /// Lets an event wait for those before it. Too many of them go back to the event store.
+    async fn wait(
+        &mut self,
+        pending: Pending,
+        gaps: &HashMap<StreamId, Wanted>,
+    ) -> Result<(), Trouble> {
+        let held: usize = self.gaps.values().map(|gap| gap.pending.len()).sum();
+        let stream_id = pending.event.stream_id();
+        let Some((stream_id, wanted)) = stream_id.and_then(|id| gaps.get_key_value(id)) else {
+            return Ok(());
         };
-        let kept: Vec<bool> = self.pending.iter().map(|pending| is_kept(&pending.event)).collect();
-        let mut receipts = Vec::new();
-        for (pending, kept) in std::mem::take(&mut self.pending).into_iter().zip(kept) {
-            if kept {
-                self.pending.push(pending);
-            } else {
-                receipts.push(pending.envelope.into_receipt());
-            }
-        }
-        if receipts.is_empty() {
+        let gap = self.gaps.entry(stream_id.clone()).or_insert_with(|| Gap {
+            wanted: wanted.clone(),
+            pending: Vec::new(),
+            since: Instant::now(),
+            due: Instant::now() + GAP_WAIT,
+            backoff: Backoff::new(RETRY_MIN, self.context.settings.retry_max),
+        });
+        gap.wanted = wanted.clone();
+        if held < self.prefetch / 2 {
+            gap.pending.push(pending);
             return Ok(());
         }
+        self.context.metrics.count(self.model.name(), Outcome::PutOff, 1);
+        let receipts = pending.envelope.map(Envelope::into_receipt).into_iter().collect();
+        Ok(self.inbox.put_off(receipts).await?)
+    }
+
+    /// After an event was applied, those of its stream that waited are tried again.
+    fn resume(&mut self, event: &Event) {
+        let gap = event.stream_id().and_then(|stream_id| self.gaps.remove(stream_id));
+        for pending in gap.into_iter().flat_map(|gap| gap.pending) {
+            self.push(pending);
+        }
+        if self.gaps.is_empty() {
+            self.probe.ok();
+        }
+    }
+
+    /// Takes what was read from the event store: the missing events, then those that waited for them.
+    async fn fill(&mut self, reading: Reading) -> Result<(), Trouble> {
+        let Reading { history, wanted, result } = reading;
+        self.history = Some(history);
+        let found = match result {
+            Ok(found) => found,
+            Err(error) => {
+                return self.put_off_gaps(&wanted, &chain(&error)).await;
+            }
+        };
+        for wanted in wanted {
+            let Some(gap) = self.gaps.remove(&wanted.stream_id) else { continue };
+            let first = (&wanted.stream_id, wanted.from);
+            if found.iter().any(|event| event.place() == Some(first)) {
+                let own = found.iter().filter(|event| event.stream_id() == Some(&wanted.stream_id));
+                for event in own.cloned() {
+                    self.push(Pending { event, envelope: None });
+                }
+                for pending in gap.pending {
+                    self.push(pending);
+                }
+            } else {
+                self.refuse(&wanted, gap.pending).await?;
+            }
+        }
+        if self.gaps.is_empty() {
+            self.probe.ok();
+        }
+        Ok(())
+    }
+
+    /// The event store cannot be asked: only the streams with gaps wait. After a while their
+    /// deliveries are let go, lest they hold up another instance that is to have this queue.
+    async fn put_off_gaps(&mut self, wanted: &[Wanted], reason: &str) -> Result<(), Trouble> {
+        let now = Instant::now();
+        let mut old = Vec::new();
+        for wanted in wanted {
+            if let Some(gap) = self.gaps.get_mut(&wanted.stream_id) {
+                gap.due = now + gap.backoff.failed();
+                if now - gap.since > KEEP_LIMIT {
+                    old.append(&mut gap.pending);
+                }
+            }
+        }
+        self.context.metrics.lost("postgresql");
+        self.probe.failing(&format!(
+            "{} streams wait for missing events; the event store cannot be asked: {reason}",
+            self.gaps.len()
+        ));
+        let receipts: Vec<Receipt> =
+            old.into_iter().filter_map(|it| it.envelope).map(Envelope::into_receipt).collect();
         self.context.metrics.count(self.model.name(), Outcome::PutOff, receipts.len());
         Ok(self.inbox.put_off(receipts).await?)
     }
 
-    /// Applies what is pending and need not wait.
-    async fn settle(&mut self) -> Result<(), Trouble> {
-        loop {
-            let now = Instant::now();
-            let held = &self.held;
-            let is_ready = |Pending { event, .. }: &Pending| {
-                held.get(&event.stream_id)
-                    .is_none_or(|held| held.until <= now || event.version < held.from)
-            };
-            let mut ready: Vec<usize> =
-                (0..self.pending.len()).filter(|index| is_ready(&self.pending[*index])).collect();
-            ready.truncate(self.context.settings.batch_size);
-            if ready.is_empty() {
-                self.forget_settled();
-                return Ok(());
-            }
-            self.apply(&ready).await?;
-            if self.context.shutdown.is_cancelled() {
-                return Ok(());
-            }
-        }
-    }
-
-    async fn apply(&mut self, ready: &[usize]) -> Result<(), Trouble> {
-        let mut session = match self.connected().await {
-            Ok(session) => session,
-            Err(error) => return self.pause(error).await,
-        };
-        let events: Vec<&StreamEvent> =
-            ready.iter().map(|index| &self.pending[*index].event).collect();
-        match self.context.apply(&mut session, self.model, &events).await {
-            Ok(applied) => {
-                self.session = Some(session);
-                self.failing = None;
-                self.productive = true;
-                let (verdicts, gaps) = (applied.plan.verdicts, applied.plan.gaps);
-                self.acknowledge(ready, &verdicts, &applied.committed).await?;
-                if gaps.is_empty() { Ok(()) } else { self.heal(gaps).await }
-            }
-            Err(ApplyError::Event(fault)) => {
-                self.session = Some(session);
-                self.hold(&fault.stream_id, fault.version, &chain(&fault));
-                Ok(())
-            }
-            Err(ApplyError::Server(error)) => self.pause(error).await,
-        }
-    }
-
-    /// Settles what was applied, or had been before.
-    async fn acknowledge(
-        &mut self,
-        ready: &[usize],
-        verdicts: &[Verdict],
-        committed: &Committed,
-    ) -> Result<(), Trouble> {
-        let verdicts: HashMap<usize, Verdict> =
-            ready.iter().copied().zip(verdicts.iter().copied()).collect();
-        let mut receipts = Vec::with_capacity(ready.len());
-        let mut conflicts = Vec::new();
-        for (index, pending) in std::mem::take(&mut self.pending).into_iter().enumerate() {
-            match verdicts.get(&index) {
-                Some(Verdict::Apply | Verdict::Duplicate) => {
-                    self.held.remove(&pending.event.stream_id);
-                    receipts.push(pending.envelope.into_receipt());
-                }
-                Some(Verdict::Conflict { applied }) => conflicts.push((pending, *applied)),
-                Some(Verdict::Gap) | None => self.pending.push(pending),
-            }
-        }
-        self.inbox.ack(receipts, committed).await?;
-        for (Pending { event, envelope }, applied) in conflicts {
-            let reason = format!(
-                "conflict: version {} of stream {} was applied as event {applied}, not {}",
-                event.version, event.stream_id, event.event.event_id
-            );
-            self.context.metrics.count(self.model.name(), Outcome::Conflict, 1);
-            let body = event.event.data.as_str().as_bytes().to_vec();
-            self.rejected.push_back(Rejected { envelope, body, reason });
-        }
-        Ok(())
-    }
-
-    /// Reads what is missing from the event store and applies it. What is pending is tried again
-    /// afterwards.
-    async fn heal(&mut self, gaps: Vec<Wanted>) -> Result<(), Trouble> {
-        let found = match self.history.read(&gaps).await {
-            Ok(found) => found,
-            Err(error) => {
-                let reason = chain(&error);
-                for gap in &gaps {
-                    self.hold(&gap.stream_id, gap.from, &reason);
-                }
-                return Ok(());
-            }
-        };
-        let begun: HashSet<_> =
-            found.iter().map(|event| (&event.stream_id, event.version)).collect();
-        let unknown: Vec<&Wanted> = gaps
-            .iter()
-            .take(History::STREAMS_AT_ONCE)
-            .filter(|gap| !begun.contains(&(&gap.stream_id, gap.from)))
-            .collect();
-        for gap in unknown {
-            self.refuse(gap);
-        }
-        let mut session = match self.connected().await {
-            Ok(session) => session,
-            Err(error) => return self.pause(error).await,
-        };
-        match self.context.heal(&mut session, self.model, &found, Healing::Gap).await {
-            Ok(events) => {
-                self.session = Some(session);
-                tracing::info!(
-                    projection = self.model.name(),
-                    events,
-                    "missing events were read from the event store"
-                );
-                Ok(())
-            }
-            Err(ApplyError::Event(fault)) => {
-                self.session = Some(session);
-                self.hold(&fault.stream_id, fault.version, &chain(&fault));
-                Ok(())
-            }
-            Err(ApplyError::Server(error)) => self.pause(error).await,
-        }
-    }
-
-    /// Dead-letters what claims a version that the event store does not lead up to.
-    fn refuse(&mut self, gap: &Wanted) {
-        for pending in std::mem::take(&mut self.pending) {
-            let Pending { event, envelope } = pending;
-            if event.stream_id != gap.stream_id || event.version < gap.from {
-                self.pending.push(Pending { event, envelope });
+    /// Dead-letters what claims versions that the event store does not lead up to.
+    async fn refuse(&mut self, wanted: &Wanted, pending: Vec<Pending>) -> Result<(), Trouble> {
+        for Pending { event, envelope } in pending {
+            let (Some((stream_id, version)), Some(envelope)) = (event.place(), envelope) else {
                 continue;
-            }
+            };
             let reason = format!(
-                "version {} of stream {} cannot follow: the event store has no version {}",
-                event.version, event.stream_id, gap.from
+                "version {version} of stream {stream_id} cannot follow: the event store has no \
+                 version {}",
+                wanted.from
             );
-            let body = event.event.data.as_str().as_bytes().to_vec();
-            self.rejected.push_back(Rejected { envelope, body, reason });
+            self.dead_letter(envelope, event.data.as_str().as_bytes(), &reason).await?;
         }
-    }
-
-    /// Lets a stream wait from a version on, while the others go on.
-    fn hold(&mut self, stream_id: &StreamId, from: StreamVersion, reason: &str) {
-        let first = || Held {
-            from,
-            until: Instant::now(),
-            backoff: Backoff::new(RETRY_MIN, self.context.settings.retry_max),
-        };
-        if !self.held.contains_key(stream_id) {
-            tracing::error!(
-                projection = self.model.name(),
-                stream = stream_id.as_str(),
-                reason,
-                "a stream waits; the others go on"
-            );
-        }
-        let held = self.held.entry(stream_id.clone()).or_insert_with(first);
-        held.from = from;
-        held.until = Instant::now() + held.backoff.failed();
-        self.streams.failing(&format!("{} streams wait, one because: {reason}", self.held.len()));
-    }
-
-    /// A stream with nothing pending waits no longer.
-    fn forget_settled(&mut self) {
-        let pending: HashSet<&StreamId> =
-            self.pending.iter().map(|pending| &pending.event.stream_id).collect();
-        self.held.retain(|stream_id, _| pending.contains(stream_id));
-        self.context.metrics.waiting(self.model.name(), self.held.len());
-        if self.held.is_empty() {
-            self.streams.ok();
-        }
-    }
-
-    /// Waits before MySQL is tried again; gives up when that has gone on for too long.
-    async fn pause(&mut self, error: mysql::Error) -> Result<(), Trouble> {
-        let retry_max = self.context.settings.retry_max;
-        let (since, backoff) = self
-            .failing
-            .get_or_insert_with(|| (Instant::now(), Backoff::new(RETRY_MIN, retry_max)));
-        if since.elapsed() > KEEP_LIMIT {
-            return Err(Trouble::ReadModel(error));
-        }
-        let wait = backoff.failed();
-        tracing::debug!(error = chain(&error), "a batch is tried again");
-        self.context.metrics.lost("mysql");
-        self.context.shutdown.run_until_cancelled(sleep(wait)).await;
         Ok(())
     }
+}
 
-    /// The session, or a new one.
-    async fn connected(&mut self) -> Result<Session, mysql::Error> {
-        if let Some(mut session) = self.session.take()
-            && session.is_usable().await
-        {
-            return Ok(session);
-        }
-        Session::connect(&self.context.mysql).await
-    }
-
-    fn next_retry(&self) -> Option<Instant> {
-        let waiting = self.pending.iter().map(|pending| &pending.event.stream_id);
-        waiting.filter_map(|stream_id| self.held.get(stream_id)).map(|held| held.until).min()
-    }
+/// What a task gives; it does not panic, and nobody aborts it before the end.
+fn done<T>(result: Result<T, JoinError>) -> Result<T, Trouble> {
+    result.map_err(|_aborted| Trouble::Stopped)
 }

@@ -17,9 +17,14 @@ type Labels<const N: usize> = [(&'static str, String); N];
 pub(crate) enum Outcome {
     Applied,
     Duplicate,
+    /// It stopped its stream because another event with its version was applied.
     Conflict,
+    /// It could not be applied, and stopped its stream.
+    Parked,
+    /// Its stream is parked.
+    Behind,
     DeadLettered,
-    /// Acknowledged behind an event that cannot be applied; the sweeper sees to it.
+    /// Acknowledged behind missing events that cannot be read for now; the sweeper sees to it.
     PutOff,
 }
 
@@ -42,7 +47,9 @@ pub(crate) struct Metrics {
     batch_seconds: Family<Labels<1>, Histogram>,
     event_age_seconds: Family<Labels<1>, Histogram>,
     losses: Family<Labels<1>, Counter>,
-    waiting_streams: Family<Labels<1>, Gauge>,
+    parked_streams: Family<Labels<1>, Gauge>,
+    conflicts: Family<Labels<1>, Gauge>,
+    paused: Family<Labels<1>, Gauge>,
     lag_events: Family<Labels<1>, Gauge>,
     lag_seconds: Family<Labels<1>, Gauge<f64, AtomicU64>>,
     checkpoint: Family<Labels<1>, Gauge>,
@@ -59,7 +66,9 @@ impl Metrics {
             batch_seconds: Family::new_with_constructor(batch_seconds),
             event_age_seconds: Family::new_with_constructor(event_age_seconds),
             losses: Family::default(),
-            waiting_streams: Family::default(),
+            parked_streams: Family::default(),
+            conflicts: Family::default(),
+            paused: Family::default(),
             lag_events: Family::default(),
             lag_seconds: Family::default(),
             checkpoint: Family::default(),
@@ -95,9 +104,19 @@ impl Metrics {
             metrics.losses.clone(),
         );
         registry.register(
-            "waiting_streams",
-            "Streams that wait, for an event that cannot be applied or for the event store",
-            metrics.waiting_streams.clone(),
+            "parked_streams",
+            "Streams that cannot go on until somebody retries or discards their event",
+            metrics.parked_streams.clone(),
+        );
+        registry.register(
+            "conflicting_streams",
+            "Parked streams of which another event with the same version was applied",
+            metrics.conflicts.clone(),
+        );
+        registry.register(
+            "paused",
+            "1 while nothing is applied until somebody resumes the projection",
+            metrics.paused.clone(),
         );
         registry.register(
             "lag_events",
@@ -123,6 +142,8 @@ impl Metrics {
             Outcome::Applied => "applied",
             Outcome::Duplicate => "duplicate",
             Outcome::Conflict => "conflict",
+            Outcome::Parked => "parked",
+            Outcome::Behind => "behind_parked",
             Outcome::DeadLettered => "dead_lettered",
             Outcome::PutOff => "put_off",
         };
@@ -150,9 +171,13 @@ impl Metrics {
         ages.for_each(|age| histogram.observe(age));
     }
 
-    pub(crate) fn waiting(&self, projection: &str, streams: usize) {
-        let streams = i64::try_from(streams).unwrap_or(i64::MAX);
-        self.waiting_streams.get_or_create(&[own(projection)]).set(streams);
+    pub(crate) fn parked(&self, projection: &str, streams: i64, conflicts: i64) {
+        self.parked_streams.get_or_create(&[own(projection)]).set(streams);
+        self.conflicts.get_or_create(&[own(projection)]).set(conflicts);
+    }
+
+    pub(crate) fn paused(&self, projection: &str, is_paused: bool) {
+        self.paused.get_or_create(&[own(projection)]).set(i64::from(is_paused));
     }
 
     pub(crate) fn lag(&self, projection: &str, events: i64, seconds: f64) {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use daemon::{Endpoint, Exit, Failure, Health, Tasks};
 use prometheus_client::registry::Registry;
+use uuid::Uuid;
 
 use crate::Settings;
 use crate::apply::ReadModel;
@@ -12,6 +13,7 @@ use crate::metrics::Metrics;
 use crate::projection::{Fault, Projection, load_all};
 use crate::supervise::supervise;
 use crate::sweep::sweep;
+use crate::wait::route;
 use crate::{mysql, trouble::Trouble};
 
 /// Starts the projector's tasks.
@@ -27,10 +29,10 @@ pub async fn run(settings: Settings, tasks: &mut Tasks) -> Result<(), Failure> {
     let context = Arc::new(Context {
         mysql: mysql_options(&settings)?,
         store: store_options(&settings)?,
-        broker: broker::Options::parse(&settings.rabbitmq_url, "projector")
-            .map_err(Trouble::from)?,
+        broker: broker_options(&settings)?,
         metrics: Metrics::register(&mut registry),
         shutdown: tasks.shutdown(),
+        instance: Uuid::new_v4(),
         settings,
     });
     let models: Vec<_> =
@@ -40,8 +42,10 @@ pub async fn run(settings: Settings, tasks: &mut Tasks) -> Result<(), Failure> {
         tasks.spawn(format!("projection {}", model.name()), task);
     }
     let count = models.len();
+    let routes = route(&context, &models);
     tasks.spawn("sweeper", sweep(Arc::clone(&context), models, health.clone()));
     let endpoint = Endpoint::bind(context.settings.http_listen, health, registry).await?;
+    let endpoint = endpoint.with(routes);
     let listen = endpoint.address()?;
     tasks.spawn("http", endpoint.serve(tasks.shutdown()));
     tracing::info!(
@@ -75,7 +79,11 @@ pub(crate) fn mysql_options(settings: &Settings) -> Result<mysql::Options, Failu
     Ok(mysql::Options::parse(&settings.mysql_url).map_err(Trouble::from)?)
 }
 
-fn store_options(settings: &Settings) -> Result<event_store::Options, Failure> {
+pub(crate) fn broker_options(settings: &Settings) -> Result<broker::Options, Failure> {
+    Ok(broker::Options::parse(&settings.rabbitmq_url, "projector").map_err(Trouble::from)?)
+}
+
+pub(crate) fn store_options(settings: &Settings) -> Result<event_store::Options, Failure> {
     let options =
         event_store::Options::parse(&settings.postgres_url, "projector").map_err(Trouble::from)?;
     Ok(options.statement_limit(settings.statement_timeout))

@@ -9,6 +9,8 @@ use daemon::LogSettings;
 use daemon::settings::{Errors, Reader, Shown};
 use secrecy::SecretString;
 
+use crate::apply::Breaker;
+
 /// What the projector is told to do; each key is described in `config/default.toml`.
 #[derive(Clone)]
 pub struct Settings {
@@ -42,6 +44,10 @@ pub struct Settings {
     pub sweep_grace: Duration,
     /// `projector.retry_max`
     pub retry_max: Duration,
+    /// `projector.inbox_retention`
+    pub inbox_retention: Duration,
+    /// `projector.storm_streams`, `storm_window` and `storm_percent`
+    pub(crate) breaker: Breaker,
 }
 
 /// The servers that a command needs, and so their URLs.
@@ -81,6 +87,13 @@ impl Settings {
                 .duration("projector.sweep_interval", milliseconds(100..=3_600_000)),
             sweep_grace: reader.duration("projector.sweep_grace", milliseconds(100..=3_600_000)),
             retry_max: reader.duration("projector.retry_max", milliseconds(100..=30_000)),
+            inbox_retention: reader
+                .duration("projector.inbox_retention", seconds(60..=366 * 24 * 3_600)),
+            breaker: Breaker {
+                streams: reader.integer("projector.storm_streams", 1..=1_000_000),
+                window: reader.duration("projector.storm_window", seconds(1..=86_400)).as_secs(),
+                percent: reader.integer("projector.storm_percent", 1..=100),
+            },
         };
         Ok((settings, reader.finish()?))
     }

@@ -3,26 +3,33 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use broker::{Connection, Dialer, Queue};
+use broker::{Connection, Dialer};
 use daemon::backoff::Backoff;
 use daemon::{Failure, Health, Probe, chain};
 use domain_events::Position;
 use tokio::sync::Mutex;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
-use crate::apply::{ApplyError, ReadModel};
+use crate::Settings;
+use crate::apply::ReadModel;
 use crate::context::Context;
-use crate::history::{History, of_streams};
-use crate::inbox::queue;
-use crate::live::Live;
+use crate::history::History;
 use crate::metrics::Healing;
 use crate::mysql::{Checkpoint, Session};
+use crate::partition::Partitions;
+use crate::topology::Topology;
 use crate::trouble::Trouble;
 
 /// How long to wait for a writer before saying so.
 const FENCE_PATIENCE: Duration = Duration::from_secs(5);
 /// How often to ask whether another instance is done.
 const OWN_PAUSE: Duration = Duration::from_secs(1);
+/// How often to look whether a paused projection may go on.
+const PAUSE_POLL: Duration = Duration::from_millis(500);
+/// How often to look whether old queues are empty.
+const DRAIN_POLL: Duration = Duration::from_millis(200);
+/// After this, a connection counts as one that worked.
+const SETTLED: Duration = Duration::from_secs(5);
 
 /// Keeps one read model up to date until shutdown.
 pub(crate) async fn supervise(
@@ -31,19 +38,19 @@ pub(crate) async fn supervise(
     health: Health,
 ) -> Result<(), Failure> {
     let component = format!("projection {}", model.name());
-    let settings = &context.settings;
     let supervisor = Supervisor {
-        queue: queue(&model.projection, &settings.queue_prefix, &settings.exchange),
         probe: health.probe(&component, None),
-        streams: health.probe(&component, None),
+        gaps: health.probe(&format!("{component} gaps"), None),
         dialer: Mutex::new(Dialer::new(context.broker.clone())),
         context: &context,
         model: &model,
     };
+    supervisor.gaps.ok();
+    let settings = &context.settings;
     let mut backoff = Backoff::new(Duration::from_millis(100), settings.retry_max);
     let mut worked = false;
     loop {
-        let Err(trouble) = supervisor.cycle(&mut worked, &mut backoff).await else {
+        let Err(trouble) = Box::pin(supervisor.cycle(&mut worked, &mut backoff)).await else {
             return Ok(());
         };
         if trouble.is_configuration() && !worked {
@@ -61,46 +68,136 @@ pub(crate) async fn supervise(
 }
 
 struct Supervisor<'c> {
-    context: &'c Context,
-    model: &'c ReadModel,
+    context: &'c Arc<Context>,
+    model: &'c Arc<ReadModel>,
     dialer: Mutex<Dialer>,
-    queue: Queue,
     probe: Probe,
-    streams: Probe,
+    gaps: Probe,
 }
 
 impl Supervisor<'_> {
     /// From connecting to the end of one connection; `Ok` at shutdown.
     async fn cycle(&self, worked: &mut bool, backoff: &mut Backoff) -> Result<(), Trouble> {
-        let (context, model) = (self.context, self.model);
-        // MySQL first: while it is away, nothing is taken from the queue.
-        let mut session = Session::connect(&context.mysql).await?;
-        session.require_tables(&model.projection, &model.ledger).await?;
-        let connection = self.connect().await?;
-        connection.declare_exchange(&context.settings.exchange).await?;
-        let new_queue = connection.declare_queue(&self.queue).await?;
-        // So that a login that is refused is told before the first gap.
-        History::new(context.store.clone()).session().await?;
-        let replay = self.replay(&mut session, new_queue);
-        match context.shutdown.run_until_cancelled(replay).await {
-            None => return Ok(()),
-            Some(replayed) => replayed?,
-        }
-        let live =
-            Live::open(context, model, session, &connection, &self.queue, &self.streams).await?;
-        tracing::info!(projection = model.name(), queue = self.queue.name, "following the queue");
+        let stop = &self.context.shutdown;
+        let prepare = Box::pin(self.prepare());
+        let Some(prepared) = stop.run_until_cancelled(prepare).await else { return Ok(()) };
+        let (connection, topology) = prepared?;
+        tracing::info!(
+            projection = self.model.name(),
+            queues = topology.queues.len(),
+            "following the queue"
+        );
         self.probe.ok();
         *worked = true;
-        let (result, productive) = live.follow().await;
-        if productive {
+        let started = Instant::now();
+        let result = self.partitions(&connection, &topology).follow(stop).await;
+        if started.elapsed() > SETTLED {
             backoff.succeeded();
         }
         connection.close().await;
         result
     }
 
-    async fn connect(&self) -> Result<Connection, broker::Error> {
-        self.dialer.lock().await.connect().await
+    /// Everything before the first delivery: tables, queues, history.
+    async fn prepare(&self) -> Result<(Connection, Topology), Trouble> {
+        let (context, model) = (self.context, self.model);
+        // MySQL first: while it is away, nothing is taken from the queue.
+        let mut session = Session::connect(&context.mysql).await?;
+        session.require_tables(&model.projection, &model.ledger).await?;
+        model.prepare(&mut session).await?;
+        while let Some((reason, _since)) = session.paused(&model.ledger).await? {
+            let name = model.name();
+            self.probe
+                .failing(&format!("paused: {reason}; `projector resume {name}` lets it go on"));
+            context.metrics.paused(name, true);
+            sleep(PAUSE_POLL).await;
+        }
+        context.metrics.paused(model.name(), false);
+        // So that a login that is refused is told before the first gap.
+        History::new(context.store.clone()).session().await?;
+        let connection = self.dialer.lock().await.connect().await?;
+        let topology = self.topology(model.projection.partitions);
+        self.wait_for_others(&mut session).await?;
+        let new_queue = topology.declare(&connection).await?;
+        self.retire_old_queues(&mut session, &connection).await?;
+        self.replay(&mut session, new_queue).await?;
+        session.close().await;
+        Ok((connection, topology))
+    }
+
+    fn topology(&self, partitions: u16) -> Topology {
+        let Settings { queue_prefix, exchange, .. } = &self.context.settings;
+        Topology::of(&self.model.projection, queue_prefix, exchange, partitions)
+    }
+
+    fn partitions<'p>(
+        &'p self,
+        connection: &'p Connection,
+        topology: &'p Topology,
+    ) -> Partitions<'p> {
+        let (context, model, probe) = (self.context, self.model, &self.gaps);
+        Partitions { context, model, connection, topology, probe }
+    }
+
+    /// Instances that share another number of queues must end first.
+    async fn wait_for_others(&self, session: &mut Session) -> Result<(), Trouble> {
+        let wanted = self.model.projection.partitions;
+        loop {
+            let instances = session.instances(&self.model.ledger).await?;
+            let Some(other) = instances.iter().find(|instance| instance.of != wanted) else {
+                return Ok(());
+            };
+            self.probe.not_ready(&format!(
+                "projection.toml has partitions = {wanted}, but {} works with {}: stop all that do",
+                other.host, other.of
+            ));
+            sleep(OWN_PAUSE).await;
+        }
+    }
+
+    /// After a change of the number of queues: lets nothing more into the old ones, empties and removes
+    /// them.
+    async fn retire_old_queues(
+        &self,
+        session: &mut Session,
+        connection: &Connection,
+    ) -> Result<(), Trouble> {
+        let (ledger, wanted) = (&self.model.ledger, self.model.projection.partitions);
+        while let Some(old) = session.partitions(ledger).await?.filter(|old| *old != wanted) {
+            if !session.try_own(self.model.name()).await? {
+                self.probe.not_ready("another instance empties the queues of before");
+                sleep(OWN_PAUSE).await;
+                continue;
+            }
+            let retired = self.retire(connection, &self.topology(old)).await;
+            session.disown(self.model.name()).await?;
+            retired?;
+            session.set_partitions(ledger, wanted).await?;
+        }
+        Ok(session.set_partitions(ledger, wanted).await?)
+    }
+
+    async fn retire(&self, connection: &Connection, old: &Topology) -> Result<(), Trouble> {
+        tracing::info!(projection = self.model.name(), "emptying the queues of before");
+        old.cut_off(connection).await?;
+        while old.ready_messages(connection).await? > 0 {
+            let emptied = self.context.shutdown.child_token();
+            let watch = async {
+                while old.ready_messages(connection).await? > 0 {
+                    self.probe.not_ready("emptying the queues of before");
+                    sleep(DRAIN_POLL).await;
+                }
+                emptied.cancel();
+                Ok::<_, Trouble>(())
+            };
+            let partitions = self.partitions(connection, old);
+            // What was taken and not applied goes back, and is counted again.
+            tokio::try_join!(partitions.follow(&emptied), watch)?;
+            if self.context.shutdown.is_cancelled() {
+                return Err(Trouble::Stopped);
+            }
+        }
+        Ok(old.remove(connection).await?)
     }
 
     /// Applies the event store's history, if the queue is new or that was never finished. What was
@@ -138,8 +235,7 @@ impl Supervisor<'_> {
         }
     }
 
-    /// Applies history page by page. A page with an event that cannot be applied keeps the checkpoint
-    /// before it, and the rest of the history is applied all the same: the sweeper tries again.
+    /// Applies history page by page. An event that cannot be applied parks its stream.
     async fn replay_part(
         &self,
         session: &mut Session,
@@ -149,32 +245,16 @@ impl Supervisor<'_> {
     ) -> Result<(), Trouble> {
         let (context, model) = (self.context, self.model);
         let page = u32::try_from(context.settings.batch_size).unwrap_or(u32::MAX);
-        let (mut after, mut clean) = (from, true);
+        let mut after = from;
         while after < until {
             let categories = &model.projection.categories;
             let store = history.session().await?;
             store.require_migrated().await?;
             let (events, end) = store.read_events(after, until, categories, page).await?;
-            match context.heal(session, model, &of_streams(events), Healing::Replay).await {
-                Ok(_healed) => {}
-                Err(ApplyError::Event(fault)) => {
-                    if clean {
-                        let error = chain(&fault);
-                        tracing::error!(
-                            projection = model.name(),
-                            error,
-                            "a stream waits; the others go on"
-                        );
-                    }
-                    clean = false;
-                }
-                Err(error @ ApplyError::Server(_)) => return Err(error.into()),
-            }
+            context.heal(session, model, &events, Healing::Replay).await?;
             after = end;
-            if clean {
-                session.move_checkpoint(&model.ledger, after).await?;
-                context.metrics.checkpoint(model.name(), after.get());
-            }
+            session.move_checkpoint(&model.ledger, after).await?;
+            context.metrics.checkpoint(model.name(), after.get());
             let done = after.get() - from.get();
             self.probe.not_ready(&format!(
                 "applying the history: {done} of {} positions",

@@ -16,12 +16,12 @@ use domain_events::{Position, StreamId, StreamVersion};
 use event_store::{StreamHead, Wanted};
 use tokio::time::sleep;
 
-use crate::apply::{ApplyError, ReadModel};
+use crate::apply::ReadModel;
 use crate::context::Context;
 use crate::history::History;
-use crate::inbox::queue;
 use crate::metrics::Healing;
 use crate::mysql::Session;
+use crate::topology::Topology;
 use crate::trouble::Trouble;
 
 /// Positions compared at once.
@@ -166,6 +166,17 @@ impl Sweeper<'_> {
         if position.is_some() && !state.owned {
             state.owned = session.try_own(model.name()).await?;
         }
+        let (parked, conflicts) = session.count_parked(&model.ledger).await?;
+        self.context.metrics.parked(model.name(), parked, conflicts);
+        let inbox_age = self.context.settings.inbox_retention;
+        let pruned = session.prune_inbox(&model.ledger, inbox_age).await?;
+        if pruned > 0 {
+            tracing::debug!(projection = model.name(), pruned, "the inbox was pruned");
+        }
+        if session.paused(&model.ledger).await?.is_some() {
+            self.session = Some(session);
+            return Ok(());
+        }
         if let Some(checkpoint) = position.filter(|_| state.owned) {
             if checkpoint > limits.decided {
                 return Err(Trouble::StoreWentBack { checkpoint, decided: limits.decided });
@@ -217,9 +228,14 @@ impl Sweeper<'_> {
             _ => self.dialer.connect().await?,
         };
         let settings = &self.context.settings;
-        let queue = queue(&state.model.projection, &settings.queue_prefix, &settings.exchange);
-        let ready = connection.ready_messages(&queue.name).await?;
-        if ready.unwrap_or(0) == 0 {
+        let projection = &state.model.projection;
+        let topology = Topology::of(
+            projection,
+            &settings.queue_prefix,
+            &settings.exchange,
+            projection.partitions,
+        );
+        if topology.ready_messages(&connection).await? == 0 {
             state.drained = Some(Instant::now());
         }
         self.connection = Some(connection);
@@ -241,8 +257,10 @@ impl Sweeper<'_> {
             let streams: Vec<&StreamId> = page.iter().map(|head| &head.stream_id).collect();
             let applied = session.heads(&model.ledger, &streams).await?;
             for head in page {
-                let version = applied.get(&head.stream_id).map_or(0, |head| head.version.get());
-                if version < head.version.get() {
+                let known = applied.get(&head.stream_id).copied().unwrap_or_default();
+                let version = known.last.map_or(0, |last| last.version.get());
+                // A parked stream waits for a person, who has its events read again.
+                if version < head.version.get() && !known.is_parked {
                     behind.push(Behind { head: head.clone(), applied: version });
                 }
             }
@@ -260,15 +278,7 @@ impl Sweeper<'_> {
         let mut healed = 0;
         for wanted in due.chunks(History::STREAMS_AT_ONCE) {
             let events = self.history.read(wanted).await?;
-            for stream in events.chunk_by(|a, b| a.stream_id == b.stream_id) {
-                match self.context.heal(session, model, stream, Healing::Sweep).await {
-                    Ok(applied) => healed += applied,
-                    Err(ApplyError::Event(fault)) => {
-                        tracing::debug!(error = chain(&fault), "a stream cannot be healed");
-                    }
-                    Err(ApplyError::Server(error)) => return Err(error.into()),
-                }
-            }
+            healed += self.context.heal(session, model, &events, Healing::Sweep).await?;
         }
         if healed > 0 {
             tracing::info!(

@@ -1,9 +1,9 @@
 //! What ends a round of work, to be begun again after a pause.
 
 use daemon::{Exit, Failure};
-use domain_events::Position;
+use domain_events::{Position, StreamId, StreamVersion};
 
-use crate::apply::{ApplyError, EventFault};
+use crate::apply::ApplyError;
 use crate::history::OpenWriters;
 use crate::mysql;
 
@@ -24,15 +24,24 @@ pub(crate) enum Trouble {
         decided = decided.get(), checkpoint = checkpoint.get()
     )]
     StoreWentBack { checkpoint: Position, decided: Position },
-    #[error(transparent)]
-    Event(#[from] Box<EventFault>),
+    #[error("paused: {reason}")]
+    Paused { reason: String },
+    #[error("stopped")]
+    Stopped,
+    #[error("stream {stream_id} is not parked")]
+    NotParked { stream_id: StreamId },
+    #[error(
+        "version {version} of stream {stream_id} was applied from another event than the event store \
+         has, {stored}: this read model must be built anew"
+    )]
+    WrongEvent { stream_id: StreamId, version: StreamVersion, stored: String },
 }
 
 impl From<ApplyError> for Trouble {
     fn from(error: ApplyError) -> Self {
         match error {
             ApplyError::Server(error) => Self::ReadModel(error),
-            ApplyError::Event(fault) => Self::Event(fault),
+            ApplyError::Paused { reason } | ApplyError::Storm { reason } => Self::Paused { reason },
         }
     }
 }
@@ -44,7 +53,12 @@ impl Trouble {
             Self::ReadModel(_) => Some("mysql"),
             Self::Broker(_) => Some("rabbitmq"),
             Self::Store(_) => Some("postgresql"),
-            Self::Fence(_) | Self::StoreWentBack { .. } | Self::Event(_) => None,
+            Self::Fence(_)
+            | Self::StoreWentBack { .. }
+            | Self::Paused { .. }
+            | Self::Stopped
+            | Self::NotParked { .. }
+            | Self::WrongEvent { .. } => None,
         }
     }
 
@@ -54,7 +68,12 @@ impl Trouble {
             Self::ReadModel(error) => error.is_configuration(),
             Self::Broker(error) => error.is_configuration(),
             Self::Store(error) => error.is_configuration(),
-            Self::Fence(_) | Self::StoreWentBack { .. } | Self::Event(_) => false,
+            Self::Fence(_)
+            | Self::StoreWentBack { .. }
+            | Self::Paused { .. }
+            | Self::Stopped
+            | Self::NotParked { .. }
+            | Self::WrongEvent { .. } => false,
         }
     }
 }
@@ -88,7 +107,11 @@ impl From<Trouble> for Failure {
                 }
                 _ => Exit::Failed,
             },
-            Trouble::Fence(_) | Trouble::StoreWentBack { .. } | Trouble::Event(_) => Exit::Failed,
+            Trouble::Fence(_)
+            | Trouble::StoreWentBack { .. }
+            | Trouble::Paused { .. }
+            | Trouble::Stopped => Exit::Failed,
+            Trouble::NotParked { .. } | Trouble::WrongEvent { .. } => Exit::Data,
         };
         Self::new(exit, trouble)
     }

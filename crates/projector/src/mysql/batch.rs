@@ -1,18 +1,19 @@
 //! The transaction of one batch: effects and bookkeeping together.
 
-use std::collections::HashMap;
 use std::time::Instant;
 
-use domain_events::StreamId;
+use domain_events::{EventId, StreamId};
+use serde_json::Value as Json;
 use sqlx::mysql::MySqlArguments;
 use sqlx::query::Query;
-use sqlx::{AssertSqlSafe, Connection, MySql, Transaction};
+use sqlx::{AssertSqlSafe, Connection, Executor, MySql, SqlStr, Transaction};
 use tokio::time::timeout;
 
 use super::session::{STATEMENT_LIMIT, within};
-use super::{Error, Ledger, Session};
+use super::set::{Row, SetForm};
+use super::{Error, Ledger, ParkedStream, Session};
 use crate::projection::{Statement, Value};
-use crate::sequence::{Head, Move};
+use crate::sequence::{Known, Step};
 
 /// An open transaction. Dropping it leaves the rollback to the server; prefer [`Batch::rollback`].
 pub(crate) struct Batch<'s> {
@@ -25,48 +26,145 @@ pub(crate) struct Batch<'s> {
 #[derive(Debug)]
 pub(crate) struct Committed(());
 
+/// What the gate of a projection says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Gate {
+    /// Go on.
+    Open,
+    /// Nothing is applied until somebody resumes the projection.
+    Paused {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// What a batch keeps others from, until it ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Passage {
+    /// Changes of the gate.
+    Shared,
+    /// And all other batches: they may change the same rows, in another order.
+    Alone,
+}
+
 impl Session {
-    /// Begins a batch.
-    pub(crate) async fn begin<'s>(&'s mut self, ledger: &'s Ledger) -> Result<Batch<'s>, Error> {
-        let Self { connection, used } = self;
+    /// Begins a batch: its first statement is the gate, so that who holds the gate knows that no batch
+    /// has touched a table.
+    pub(crate) async fn begin<'s>(
+        &'s mut self,
+        ledger: &'s Ledger,
+        passage: Passage,
+    ) -> Result<(Batch<'s>, Gate), Error> {
+        let Self { connection, used, .. } = self;
         let transaction = within("opening a transaction", connection.begin()).await?;
-        Ok(Batch { transaction, ledger, used })
+        let mut batch = Batch { transaction, ledger, used };
+        let gate = ledger.pass(&mut batch.transaction, passage).await?;
+        Ok((batch, gate))
     }
 }
 
 impl Batch<'_> {
-    /// Locks streams, which must be sorted, and reads where they stand.
+    /// Locks streams, which must be sorted, and reads where they stand and which events were seen.
     pub(crate) async fn lock(
         &mut self,
         streams: &[&StreamId],
-    ) -> Result<HashMap<StreamId, Head>, Error> {
-        self.ledger.lock(&mut self.transaction, streams).await
+        unversioned: &[EventId],
+    ) -> Result<Known, Error> {
+        let heads = self.ledger.lock(&mut self.transaction, streams).await?;
+        let seen = self.ledger.seen(&mut self.transaction, unversioned).await?;
+        Ok(Known { heads, seen })
     }
 
     /// Runs a statement of a handler.
     pub(crate) async fn execute(
         &mut self,
         statement: &Statement,
-        values: Vec<Value>,
+        values: &[Value],
     ) -> Result<(), Error> {
-        let sql = AssertSqlSafe(std::sync::Arc::clone(&statement.sql));
-        let query = values.into_iter().fold(sqlx::query(sql), bind);
-        match timeout(STATEMENT_LIMIT, query.execute(&mut *self.transaction)).await {
-            Ok(Ok(_done)) => Ok(()),
-            Ok(Err(source)) => Err(Error::of_handler(statement, source)),
-            Err(_elapsed) => {
-                Err(Error::Timeout { operation: "applying an event", limit: STATEMENT_LIMIT })
+        let query = values.iter().fold(sqlx::query(typed(statement, values)), bind);
+        let found = self.run(statement, query).await?;
+        match statement.rows {
+            Some(wanted) if found != wanted => {
+                Err(Error::unexpected_rows(statement, found, wanted))
             }
+            _ => Ok(()),
         }
     }
 
-    /// Moves the bookkeeping on.
-    pub(crate) async fn advance(&mut self, moves: &[Move<'_>]) -> Result<(), Error> {
-        if moves.is_empty() {
-            Ok(())
-        } else {
-            self.ledger.advance(&mut self.transaction, moves).await
+    /// Runs a statement for many events at once.
+    pub(crate) async fn execute_set(
+        &mut self,
+        statement: &Statement,
+        form: &SetForm,
+        rows: Vec<Row>,
+    ) -> Result<(), Error> {
+        let wanted = rows.len() as u64;
+        let rows = Json::Array(rows.into_iter().map(Json::Array).collect()).to_string();
+        let query = sqlx::query(form.sql.clone()).bind(rows);
+        let found = self.run(statement, query).await?;
+        if form.finds_one && found != wanted {
+            return Err(Error::unexpected_rows(statement, found, wanted));
         }
+        Ok(())
+    }
+
+    /// Gives the rows that were found. The driver asks MySQL to count those that changed nothing too.
+    async fn run(&mut self, statement: &Statement, query: Bound<'_>) -> Result<u64, Error> {
+        let limit = STATEMENT_LIMIT;
+        match timeout(limit, query.execute(&mut *self.transaction)).await {
+            Ok(Ok(done)) => Ok(done.rows_affected()),
+            Ok(Err(source)) => Err(Error::of_handler(statement, source)),
+            Err(_elapsed) => Err(Error::Timeout { operation: "applying an event", limit }),
+        }
+    }
+
+    /// From here on can be undone.
+    pub(crate) async fn save(&mut self) -> Result<(), Error> {
+        self.plain("marking a place in a batch", "SAVEPOINT event").await
+    }
+
+    /// Undoes what was done since [`Batch::save`].
+    pub(crate) async fn undo(&mut self) -> Result<(), Error> {
+        self.plain("undoing an event", "ROLLBACK TO SAVEPOINT event").await
+    }
+
+    async fn plain(&mut self, operation: &'static str, sql: &'static str) -> Result<(), Error> {
+        let sql = SqlStr::from_static(sql);
+        within(operation, self.transaction.execute(sqlx::raw_sql(sql))).await.map(drop)
+    }
+
+    /// Moves the bookkeeping on.
+    pub(crate) async fn advance(&mut self, steps: &[Step<'_>]) -> Result<(), Error> {
+        if steps.is_empty() {
+            return Ok(());
+        }
+        self.ledger.advance(&mut self.transaction, steps).await
+    }
+
+    /// Notes events without a version as applied.
+    pub(crate) async fn note(&mut self, events: &[EventId]) -> Result<(), Error> {
+        if events.is_empty() {
+            return Ok(());
+        }
+        self.ledger.note(&mut self.transaction, events).await
+    }
+
+    /// Records why streams cannot go on.
+    pub(crate) async fn park(&mut self, streams: &[ParkedStream]) -> Result<(), Error> {
+        for stream in streams {
+            self.ledger.park(&mut self.transaction, stream).await?;
+        }
+        Ok(())
+    }
+
+    /// How many streams were parked within the last seconds, by any instance.
+    pub(crate) async fn recently_parked(&mut self, seconds: u64) -> Result<u64, Error> {
+        self.ledger.recently_parked(&mut self.transaction, seconds).await
+    }
+
+    /// Lets a parked stream go on, in this transaction.
+    pub(crate) async fn unpark(&mut self, stream_id: &StreamId) -> Result<(), Error> {
+        self.ledger.unpark(&mut self.transaction, stream_id).await
     }
 
     /// Commits. After an error it is not known whether the server did; applying the same events
@@ -85,16 +183,25 @@ impl Batch<'_> {
     }
 }
 
+/// The statement, marked with the types of its values, so that each combination is prepared for itself.
+///
+/// MySQL settles the types of a prepared statement's parameters when it is executed first. After an
+/// integer for a JSON column, every text for it fails on that connection (error 3144).
+fn typed(statement: &Statement, values: &[Value]) -> AssertSqlSafe<String> {
+    let types: String = values.iter().map(Value::letter).collect();
+    AssertSqlSafe(format!("{} /* {types} */", statement.sql))
+}
+
 type Bound<'q> = Query<'q, MySql, MySqlArguments>;
 
-fn bind(query: Bound<'_>, value: Value) -> Bound<'_> {
+fn bind<'q>(query: Bound<'q>, value: &Value) -> Bound<'q> {
     match value {
         Value::Null => query.bind(None::<String>),
-        Value::Boolean(flag) => query.bind(flag),
-        Value::Integer(number) => query.bind(number),
-        Value::Unsigned(number) => query.bind(number),
-        Value::Decimal(number) => query.bind(number),
-        Value::Text(text) | Value::Json(text) => query.bind(text),
-        Value::Time(time) => query.bind(time),
+        Value::Boolean(flag) => query.bind(*flag),
+        Value::Integer(number) => query.bind(*number),
+        Value::Unsigned(number) => query.bind(*number),
+        Value::Decimal(number) => query.bind(number.clone()),
+        Value::Text(text) | Value::Json(text) => query.bind(text.clone()),
+        Value::Time(time) => query.bind(*time),
     }
 }

@@ -75,6 +75,12 @@ pub(crate) enum Error {
         /// Its engine.
         engine: String,
     },
+    /// There may be no scratch database.
+    #[error(
+        "this login may not make a scratch database to try the SQL in: \
+         GRANT ALL ON `projector\\_check\\_%`.* to it, or use --offline"
+    )]
+    NoScratch,
     /// A migration could not be applied.
     #[error("the migration of the read models failed")]
     Migration(#[source] sqlx::migrate::MigrateError),
@@ -87,6 +93,9 @@ pub(crate) enum Error {
         #[source]
         source: sqlx::Error,
     },
+    /// Another instance moved a stream meanwhile. Trying again helps.
+    #[error("another instance applied events of the same streams; the batch is tried again")]
+    Overtaken,
     /// The statement of a handler was refused.
     #[error(transparent)]
     Refused(Refusal),
@@ -108,7 +117,9 @@ pub(crate) struct Refusal {
     pub(crate) file: PathBuf,
     /// The line of the statement.
     pub(crate) line: u64,
-    /// MySQL's error number; 0 when the driver refused a value.
+    /// The column of the statement.
+    pub(crate) column: u64,
+    /// MySQL's error number; 0 when it was not MySQL that refused.
     pub(crate) number: u16,
     /// MySQL's message, without values from the event.
     pub(crate) message: String,
@@ -118,8 +129,12 @@ impl std::error::Error for Refusal {}
 
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { file, line, number, message } = self;
-        write!(f, "{}:{line}: MySQL refused the statement: {message} ({number})", file.display())
+        let Self { file, line, column, number, message } = self;
+        write!(f, "{}:{line}:{column}: ", file.display())?;
+        match number {
+            0 => f.write_str(message),
+            _ => write!(f, "MySQL refused the statement: {message} ({number})"),
+        }
     }
 }
 
@@ -142,18 +157,27 @@ impl Error {
         }
     }
 
+    /// A statement found another number of rows than its directive says.
+    pub(super) fn unexpected_rows(statement: &Statement, found: u64, wanted: u64) -> Self {
+        let message = format!("found {found} rows, and its directive says rows = {wanted}");
+        Self::refused(statement, 0, message)
+    }
+
+    fn refused(statement: &Statement, number: u16, message: String) -> Self {
+        let Statement { file, line, column, .. } = statement;
+        let file = file.to_path_buf();
+        Self::Refused(Refusal { file, line: *line, column: *column, number, message })
+    }
+
     /// An error of a handler's statement.
     pub(super) fn of_handler(statement: &Statement, source: sqlx::Error) -> Self {
-        let refused = |number, message| {
-            let file = statement.file.to_path_buf();
-            Self::Refused(Refusal { file, line: statement.line, number, message })
-        };
+        let refused = |number, message| Self::refused(statement, number, message);
         match (&source, number(&source)) {
             (sqlx::Error::Database(error), Some(number)) if !is_transient(number) => {
                 refused(number, without_values(number, error.message()))
             }
             (sqlx::Error::Encode(_) | sqlx::Error::Protocol(_), _) => {
-                refused(0, "the driver cannot send it".to_owned())
+                refused(0, "a value cannot be sent to MySQL".to_owned())
             }
             _ => Self::Transient { operation: "applying an event", source },
         }

@@ -12,25 +12,31 @@ use sqlx::mysql::MySqlConnection;
 use sqlx::{AssertSqlSafe, SqlSafeStr, SqlStr};
 use uuid::Uuid;
 
+use super::inbox::InboxTable;
+use super::parked::ParkedTable;
 use super::session::within;
-use super::{Error, Session};
-use crate::sequence::{Head, Move};
+use super::{Error, Gate, Passage, Session};
+use crate::sequence::{Head, Last, Step};
 
 /// The statements of one projection's bookkeeping.
 #[derive(Clone)]
 pub(crate) struct Ledger {
+    projection: String,
     read_heads: SqlStr,
     lock_heads: SqlStr,
-    begin_heads: SqlStr,
     move_heads: SqlStr,
+    pub(super) parked: ParkedTable,
+    pub(super) inbox: InboxTable,
     read_checkpoint: SqlStr,
     move_checkpoint: SqlStr,
+    add_healed: SqlStr,
+    read_healed: SqlStr,
     begin_replay: SqlStr,
     end_replay: SqlStr,
     /// Creates the tables; harmless when they are there.
-    pub(super) create: [SqlStr; 2],
+    pub(super) create: [SqlStr; 4],
     /// The names of the tables.
-    pub(super) tables: [String; 2],
+    pub(super) tables: [String; 4],
 }
 
 /// How far a projection is in the event store.
@@ -47,10 +53,12 @@ impl Ledger {
     pub(crate) fn of(projection: &str) -> Self {
         let streams = format!("{projection}__streams");
         let checkpoint = format!("{projection}__checkpoint");
+        let parked = ParkedTable::of(projection, &streams);
+        let inbox = InboxTable::of(projection);
         let sql = |text: String| AssertSqlSafe(text).into_sql_str();
         // Read in the order of the array, so that two batches lock common streams in one order.
         let heads = format!(
-            "SELECT s.stream_id, s.version, s.event_id
+            "SELECT s.stream_id, s.version, s.event_id, s.parked
              FROM JSON_TABLE(?, '$[*]' COLUMNS (
                       stream_id VARCHAR(255) CHARACTER SET utf8mb4 COLLATE utf8mb4_0900_bin PATH '$'
                   )) AS wanted
@@ -59,33 +67,26 @@ impl Ledger {
         Self {
             lock_heads: sql(format!("{heads} FOR UPDATE OF s")),
             read_heads: sql(heads),
-            // The no-op takes the lock of a row that somebody else has begun meanwhile.
-            begin_heads: sql(format!(
-                "INSERT INTO {streams} (stream_id, version, previous_version, event_id)
-                 SELECT wanted.stream_id, 0, 0, REPEAT(X'00', 16)
-                 FROM JSON_TABLE(?, '$[*]' COLUMNS (
-                          stream_id VARCHAR(255) CHARACTER SET utf8mb4 COLLATE utf8mb4_0900_bin
-                                    PATH '$'
-                      )) AS wanted
-                 ON DUPLICATE KEY UPDATE version = {streams}.version"
-            )),
             // A stream that does not stand where it was read, because somebody else moved it, makes
             // `version` NULL, which the column refuses: the whole batch is rolled back.
             move_heads: sql(format!(
-                "INSERT INTO {streams} (stream_id, version, previous_version, event_id)
+                "INSERT INTO {streams} (stream_id, version, previous_version, event_id, parked)
                  SELECT moved.stream_id, moved.version, moved.previous_version,
-                        UUID_TO_BIN(moved.event_id)
+                        UUID_TO_BIN(moved.event_id), moved.parked
                  FROM JSON_TABLE(?, '$[*]' COLUMNS (
                           stream_id        VARCHAR(255) CHARACTER SET utf8mb4
                                            COLLATE utf8mb4_0900_bin PATH '$[0]',
                           previous_version BIGINT UNSIGNED PATH '$[1]',
                           version          BIGINT UNSIGNED PATH '$[2]',
-                          event_id         CHAR(36) PATH '$[3]'
+                          event_id         CHAR(36) PATH '$[3]',
+                          parked           TINYINT PATH '$[4]'
                       )) AS moved
                  ON DUPLICATE KEY UPDATE
-                     version = IF({streams}.version = moved.previous_version, moved.version, NULL),
+                     version = IF({streams}.version = moved.previous_version
+                                  AND NOT {streams}.parked, moved.version, NULL),
                      previous_version = moved.previous_version,
-                     event_id = UUID_TO_BIN(moved.event_id)"
+                     event_id = UUID_TO_BIN(moved.event_id),
+                     parked = moved.parked"
             )),
             read_checkpoint: sql(format!(
                 "SELECT position, replay_until FROM {checkpoint} WHERE id = 1"
@@ -93,6 +94,8 @@ impl Ledger {
             move_checkpoint: sql(format!(
                 "UPDATE {checkpoint} SET position = GREATEST(position, ?) WHERE id = 1"
             )),
+            add_healed: sql(format!("UPDATE {checkpoint} SET healed = healed + ? WHERE id = 1")),
+            read_healed: sql(format!("SELECT healed FROM {checkpoint} WHERE id = 1")),
             begin_replay: sql(format!(
                 "INSERT INTO {checkpoint} (id, position, replay_until) VALUES (1, 0, ?) AS new
                  ON DUPLICATE KEY UPDATE replay_until =
@@ -109,66 +112,105 @@ impl Ledger {
                                           COLLATE utf8mb4_0900_bin NOT NULL PRIMARY KEY,
                          version          BIGINT UNSIGNED NOT NULL,
                          previous_version BIGINT UNSIGNED NOT NULL,
-                         event_id         BINARY(16) NOT NULL
+                         event_id         BINARY(16) NOT NULL,
+                         parked           BOOLEAN NOT NULL
                      ) ENGINE = InnoDB"
                 )),
                 sql(format!(
                     "CREATE TABLE IF NOT EXISTS {checkpoint} (
                          id       TINYINT NOT NULL PRIMARY KEY CHECK (id = 1),
                          position BIGINT UNSIGNED NOT NULL,
-                         replay_until BIGINT UNSIGNED NULL
+                         replay_until BIGINT UNSIGNED NULL,
+                         healed       BIGINT UNSIGNED NOT NULL DEFAULT 0
                      ) ENGINE = InnoDB"
                 )),
+                parked.create.clone(),
+                inbox.create.clone(),
             ],
-            tables: [streams, checkpoint],
+            projection: projection.to_owned(),
+            tables: [streams, checkpoint, parked.name.clone(), inbox.name.clone()],
+            parked,
+            inbox,
+        }
+    }
+
+    pub(super) fn projection(&self) -> &str {
+        &self.projection
+    }
+
+    /// Waits for the gate of the projection, and keeps it until the transaction ends.
+    pub(super) async fn pass(
+        &self,
+        connection: &mut MySqlConnection,
+        passage: Passage,
+    ) -> Result<Gate, Error> {
+        let sql = match passage {
+            Passage::Shared => {
+                "SELECT paused_reason FROM projector_projections WHERE name = ? FOR SHARE"
+            }
+            Passage::Alone => {
+                "SELECT paused_reason FROM projector_projections WHERE name = ? FOR UPDATE"
+            }
+        };
+        let read = sqlx::query_scalar(sql).bind(&self.projection).fetch_optional(connection);
+        let found: Option<Option<String>> = within("waiting for the gate", read).await?;
+        match found {
+            None => Err(Error::NotMigrated { table: self.tables[0].clone() }),
+            Some(None) => Ok(Gate::Open),
+            Some(Some(reason)) => Ok(Gate::Paused { reason }),
         }
     }
 
     /// Locks streams until the transaction ends and reads where they stand; those never seen are
     /// left out. The streams must be sorted.
-    ///
-    /// A stream that was never seen gets a row, so that there is something to lock: two instances
-    /// that apply its first events wait for each other here, and not in the middle of a handler.
     pub(super) async fn lock(
         &self,
         connection: &mut MySqlConnection,
         streams: &[&StreamId],
     ) -> Result<HashMap<StreamId, Head>, Error> {
-        let mut known = heads(connection, self.lock_heads.clone(), streams).await?;
-        let new: Vec<&StreamId> =
-            streams.iter().copied().filter(|stream| !known.contains_key(stream)).collect();
-        if !new.is_empty() {
-            let begin = sqlx::query(self.begin_heads.clone()).bind(names(&new));
-            within("beginning the bookkeeping of streams", begin.execute(&mut *connection)).await?;
-            known.extend(heads(connection, self.lock_heads.clone(), &new).await?);
+        if streams.is_empty() {
+            return Ok(HashMap::new());
         }
-        Ok(known)
+        heads(connection, self.lock_heads.clone(), streams).await
     }
 
     /// Moves streams on.
     pub(super) async fn advance(
         &self,
         connection: &mut MySqlConnection,
-        moves: &[Move<'_>],
+        steps: &[Step<'_>],
     ) -> Result<(), Error> {
-        let rows: Vec<_> = moves
+        let version = |head: Head| head.last.map_or(0, |last| last.version.get());
+        let rows: Vec<_> = steps
             .iter()
             .map(|step| {
-                let id = step.to.event_id.to_string();
-                json!([step.stream_id.as_str(), step.from, step.to.version.get(), id])
+                let id = step.to.last.map_or(Uuid::nil(), |last| last.event_id.uuid());
+                let stream_id = step.stream_id.as_str();
+                json!([
+                    stream_id,
+                    version(step.from),
+                    version(step.to),
+                    id,
+                    u8::from(step.to.is_parked)
+                ])
             })
             .collect();
         let rows = serde_json::Value::Array(rows).to_string();
         let query = sqlx::query(self.move_heads.clone()).bind(rows);
-        match within("moving the bookkeeping", query.execute(connection)).await {
-            // The guard: NULL for a column that cannot be NULL.
-            Err(Error::Statement { operation, source })
-                if super::error::number(&source) == Some(1048) =>
-            {
-                Err(Error::Transient { operation, source })
-            }
-            other => other.map(drop),
+        // The guard: NULL for a column that cannot be NULL.
+        retried(1048, within("moving the bookkeeping", query.execute(connection)).await)
+    }
+}
+
+/// Takes an error that says that another instance was faster for one that calls for another try.
+pub(super) fn retried<T>(code: u16, result: Result<T, Error>) -> Result<(), Error> {
+    match result {
+        Err(Error::Statement { operation, source })
+            if super::error::number(&source) == Some(code) =>
+        {
+            Err(Error::Transient { operation, source })
         }
+        other => other.map(drop),
     }
 }
 
@@ -217,6 +259,21 @@ impl Session {
         within("ending the replay", query.execute(&mut self.connection)).await.map(drop)
     }
 
+    /// Counts events that had been lost on the way.
+    pub(crate) async fn add_healed(&mut self, ledger: &Ledger, events: usize) -> Result<(), Error> {
+        let events = i64::try_from(events).unwrap_or(i64::MAX);
+        let add = sqlx::query(ledger.add_healed.clone()).bind(events);
+        within("counting healed events", add.execute(&mut self.connection)).await.map(drop)
+    }
+
+    /// How many events had been lost on the way so far.
+    pub(crate) async fn healed(&mut self, ledger: &Ledger) -> Result<u64, Error> {
+        let read = sqlx::query_scalar(ledger.read_healed.clone());
+        let found: Option<u64> =
+            within("reading healed events", read.fetch_optional(&mut self.connection)).await?;
+        Ok(found.unwrap_or(0))
+    }
+
     /// Lets another session sweep a projection.
     pub(crate) async fn disown(&mut self, projection: &str) -> Result<(), Error> {
         let query = sqlx::query_scalar(
@@ -257,16 +314,16 @@ async fn heads(
     streams: &[&StreamId],
 ) -> Result<HashMap<StreamId, Head>, Error> {
     let query = sqlx::query_as(sql).bind(names(streams));
-    let rows: Vec<(String, u64, Uuid)> =
+    let rows: Vec<(String, u64, Uuid, bool)> =
         within("reading the bookkeeping", query.fetch_all(connection)).await?;
-    let head = |(stream_id, version, event_id): (String, u64, Uuid)| {
-        let head = Head {
-            version: StreamVersion::new(i64::try_from(version).ok()?).ok()?,
-            event_id: EventId::new(event_id).ok()?,
-        };
-        Some((StreamId::new(stream_id).ok()?, head))
+    let head = |(stream_id, version, event_id, is_parked): (String, u64, Uuid, bool)| {
+        let last = (version > 0).then(|| {
+            let version = StreamVersion::new(i64::try_from(version).ok()?).ok()?;
+            Some(Last { version, event_id: EventId::new(event_id).ok()? })
+        });
+        Some((StreamId::new(stream_id).ok()?, Head { last: last.flatten(), is_parked }))
     };
-    // Only this module writes the rows, from the same types. Version 0 is a stream without events.
+    // Only this module writes the rows, from the same types.
     Ok(rows.into_iter().filter_map(head).collect())
 }
 

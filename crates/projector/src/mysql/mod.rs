@@ -6,16 +6,24 @@
 //! - `ledger` alone writes the bookkeeping, in the transaction of the effects it stands for.
 
 mod batch;
+mod columns;
 mod error;
+mod inbox;
+mod instances;
 mod ledger;
+mod parked;
 mod scratch;
 mod session;
+mod set;
 mod show;
 mod tables;
 
-pub(crate) use batch::{Batch, Committed};
+pub(crate) use batch::{Batch, Committed, Gate, Passage};
 pub(crate) use error::{Error, Refusal};
+pub(crate) use instances::Instance;
 pub(crate) use ledger::{Checkpoint, Ledger};
+pub(crate) use parked::{ParkKind, ParkedStream};
 pub(crate) use scratch::check;
 pub(crate) use session::{Options, Session};
+pub(crate) use set::{Row, SetForm};
 pub(crate) use tables::Migrated;

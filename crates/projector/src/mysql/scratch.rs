@@ -6,25 +6,35 @@ use uuid::Uuid;
 use super::error::number;
 use super::session::within;
 use super::{Error, Options, Session};
+use crate::forms::Forms;
 use crate::projection::{Fault, Projection, Statement};
+
+/// What was found out about projections.
+#[derive(Default)]
+pub(crate) struct Checked {
+    /// The mistakes in them.
+    pub(crate) faults: Vec<Fault>,
+    /// How the handlers of each of them run.
+    pub(crate) forms: Vec<Forms>,
+}
 
 /// Makes the tables of each projection and prepares its statements.
 ///
-/// The outer error is about the server, the faults are about the projections.
-pub(crate) async fn check(
-    options: &Options,
-    projections: &[Projection],
-) -> Result<Vec<Fault>, Error> {
+/// The error is about the server, the faults are about the projections.
+pub(crate) async fn check(options: &Options, projections: &[Projection]) -> Result<Checked, Error> {
     let mut session = Session::connect(options).await?;
     let database = format!("projector_check_{}", Uuid::new_v4().simple());
-    session.run(format!("CREATE DATABASE {database}")).await?;
-    let faults = session.try_out(&database, projections).await;
+    session.run(format!("CREATE DATABASE {database}")).await.map_err(|error| match error {
+        Error::Statement { source, .. } if number(&source) == Some(1044) => Error::NoScratch,
+        other => other,
+    })?;
+    let checked = session.try_out(&database, projections).await;
     // After an error, too; it tells more than what comes of it.
     let dropped = session.run(format!("DROP DATABASE {database}")).await;
     session.close().await;
-    let faults = faults?;
+    let checked = checked?;
     dropped?;
-    Ok(faults)
+    Ok(checked)
 }
 
 impl Session {
@@ -32,9 +42,9 @@ impl Session {
         &mut self,
         database: &str,
         projections: &[Projection],
-    ) -> Result<Vec<Fault>, Error> {
+    ) -> Result<Checked, Error> {
         self.run(format!("USE {database}")).await?;
-        let mut faults = Vec::new();
+        let Checked { mut faults, mut forms } = Checked::default();
         for projection in projections {
             for table in &projection.tables {
                 let sql = AssertSqlSafe(std::sync::Arc::clone(&table.create.sql));
@@ -47,8 +57,14 @@ impl Session {
                 let prepare = self.connection.prepare(sql);
                 faults.extend(fault_of(statement, within("preparing a statement", prepare).await)?);
             }
+            let read = Forms::read(self, projection).await?;
+            for (statement, sql) in read.set_statements(projection) {
+                let prepare = self.connection.prepare(sql);
+                faults.extend(fault_of(statement, within("preparing a set", prepare).await)?);
+            }
+            forms.push(read);
         }
-        Ok(faults)
+        Ok(Checked { faults, forms })
     }
 
     /// A rollback must undo everything, so every table has to be of a transactional engine.
@@ -71,7 +87,7 @@ impl Session {
         }))
     }
 
-    async fn run(&mut self, sql: String) -> Result<(), Error> {
+    pub(crate) async fn run(&mut self, sql: String) -> Result<(), Error> {
         let run = sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut self.connection);
         within("using a scratch database", run).await.map(drop)
     }

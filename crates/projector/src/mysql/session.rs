@@ -13,8 +13,9 @@ use super::error::number;
 
 /// How long a connection may take to open, with login.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
-/// How long one statement may take. Longer than the lock wait, so that the server gives up first.
-pub(super) const STATEMENT_LIMIT: Duration = Duration::from_secs(15);
+/// How long one statement may take: so long does it take to notice a server that went silent. Longer
+/// than the lock wait, so that the server gives up first.
+pub(super) const STATEMENT_LIMIT: Duration = Duration::from_secs(5);
 /// A connection that was idle for longer is tried before it is used: the server closes it after
 /// `wait_timeout`, so that a dead projector's locks do not outlive it by much.
 const IDLE_LIMIT: Duration = Duration::from_secs(20);
@@ -31,8 +32,8 @@ const SETTINGS: [(&str, &str); 6] = [
          ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION",
     ),
     ("time_zone", "+00:00"),
-    ("innodb_lock_wait_timeout", "5"),
-    ("lock_wait_timeout", "10"),
+    ("innodb_lock_wait_timeout", "3"),
+    ("lock_wait_timeout", "3"),
     ("wait_timeout", "60"),
 ];
 
@@ -84,9 +85,13 @@ impl Session {
         Ok(session)
     }
 
-    /// Whether the connection still works, if that is in doubt.
-    pub(crate) async fn is_usable(&mut self) -> bool {
-        self.used.elapsed() < IDLE_LIMIT || within("a ping", self.connection.ping()).await.is_ok()
+    /// This session, or a new one when it no longer works.
+    pub(crate) async fn or_new(mut self, options: &Options) -> Result<Self, Error> {
+        let in_doubt = self.used.elapsed() >= IDLE_LIMIT;
+        if in_doubt && within("a ping", self.connection.ping()).await.is_err() {
+            return Self::connect(options).await;
+        }
+        Ok(self)
     }
 
     /// Says goodbye to the server.

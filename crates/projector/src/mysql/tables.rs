@@ -19,9 +19,10 @@ const TURN_SECONDS: u32 = 10;
 /// The table in which applied migrations are recorded; an application may keep sqlx's own.
 const TABLE: &str = "projector_migrations";
 
-const MIGRATIONS: [(i64, &str, &str); 2] = [
+const MIGRATIONS: [(i64, &str, &str); 3] = [
     (1, "projections", include_str!("../../../../migrations/mysql/0001_projections.sql")),
     (2, "categories", include_str!("../../../../migrations/mysql/0002_categories.sql")),
+    (3, "operations", include_str!("../../../../migrations/mysql/0003_operations.sql")),
 ];
 
 /// What the migration of a projection did.
@@ -128,7 +129,7 @@ impl Session {
         let is_there = |table: &String| existing.contains_key(table);
         let fault =
             |reason: String| Err(Error::Tables { projection: projection.name.clone(), reason });
-        let [streams, checkpoint] = &ledger.tables;
+        let [streams, checkpoint, ..] = &ledger.tables;
         let missing: Vec<_> =
             projection.tables.iter().filter(|table| !is_there(&table.name)).collect();
         // The bookkeeping is made first: tables without it are not ours.

@@ -19,8 +19,25 @@ use super::{Fault, Handler, Handlers, Projection, Table};
 struct Definition {
     /// The categories whose streams the projection follows.
     categories: Vec<String>,
+    /// How many queues share its events.
+    #[serde(default = "one")]
+    partitions: u16,
+    /// How many transactions work on one queue side by side.
+    #[serde(default = "two")]
+    lanes: u16,
 }
 
+fn one() -> u16 {
+    1
+}
+
+fn two() -> u16 {
+    2
+}
+
+/// More would only cost connections.
+const PARTITIONS_MAX: u16 = 64;
+const LANES_MAX: u16 = 16;
 const DEFINITION: &str = "projection.toml";
 const TABLES: &str = "tables.sql";
 /// Needs no explanation.
@@ -69,9 +86,9 @@ fn load(directory: &Path) -> Result<Projection, Vec<Fault>> {
         faults.push(fault(directory, None, &reason));
     }
     let mut keep = |found: Vec<Fault>| faults.extend(found);
-    let categories = categories(&directory.join(DEFINITION)).unwrap_or_else(|found| {
+    let definition = definition(&directory.join(DEFINITION)).unwrap_or_else(|found| {
         keep(found);
-        Vec::new()
+        (Vec::new(), one(), one())
     });
     let (tables, tables_hash) = tables(&directory.join(TABLES)).unwrap_or_else(|found| {
         keep(found);
@@ -82,13 +99,14 @@ fn load(directory: &Path) -> Result<Projection, Vec<Fault>> {
         Handlers::new()
     });
     if faults.is_empty() {
-        Ok(Projection { name, categories, tables, tables_hash, handlers })
+        let (categories, partitions, lanes) = definition;
+        Ok(Projection { name, categories, partitions, lanes, tables, tables_hash, handlers })
     } else {
         Err(faults)
     }
 }
 
-fn categories(file: &Path) -> Result<Vec<Category>, Vec<Fault>> {
+fn definition(file: &Path) -> Result<(Vec<Category>, u16, u16), Vec<Fault>> {
     let text = read(file)?;
     let definition: Definition = toml::from_str(&text).map_err(|error| {
         let line = error.span().map(|span| line_of(&text, span.start));
@@ -97,15 +115,21 @@ fn categories(file: &Path) -> Result<Vec<Category>, Vec<Fault>> {
     if definition.categories.is_empty() {
         return Err(vec![fault(file, None, "categories is empty: name at least one")]);
     }
-    definition
-        .categories
-        .into_iter()
-        .map(|text| {
-            let shown = text.clone();
-            Category::new(text)
-                .map_err(|error| vec![fault(file, None, &format!("category {shown:?}: {error}"))])
-        })
-        .collect()
+    for (key, number, max) in [
+        ("partitions", definition.partitions, PARTITIONS_MAX),
+        ("lanes", definition.lanes, LANES_MAX),
+    ] {
+        if !(1..=max).contains(&number) {
+            return Err(vec![fault(file, None, &format!("{key} must be 1 to {max}"))]);
+        }
+    }
+    let category = |text: String| {
+        let shown = text.clone();
+        Category::new(text)
+            .map_err(|error| vec![fault(file, None, &format!("category {shown:?}: {error}"))])
+    };
+    let categories = definition.categories.into_iter().map(category).collect::<Result<_, _>>()?;
+    Ok((categories, definition.partitions, definition.lanes))
 }
 
 fn tables(file: &Path) -> Result<(Vec<Table>, String), Vec<Fault>> {
@@ -155,6 +179,7 @@ fn created_table(tokens: &[Placed]) -> Option<String> {
 fn handlers(directory: &Path) -> Result<Handlers, Vec<Fault>> {
     let mut faults = Vec::new();
     let mut handlers = Handlers::new();
+    let mut count = 0;
     for file in entries(directory).map_err(|fault| vec![fault])? {
         let name = file_name(&file);
         if [DEFINITION, TABLES, IGNORED].contains(&name.as_str()) {
@@ -166,13 +191,17 @@ fn handlers(directory: &Path) -> Result<Handlers, Vec<Fault>> {
             faults.push(fault(&file, None, reason));
             continue;
         };
-        let statements = match read(&file).and_then(|sql| handler(&Arc::from(&*file), &sql)) {
+        let mut statements = match read(&file).and_then(|sql| handler(&Arc::from(&*file), &sql)) {
             Ok(statements) => statements,
             Err(found) => {
                 faults.extend(found);
                 continue;
             }
         };
+        for statement in &mut statements {
+            statement.id = count;
+            count += 1;
+        }
         let handler = Arc::new(Handler { statements });
         for (event_type, version) in handled(stem) {
             let taken =

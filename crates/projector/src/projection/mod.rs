@@ -1,7 +1,10 @@
 //! Projections: directories with SQL, one file for each event type.
 
+mod directive;
 mod load;
 mod parameter;
+mod refuse;
+mod shape;
 mod statement;
 mod tokens;
 mod value;
@@ -14,7 +17,8 @@ use std::sync::Arc;
 use domain_events::{Category, EventType, SchemaVersion};
 
 pub(crate) use load::load_all;
-pub(crate) use parameter::BindError;
+pub(crate) use parameter::{BindError, Source};
+pub(crate) use shape::{Action, Condition, Shape, Term};
 pub(crate) use statement::Statement;
 pub(crate) use value::Value;
 
@@ -25,12 +29,19 @@ pub(crate) struct Projection {
     pub(crate) name: String,
     /// The categories whose streams it follows.
     pub(crate) categories: Vec<Category>,
+    /// How many queues share its events, by a hash of the stream.
+    pub(crate) partitions: u16,
+    /// How many transactions work on one queue side by side.
+    pub(crate) lanes: u16,
     /// Its tables, in the order in which they are created.
     pub(crate) tables: Vec<Table>,
     /// Tells whether `tables.sql` has changed.
     pub(crate) tables_hash: String,
     handlers: Handlers,
 }
+
+/// The name of the file for event types that have none of their own.
+const DEFAULT: &str = "default";
 
 /// By event type and schema version.
 type Handlers = BTreeMap<String, BTreeMap<SchemaVersion, Arc<Handler>>>;
@@ -55,7 +66,7 @@ pub(crate) struct Handler {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Lookup<'p> {
     /// The newest handler that is not newer than the event.
-    Found(&'p Handler),
+    Found(&'p Arc<Handler>),
     /// The projection has no handler for the type: the event changes nothing.
     Unhandled,
     /// The projection handles the type, but not this form of the payload: it is newer than every
@@ -92,7 +103,8 @@ impl Projection {
         schema_version: SchemaVersion,
     ) -> Lookup<'_> {
         let Some(versions) = self.handlers.get(event_type.as_str()) else {
-            return Lookup::Unhandled;
+            let default = self.handlers.get(DEFAULT).and_then(|versions| versions.values().next());
+            return default.map_or(Lookup::Unhandled, Lookup::Found);
         };
         let known = versions.range(..=schema_version).next_back();
         let newest = versions.keys().next_back();
@@ -100,6 +112,19 @@ impl Projection {
             Some((_, handler)) if newest >= Some(&schema_version) => Lookup::Found(handler),
             _ => Lookup::UnknownSchema,
         }
+    }
+
+    /// Every handler, with its event type and schema version.
+    pub(crate) fn handlers(&self) -> impl Iterator<Item = (String, &Handler)> {
+        self.handlers.iter().flat_map(|(event_type, versions)| {
+            versions.iter().map(move |(version, handler)| {
+                let name = match version.get() {
+                    1 => event_type.clone(),
+                    number => format!("{event_type}.v{number}"),
+                };
+                (name, &**handler)
+            })
+        })
     }
 
     /// The statements of every handler.

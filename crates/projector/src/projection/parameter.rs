@@ -3,24 +3,23 @@
 use std::collections::HashMap;
 use std::fmt;
 
-use domain_events::{Json, Origin};
+use domain_events::{Event, Json, Position};
 use serde_json::value::RawValue;
 
 use super::Value;
 use super::value::NotBindable;
-use crate::stream_event::StreamEvent;
 
 /// Stands for a part of an event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Parameter {
-    source: Source,
+    pub(crate) source: Source,
     path: Vec<Step>,
     optional: bool,
 }
 
 /// What a parameter starts from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Source {
+pub(crate) enum Source {
     StreamId,
     StreamVersion,
     EventId,
@@ -103,18 +102,17 @@ impl Parameter {
     /// # Errors
     ///
     /// See [`BindError`].
-    pub(crate) fn value(&self, event: &StreamEvent) -> Result<Value, BindError> {
-        let StreamEvent { stream_id, version, event } = event;
+    pub(crate) fn value(&self, event: &Event) -> Result<Value, BindError> {
+        let integer = |number: Option<i64>| number.map_or(Value::Null, Value::Integer);
         Ok(match self.source {
-            Source::StreamId => Value::Text(stream_id.as_str().to_owned()),
-            Source::StreamVersion => Value::Integer(version.get()),
+            Source::StreamId => {
+                event.stream_id().map_or(Value::Null, |id| Value::Text(id.as_str().to_owned()))
+            }
+            Source::StreamVersion => integer(event.place().map(|(_, version)| version.get())),
             Source::EventId => Value::Text(event.event_id.to_string()),
             Source::EventType => Value::Text(event.event_type.as_str().to_owned()),
             Source::SchemaVersion => Value::Integer(event.schema_version.get().into()),
-            Source::Position => match &event.origin {
-                Origin::Stream { position: Some(position), .. } => Value::Integer(position.get()),
-                _ => Value::Null,
-            },
+            Source::Position => integer(event.position().map(Position::get)),
             Source::OccurredAt => Value::Time(event.occurred_at.naive_utc()),
             Source::RecordedAt => Value::Time(event.recorded_at.naive_utc()),
             Source::Data => self.part(&event.data)?,

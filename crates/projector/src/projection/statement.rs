@@ -1,18 +1,24 @@
 //! One SQL statement with named parameters.
 
+use std::fmt::Write;
 use std::path::Path;
 use std::sync::Arc;
 
+use domain_events::Event;
 use sqlparser::tokenizer::Token;
 
+use super::directive::{Directives, directives};
 use super::parameter::{Parameter, Source, Step};
-use super::tokens::{Placed, statements};
+use super::refuse::{foreign_table, refusals};
+use super::shape::{Action, Shape, shape};
+use super::tokens::{Placed, parsed, statements};
 use super::{BindError, Fault, Value};
-use crate::stream_event::StreamEvent;
 
 /// A statement ready to be prepared: its named parameters are placeholders.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Statement {
+    /// Its number within the projection.
+    pub(crate) id: usize,
     /// The SQL, with `?` for each parameter, and its lines as in the file.
     pub(crate) sql: Arc<str>,
     /// The parameters in the order of their placeholders.
@@ -21,6 +27,12 @@ pub(crate) struct Statement {
     pub(crate) file: Arc<Path>,
     /// The line it starts at, from 1.
     pub(crate) line: u64,
+    /// The column it starts at, from 1, in characters.
+    pub(crate) column: u64,
+    /// How many rows it must find, if that is said.
+    pub(crate) rows: Option<u64>,
+    /// What it does, or why that cannot be foreseen.
+    pub(crate) shape: Result<Shape, String>,
 }
 
 /// What a handler may do: change rows, nothing that commits or outlives the transaction.
@@ -32,7 +44,7 @@ impl Statement {
     /// # Errors
     ///
     /// When the event lacks a value that is not optional, or has one that MySQL cannot hold.
-    pub(crate) fn bind(&self, event: &StreamEvent) -> Result<Vec<Value>, BindError> {
+    pub(crate) fn bind(&self, event: &Event) -> Result<Vec<Value>, BindError> {
         self.parameters.iter().map(|parameter| parameter.value(event)).collect()
     }
 }
@@ -86,7 +98,7 @@ pub(super) fn parse(
     let mut faults = Vec::new();
     let mut parameters = Vec::new();
     let (start, end) = extent(tokens);
-    let mut text = String::new();
+    let (mut text, mut marked) = (String::new(), String::new());
     let mut copied = start;
     let mut index = 0;
     while let Some(placed) = tokens.get(index) {
@@ -104,8 +116,12 @@ pub(super) fn parse(
             }
             Token::Colon => match parameter(&tokens[index + 1..], placed.bytes.end) {
                 Ok((parameter, length, end)) => {
-                    text.push_str(&sql[copied..placed.bytes.start]);
+                    let before = &sql[copied..placed.bytes.start];
+                    text.push_str(before);
                     text.push('?');
+                    marked.push_str(before);
+                    write!(marked, "`?{}`", parameters.len())
+                        .expect("writing to a String cannot fail");
                     copied = end;
                     parameters.push(parameter);
                     index += 1 + length;
@@ -122,11 +138,33 @@ pub(super) fn parse(
         }
     }
     text.push_str(&sql[copied..end]);
-    if faults.is_empty() {
-        Ok(Statement { sql: text.into(), parameters, file: Arc::clone(file), line })
-    } else {
-        Err(faults)
+    marked.push_str(&sql[copied..end]);
+    let fault = |(line, reason)| Fault { file: file.to_path_buf(), line: Some(line), reason };
+    let Directives { rows, one_by_one } = directives(tokens).unwrap_or_else(|found| {
+        faults.extend(found.into_iter().map(fault));
+        Directives::default()
+    });
+    faults.extend(refusals(tokens).into_iter().map(fault));
+    let parsed = parsed(&marked);
+    if let Some(reason) = parsed.as_ref().ok().and_then(foreign_table) {
+        faults.push(fault((line, reason)));
     }
+    if !faults.is_empty() {
+        return Err(faults);
+    }
+    let shape = if one_by_one {
+        Err("a directive says so".to_owned())
+    } else {
+        parsed.and_then(|parsed| shape(&parsed))
+    };
+    let finds = |shape: &Shape| !matches!(shape.action, Action::Insert { .. });
+    if rows.is_some() && shape.as_ref().is_ok_and(|shape| !finds(shape)) {
+        let reason = "an INSERT finds no rows: the directive is for UPDATE and DELETE".to_owned();
+        return Err(vec![fault((line, reason))]);
+    }
+    let column = tokens.iter().find(|placed| !placed.is_space()).map_or(1, |placed| placed.column);
+    let file = Arc::clone(file);
+    Ok(Statement { id: 0, sql: text.into(), parameters, file, line, column, rows, shape })
 }
 
 /// From the first to the last token that is not white space.

@@ -7,7 +7,6 @@ use domain_events::{
 use proptest::prelude::*;
 
 use super::*;
-use crate::stream_event::StreamEvent;
 
 const TABLES: &str = "CREATE TABLE orders (id VARCHAR(255) PRIMARY KEY)";
 
@@ -35,24 +34,20 @@ fn statements(sql: &str) -> Vec<Statement> {
     load(&[("OrderPlaced.sql", sql)]).unwrap().statements().cloned().collect()
 }
 
-fn event(data: &str) -> StreamEvent {
-    StreamEvent {
-        stream_id: StreamId::new("order-1").unwrap(),
-        version: StreamVersion::new(3).unwrap(),
-        event: Event {
-            event_id: EventId::parse("018f4e3a-0000-7000-8000-000000000001").unwrap(),
-            event_type: EventType::new("OrderPlaced").unwrap(),
-            schema_version: SchemaVersion::FIRST,
-            origin: Origin::Stream {
-                stream_id: StreamId::new("order-1").unwrap(),
-                version: StreamVersion::new(3).unwrap(),
-                position: Some(Position::new(42).unwrap()),
-            },
-            data: Json::parse(data).unwrap(),
-            metadata: Json::parse(r#"{"user": {"id": 7}}"#).unwrap(),
-            occurred_at: Utc.with_ymd_and_hms(2026, 1, 31, 9, 30, 0).unwrap(),
-            recorded_at: Utc.with_ymd_and_hms(2026, 1, 31, 9, 30, 1).unwrap(),
+fn event(data: &str) -> Event {
+    Event {
+        event_id: EventId::parse("018f4e3a-0000-7000-8000-000000000001").unwrap(),
+        event_type: EventType::new("OrderPlaced").unwrap(),
+        schema_version: SchemaVersion::FIRST,
+        origin: Origin::Stream {
+            stream_id: StreamId::new("order-1").unwrap(),
+            version: StreamVersion::new(3).unwrap(),
+            position: Some(Position::new(42).unwrap()),
         },
+        data: Json::parse(data).unwrap(),
+        metadata: Json::parse(r#"{"user": {"id": 7}}"#).unwrap(),
+        occurred_at: Utc.with_ymd_and_hms(2026, 1, 31, 9, 30, 0).unwrap(),
+        recorded_at: Utc.with_ymd_and_hms(2026, 1, 31, 9, 30, 1).unwrap(),
     }
 }
 
@@ -160,6 +155,36 @@ fn every_mistake_has_its_file_line_and_reason() {
         ("A.sql", "UPDATE orders SET a = 'x", "A.sql:1: Unterminated string literal"),
         ("A.sql", "UPDATE orders SET /*!50000 a */ = 1", "A.sql:1: a comment that MySQL executes"),
         ("A.sql", "-- nothing", "A.sql: the file has no statement"),
+        ("A.sql", "UPDATE other.orders SET a = 1", "A.sql:1: other.orders is in another database"),
+        ("A.sql", "DELETE FROM orders\nWHERE a = @x", "A.sql:2: a variable of the session"),
+        ("A.sql", "UPDATE orders SET a = GET_LOCK('x', 1)", "A.sql:1: GET_LOCK() reaches beyond"),
+        ("A.sql", "UPDATE orders SET a = NOW()", "A.sql:1: NOW gives something else when"),
+        ("A.sql", "UPDATE orders SET a = CURRENT_DATE", "A.sql:1: CURRENT_DATE gives something"),
+        (
+            "A.sql",
+            "-- projector: row = 1\nDELETE FROM orders",
+            "A.sql:1: unknown directive row = 1",
+        ),
+        (
+            "A.sql",
+            "DELETE FROM orders; -- projector: rows = 1\nDELETE FROM orders",
+            "A.sql:1: a directive stands on a line of its own",
+        ),
+        (
+            "A.sql",
+            "-- projector: rows = 1\nINSERT INTO orders (id) VALUES (1)",
+            "A.sql:2: an INSERT finds no rows",
+        ),
+        (
+            "projection.toml",
+            "categories = [\"a\"]\npartitions = 0",
+            "projection.toml: partitions must",
+        ),
+        (
+            "projection.toml",
+            "categories = [\"a\"]\nlanes = 17",
+            "projection.toml: lanes must be 1 to 16",
+        ),
         ("A B.sql", "DELETE FROM orders", "A B.sql: an event type must be"),
         ("notes.txt", "", "notes.txt: unexpected: a projection has"),
         ("projection.toml", "category = \"order\"", "projection.toml:1: unknown field `category`"),
@@ -205,6 +230,9 @@ fn the_newest_handler_that_is_not_newer_than_the_event_is_taken() {
     assert_eq!((1..=4).map(|v| found("OrderPlaced", v)).collect::<Vec<_>>(), [1, 1, 3, 200]);
     assert_eq!((1..=3).map(|v| found("OrderPaid", v)).collect::<Vec<_>>(), [200, 2, 200]);
     assert_eq!(found("OrderShipped", 1), 100);
+    let with_default = load(&[("default.sql", &sql(7)), ("OrderPaid.sql", &sql(1))]).unwrap();
+    let lookup = with_default.lookup(&EventType::new("Anything").unwrap(), SchemaVersion::FIRST);
+    assert!(matches!(lookup, Lookup::Found(handler) if handler.statements[0].sql.ends_with('7')));
     // A type that itself ends in a version, and the plain type of that version.
     assert_eq!((found("order.placed.v1", 1), found("order.placed", 1)), (9, 9));
 }
@@ -225,6 +253,19 @@ fn two_projections_do_not_share_a_table() {
     assert_eq!(only[0].name, "two");
     let missing = load_all(folder.path(), &["three".to_owned()]).unwrap_err();
     assert_eq!(missing[0].reason, "there is no projection three");
+}
+
+#[test]
+fn a_directive_is_for_the_statement_after_it() {
+    let found = statements(
+        "-- projector: rows = 1
+         UPDATE orders SET a = 1 WHERE id = :stream_id;
+         -- Why: projector: rows = 5
+         /* projector: one by one */
+         DELETE FROM orders WHERE id = :stream_id",
+    );
+    let read: Vec<_> = found.iter().map(|it| (it.rows, it.shape.is_ok())).collect();
+    assert_eq!(read, [(Some(1), true), (None, false)]);
 }
 
 proptest! {

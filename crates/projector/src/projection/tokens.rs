@@ -3,7 +3,9 @@
 use std::any::TypeId;
 use std::ops::Range;
 
+use sqlparser::ast::Statement;
 use sqlparser::dialect::{Dialect, MySqlDialect};
+use sqlparser::parser::Parser;
 use sqlparser::tokenizer::{Location, Token, Tokenizer, Whitespace};
 
 /// A token and the bytes it stands at.
@@ -12,6 +14,7 @@ pub(super) struct Placed {
     pub(super) token: Token,
     pub(super) bytes: Range<usize>,
     pub(super) line: u64,
+    pub(super) column: u64,
 }
 
 /// SQL that is not even tokens.
@@ -68,7 +71,7 @@ pub(super) fn statements(sql: &str) -> Result<Vec<Vec<Placed>>, Untokenisable> {
     let places = Places::of(sql);
     let mut statements = vec![Vec::new()];
     for token in tokens {
-        let line = token.span.start.line;
+        let (line, column) = (token.span.start.line, token.span.start.column);
         let bytes = places.offset(token.span.start)..places.offset(token.span.end);
         match token.token {
             Token::EOF => {}
@@ -81,7 +84,7 @@ pub(super) fn statements(sql: &str) -> Result<Vec<Vec<Placed>>, Untokenisable> {
             }
             token => {
                 if let Some(statement) = statements.last_mut() {
-                    statement.push(Placed { token, bytes, line });
+                    statement.push(Placed { token, bytes, line, column });
                 }
             }
         }
@@ -90,10 +93,41 @@ pub(super) fn statements(sql: &str) -> Result<Vec<Vec<Placed>>, Untokenisable> {
     Ok(statements)
 }
 
+/// Parses one statement; string literals keep their escapes.
+pub(super) fn parsed(sql: &str) -> Result<Statement, String> {
+    let tokens = Tokenizer::new(&PlainMySql(MySqlDialect {}), sql)
+        .with_unescape(false)
+        .tokenize_with_location()
+        .map_err(|error| error.message)?;
+    Parser::new(&MySqlDialect {})
+        .with_tokens_with_locations(tokens)
+        .parse_statement()
+        .map_err(|_syntax| "its syntax is not foreseen".to_owned())
+}
+
 impl Placed {
     /// Whether this is white space or a comment.
     pub(super) fn is_space(&self) -> bool {
         matches!(self.token, Token::Whitespace(_))
+    }
+
+    /// The text of a comment, trimmed.
+    pub(super) fn comment(&self) -> Option<&str> {
+        match &self.token {
+            Token::Whitespace(
+                Whitespace::SingleLineComment { comment, .. }
+                | Whitespace::MultiLineComment(comment),
+            ) => Some(comment.trim()),
+            _ => None,
+        }
+    }
+
+    /// Whether what follows is on another line.
+    pub(super) fn ends_line(&self) -> bool {
+        matches!(
+            self.token,
+            Token::Whitespace(Whitespace::Newline | Whitespace::SingleLineComment { .. })
+        )
     }
 
     /// Whether this ends an expression.

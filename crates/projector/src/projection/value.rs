@@ -41,6 +41,19 @@ pub(crate) enum NotBindable {
 const DECIMAL_DIGITS: usize = 65;
 
 impl Value {
+    /// Tells its type.
+    pub(crate) fn letter(&self) -> char {
+        match self {
+            Self::Null => 'n',
+            Self::Boolean(_) => 'b',
+            Self::Integer(_) => 'i',
+            Self::Unsigned(_) => 'u',
+            Self::Decimal(_) => 'd',
+            Self::Text(_) | Self::Json(_) => 's',
+            Self::Time(_) => 't',
+        }
+    }
+
     /// The value of a JSON text.
     pub(super) fn of_json(json: &str) -> Result<Self, NotBindable> {
         let json = json.trim();

@@ -1,0 +1,188 @@
+//! `projector status`.
+
+use std::fmt::Write;
+
+use chrono::Utc;
+use daemon::Failure;
+use domain_events::{Position, StreamId};
+use serde::Serialize;
+
+use super::{Format, failure, models, open_mysql, open_store};
+use crate::Settings;
+use crate::apply::ReadModel;
+use crate::mysql::{Error, Instance, Session};
+use crate::trouble::Trouble;
+
+/// Positions compared at once.
+const WINDOW: i64 = 50_000;
+
+/// One projection.
+#[derive(Debug, Serialize)]
+struct Status {
+    projection: String,
+    state: State,
+    /// Why it is paused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    /// Up to here, every event is known to be applied or parked.
+    checkpoint: Option<i64>,
+    /// Events that are stored and not applied, without those of parked streams.
+    lag_events: i64,
+    /// The age of the oldest of them.
+    lag_seconds: f64,
+    parked: i64,
+    conflicts: i64,
+    /// Events that were lost on the way, and read from the event store.
+    healed: u64,
+    partitions: u16,
+    instances: Vec<Instance>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum State {
+    NotMigrated,
+    Paused,
+    NoInstance,
+    ApplyingHistory,
+    Following,
+}
+
+impl State {
+    fn text(self) -> &'static str {
+        match self {
+            Self::NotMigrated => "not migrated: run `projector migrate`",
+            Self::Paused => "paused",
+            Self::NoInstance => "no instance follows it",
+            Self::ApplyingHistory => "applying the history",
+            Self::Following => "following",
+        }
+    }
+}
+
+/// Prints the state of projections. Says whether all of them follow their queues with no parked stream.
+pub(crate) async fn status(
+    settings: &Settings,
+    names: &[String],
+    format: Format,
+) -> Result<bool, Failure> {
+    let mut session = open_mysql(settings).await?;
+    let mut store = open_store(settings).await?;
+    let mut all = Vec::new();
+    for model in models(settings, names)? {
+        all.push(of(&mut session, &mut store, &model).await?);
+    }
+    store.close().await;
+    session.close().await;
+    format.print(&all, |all| all.iter().map(text).collect())?;
+    Ok(all.iter().all(|status| status.state == State::Following && status.parked == 0))
+}
+
+async fn of(
+    session: &mut Session,
+    store: &mut event_store::Session,
+    model: &ReadModel,
+) -> Result<Status, Failure> {
+    let ledger = &model.ledger;
+    let mut status = Status {
+        projection: model.name().to_owned(),
+        state: State::NotMigrated,
+        reason: None,
+        checkpoint: None,
+        lag_events: 0,
+        lag_seconds: 0.0,
+        parked: 0,
+        conflicts: 0,
+        healed: 0,
+        partitions: model.projection.partitions,
+        instances: Vec::new(),
+    };
+    match session.require_tables(&model.projection, ledger).await {
+        Ok(()) => {}
+        Err(Error::NotMigrated { .. }) => return Ok(status),
+        Err(error) => return Err(failure(error)),
+    }
+    (status.parked, status.conflicts) = session.count_parked(ledger).await.map_err(failure)?;
+    status.healed = session.healed(ledger).await.map_err(failure)?;
+    status.instances = session.instances(ledger).await.map_err(failure)?;
+    let paused = session.paused(ledger).await.map_err(failure)?;
+    let checkpoint = session.checkpoint(ledger).await.map_err(failure)?;
+    status.state = match (&paused, checkpoint) {
+        (Some(_), _) => State::Paused,
+        (None, Some(checkpoint)) if checkpoint.replay_until.is_some() => State::ApplyingHistory,
+        (None, None) => State::NoInstance,
+        (None, Some(_)) if status.instances.is_empty() => State::NoInstance,
+        (None, Some(_)) => State::Following,
+    };
+    status.reason = paused.map(|(reason, _since)| reason);
+    status.checkpoint = checkpoint.map(|checkpoint| checkpoint.position.get());
+    let after = checkpoint.map_or(Position::START, |checkpoint| checkpoint.position);
+    (status.lag_events, status.lag_seconds) = lag(session, store, model, after).await?;
+    Ok(status)
+}
+
+/// Events after a position that are stored and not applied, and the age of the oldest.
+async fn lag(
+    session: &mut Session,
+    store: &mut event_store::Session,
+    model: &ReadModel,
+    after: Position,
+) -> Result<(i64, f64), Failure> {
+    let until = store.take_fence().await.map_err(Trouble::from)?.limit();
+    let (mut events, mut oldest) = (0, None);
+    let mut after = after;
+    while after < until {
+        let end = Position::new(after.get() + WINDOW).map_or(until, |end| end.min(until));
+        let heads = store
+            .stream_heads(after, end, &model.projection.categories)
+            .await
+            .map_err(Trouble::from)?;
+        for page in heads.chunks(1_000) {
+            let streams: Vec<&StreamId> = page.iter().map(|head| &head.stream_id).collect();
+            let applied = session.heads(&model.ledger, &streams).await.map_err(failure)?;
+            let mut behind = Vec::new();
+            for head in page {
+                let known = applied.get(&head.stream_id).copied().unwrap_or_default();
+                let version = known.last.map_or(0, |last| last.version.get());
+                if version < head.version.get() && !known.is_parked {
+                    events += head.version.get() - version;
+                    behind.push((&head.stream_id, version + 1));
+                }
+            }
+            if !behind.is_empty() {
+                let found = store.oldest(&behind).await.map_err(Trouble::from)?;
+                oldest = match (oldest, found) {
+                    (Some(one), Some(other)) => Some(std::cmp::min(one, other)),
+                    (one, other) => one.or(other),
+                };
+            }
+        }
+        after = end;
+    }
+    let seconds = oldest.map_or(0.0, |oldest| (Utc::now() - oldest).as_seconds_f64().max(0.0));
+    Ok((events, seconds))
+}
+
+fn text(status: &Status) -> String {
+    let mut text = String::new();
+    write_text(&mut text, status).expect("writing to a String cannot fail");
+    text
+}
+
+fn write_text(text: &mut String, status: &Status) -> std::fmt::Result {
+    let Status { projection, state, lag_events, lag_seconds, parked, conflicts, healed, .. } =
+        status;
+    writeln!(text, "{projection}: {}", state.text())?;
+    if let Some(reason) = &status.reason {
+        writeln!(text, "  reason      {reason}")?;
+    }
+    writeln!(text, "  lag         {lag_events} events, {lag_seconds:.1} s")?;
+    writeln!(text, "  parked      {parked} streams, {conflicts} of them in conflict")?;
+    writeln!(text, "  healed      {healed} events")?;
+    for instance in &status.instances {
+        let held: Vec<String> = instance.partitions.iter().map(ToString::to_string).collect();
+        let held = if held.is_empty() { "none".to_owned() } else { held.join(", ") };
+        writeln!(text, "  {}  partitions that deliver: {held} of {}", instance.host, instance.of)?;
+    }
+    Ok(())
+}

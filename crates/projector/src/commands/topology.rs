@@ -1,0 +1,81 @@
+//! `projector topology`.
+
+use broker::{Connection, Difference};
+use clap::Subcommand;
+use daemon::{Exit, Failure};
+
+use super::{models, say};
+use crate::Settings;
+use crate::run::broker_options;
+use crate::topology::Topology as Wanted;
+use crate::trouble::Trouble;
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum Topology {
+    /// Show how the broker differs from what the projections need. Fails if it would lose messages.
+    Diff {
+        /// The projections; otherwise those that are configured.
+        projections: Vec<String>,
+    },
+    /// Make the exchanges, queues and bindings that are missing.
+    Apply {
+        /// The projections; otherwise those that are configured.
+        projections: Vec<String>,
+    },
+}
+
+impl Topology {
+    pub(crate) async fn run(&self, settings: &Settings) -> Result<(), Failure> {
+        let (Self::Diff { projections } | Self::Apply { projections }) = self;
+        let options = broker_options(settings)?;
+        let connection = Connection::connect(&options).await.map_err(Trouble::from)?;
+        let mut losses = 0;
+        for model in models(settings, projections)? {
+            let projection = &model.projection;
+            let Settings { queue_prefix, exchange, .. } = settings;
+            let wanted = Wanted::of(projection, queue_prefix, exchange, projection.partitions);
+            if matches!(self, Self::Apply { .. }) {
+                wanted.declare(&connection).await.map_err(Trouble::from)?;
+                say(&format!("{}: exchanges, queues and bindings are made", model.name()));
+                continue;
+            }
+            let mut differences = Vec::new();
+            for queue in &wanted.queues {
+                let found = connection.compare_queue(queue).await.map_err(Trouble::from)?;
+                differences.extend(
+                    found.into_iter().filter(|new| !differences.contains(new)).collect::<Vec<_>>(),
+                );
+            }
+            losses += differences
+                .iter()
+                .filter(|it| !matches!(it, Difference::NoConsumer { .. }))
+                .count();
+            say(&text(model.name(), &differences));
+        }
+        connection.close().await;
+        if losses == 0 {
+            Ok(())
+        } else {
+            let error = anyhow::anyhow!(
+                "{losses} differences; `projector topology apply` makes what is missing"
+            );
+            Err(Failure::new(Exit::Failed, error))
+        }
+    }
+}
+
+fn text(projection: &str, differences: &[Difference]) -> String {
+    if differences.is_empty() {
+        return format!("{projection}: as it must be");
+    }
+    let lines = differences.iter().map(|difference| match difference {
+        Difference::Missing { queue } => format!("  queue {queue} is missing"),
+        Difference::Other { queue, reason } => {
+            format!("  queue {queue} has other settings: {reason}")
+        }
+        Difference::NoConsumer { queue } => {
+            format!("  queue {queue} has no consumer: is a projector running?")
+        }
+    });
+    format!("{projection}:\n{}", lines.collect::<Vec<_>>().join("\n"))
+}

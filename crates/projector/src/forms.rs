@@ -1,0 +1,88 @@
+//! Which handlers run for many events at once.
+
+use std::collections::{HashMap, HashSet};
+
+use sqlx::SqlStr;
+
+use crate::mysql::{self, Passage, Session, SetForm};
+use crate::projection::{Handler, Projection, Statement};
+
+/// How the statements of a projection run, given its tables as they are.
+#[derive(Debug, Default)]
+pub(crate) struct Forms {
+    /// By the number of the statement.
+    sets: Vec<Result<SetForm, String>>,
+}
+
+impl Forms {
+    /// Looks at the tables of a projection.
+    pub(crate) async fn read(
+        session: &mut Session,
+        projection: &Projection,
+    ) -> Result<Self, mysql::Error> {
+        let mut tables = HashMap::new();
+        for table in &projection.tables {
+            tables.insert(table.name.clone(), session.table_info(&table.name).await?);
+        }
+        let mut sets: Vec<_> = projection
+            .statements()
+            .map(|statement| (statement.id, SetForm::of(statement, &tables)))
+            .collect();
+        // A file can stand for two event types.
+        sets.sort_by_key(|(id, _)| *id);
+        sets.dedup_by_key(|(id, _)| *id);
+        Ok(Self { sets: sets.into_iter().map(|(_, form)| form).collect() })
+    }
+
+    /// The forms of a handler's statements, or why it runs event by event.
+    pub(crate) fn of(&self, handler: &Handler) -> Result<Vec<&SetForm>, &str> {
+        let mut tables = HashSet::new();
+        let mut forms = Vec::new();
+        for statement in &handler.statements {
+            match self.sets.get(statement.id) {
+                Some(Ok(form)) => forms.push(form),
+                Some(Err(reason)) => return Err(reason),
+                None => return Err("its tables were not looked at"),
+            }
+            // Statements of different events could meet in a table in another order.
+            if !statement.shape.as_ref().is_ok_and(|shape| tables.insert(&shape.table)) {
+                return Err("two of its statements change one table");
+            }
+        }
+        Ok(forms)
+    }
+
+    /// The statements that stand for many events, beside what they were made from.
+    pub(crate) fn set_statements<'p>(
+        &self,
+        projection: &'p Projection,
+    ) -> Vec<(&'p Statement, SqlStr)> {
+        let form =
+            |statement: &Statement| self.sets.get(statement.id).and_then(|it| it.as_ref().ok());
+        projection
+            .statements()
+            .filter_map(|statement| Some((statement, form(statement)?.sql())))
+            .collect()
+    }
+
+    /// How batches of this projection run, for people.
+    pub(crate) fn passage_text(&self) -> &'static str {
+        match self.passage() {
+            Passage::Shared => {
+                "each row belongs to a stream; lanes and instances work side by side"
+            }
+            Passage::Alone => "rows are fed by many streams; one batch at a time",
+        }
+    }
+
+    /// Whether batches can run side by side. They can when all rows belong to streams; rows that are
+    /// fed by many streams would be locked by two batches in two orders.
+    pub(crate) fn passage(&self) -> Passage {
+        let owned = |form: &Result<SetForm, String>| form.as_ref().is_ok_and(|form| form.is_owned);
+        if !self.sets.is_empty() && self.sets.iter().all(owned) {
+            Passage::Shared
+        } else {
+            Passage::Alone
+        }
+    }
+}

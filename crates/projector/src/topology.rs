@@ -1,0 +1,93 @@
+//! What a projection needs in the broker.
+
+use broker::{Binding, Connection, Error, Queue};
+
+use crate::projection::Projection;
+
+/// The header that tells a message's stream.
+const HASHED: &str = "stream_id";
+/// All queues behind an exchange that hashes get the same share.
+const WEIGHT: &str = "1";
+
+/// The exchange and the queues of a projection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Topology {
+    source: String,
+    keys: Vec<String>,
+    /// The exchange that spreads the events over the queues, where there are several.
+    hash: Option<String>,
+    /// One for each partition.
+    pub(crate) queues: Vec<Queue>,
+}
+
+impl Topology {
+    /// What a projection needs for a number of partitions.
+    ///
+    /// The names tell the number, so that another number has other queues: those of the old one are
+    /// emptied and removed.
+    pub(crate) fn of(projection: &Projection, prefix: &str, source: &str, partitions: u16) -> Self {
+        let name = format!("{prefix}.{}", projection.name);
+        let dead_letters = format!("{name}.dead");
+        let keys: Vec<String> =
+            projection.categories.iter().map(|category| format!("{category}.#")).collect();
+        let binding = |exchange: &str, key: &str| Binding {
+            exchange: exchange.to_owned(),
+            key: key.to_owned(),
+        };
+        let source = source.to_owned();
+        if partitions == 1 {
+            let bindings = keys.iter().map(|key| binding(&source, key)).collect();
+            let queues = vec![Queue { name, dead_letters, bindings }];
+            return Self { source, keys, hash: None, queues };
+        }
+        let hash = format!("{name}.by{partitions}");
+        let queue = |number| Queue {
+            name: format!("{name}.{number}of{partitions}"),
+            dead_letters: dead_letters.clone(),
+            bindings: vec![binding(&hash, WEIGHT)],
+        };
+        let queues = (1..=partitions).map(queue).collect();
+        Self { source, keys, hash: Some(hash), queues }
+    }
+
+    /// Makes what is missing. Says whether a queue is new: then it lacks what was published before.
+    pub(crate) async fn declare(&self, connection: &Connection) -> Result<bool, Error> {
+        connection.declare_exchange(&self.source).await?;
+        if let Some(hash) = &self.hash {
+            connection.declare_hash_exchange(hash, HASHED, &self.source, &self.keys).await?;
+        }
+        let mut new = false;
+        for queue in &self.queues {
+            new |= connection.declare_queue(queue).await?;
+        }
+        Ok(new)
+    }
+
+    /// Lets nothing more in. What is in the queues stays there.
+    pub(crate) async fn cut_off(&self, connection: &Connection) -> Result<(), Error> {
+        match &self.hash {
+            Some(hash) => connection.cut_off(hash, &self.source, &self.keys).await,
+            None => connection.unbind(&self.queues[0]).await,
+        }
+    }
+
+    /// Removes the queues, which must be empty.
+    pub(crate) async fn remove(&self, connection: &Connection) -> Result<(), Error> {
+        for queue in &self.queues {
+            connection.delete_empty_queue(&queue.name).await?;
+        }
+        match &self.hash {
+            Some(hash) => connection.delete_exchange(hash).await,
+            None => Ok(()),
+        }
+    }
+
+    /// How many messages wait in the queues.
+    pub(crate) async fn ready_messages(&self, connection: &Connection) -> Result<u64, Error> {
+        let mut ready = 0;
+        for queue in &self.queues {
+            ready += u64::from(connection.ready_messages(&queue.name).await?.unwrap_or(0));
+        }
+        Ok(ready)
+    }
+}

@@ -1,0 +1,135 @@
+//! `GET /v1/projections/{name}/wait?event_id=…&timeout=2s`: answers when an event is applied, for an
+//! application that reads what it has just written.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use axum::routing::get;
+use daemon::chain;
+use domain_events::EventId;
+use serde_json::{Value, json};
+use tokio::sync::Mutex;
+use tokio::time::{Instant, sleep};
+
+use crate::apply::ReadModel;
+use crate::context::Context;
+use crate::mysql::Session;
+use crate::trouble::Trouble;
+
+const TIMEOUT: Duration = Duration::from_secs(2);
+const TIMEOUT_MAX: Duration = Duration::from_secs(30);
+/// How often to look.
+const POLL: Duration = Duration::from_millis(10);
+
+/// What the endpoint needs.
+pub(crate) struct Waiting {
+    context: Arc<Context>,
+    models: HashMap<String, Arc<ReadModel>>,
+    /// One for all requests, so that they cannot exhaust the servers.
+    eyes: Mutex<Option<Eyes>>,
+}
+
+/// Sessions to look with.
+struct Eyes {
+    mysql: Session,
+    store: event_store::Session,
+}
+
+/// How far an event is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Seen {
+    Applied,
+    Parked,
+    NotYet,
+}
+
+/// The route.
+pub(crate) fn route(context: &Arc<Context>, models: &[Arc<ReadModel>]) -> Router {
+    let models = models.iter().map(|model| (model.name().to_owned(), Arc::clone(model))).collect();
+    let waiting = Waiting { context: Arc::clone(context), models, eyes: Mutex::default() };
+    Router::new().route("/v1/projections/{name}/wait", get(wait)).with_state(Arc::new(waiting))
+}
+
+type Answer = (StatusCode, String);
+
+async fn wait(
+    State(waiting): State<Arc<Waiting>>,
+    Path(name): Path<String>,
+    Query(query): Query<HashMap<String, String>>,
+) -> Answer {
+    let Some(model) = waiting.models.get(&name) else {
+        let known: Vec<&String> = waiting.models.keys().collect();
+        let reason = format!("no projection {name} runs here; those that do: {known:?}");
+        return answer(StatusCode::NOT_FOUND, &json!({ "error": reason }));
+    };
+    let event_id = query.get("event_id").map(|text| EventId::parse(text));
+    let timeout = query.get("timeout").map_or(Ok(TIMEOUT), |text| humantime::parse_duration(text));
+    let (Some(Ok(event_id)), Ok(timeout)) = (event_id, timeout) else {
+        let reason = "expected ?event_id=<uuid>&timeout=<such as 500ms or 2s>";
+        return answer(StatusCode::BAD_REQUEST, &json!({ "error": reason }));
+    };
+    let until = Instant::now() + timeout.min(TIMEOUT_MAX);
+    loop {
+        match waiting.look(model, event_id).await {
+            Ok(Seen::Applied) => return answer(StatusCode::OK, &json!({ "applied": true })),
+            Ok(Seen::Parked) => {
+                let reason = "its stream is parked: `projector parked list` says why";
+                return answer(StatusCode::CONFLICT, &json!({ "applied": false, "error": reason }));
+            }
+            Ok(Seen::NotYet) if Instant::now() + POLL < until => sleep(POLL).await,
+            Ok(Seen::NotYet) => {
+                return answer(StatusCode::GATEWAY_TIMEOUT, &json!({ "applied": false }));
+            }
+            Err(trouble) => {
+                let reason = chain(&trouble);
+                let status = StatusCode::SERVICE_UNAVAILABLE;
+                return answer(status, &json!({ "applied": false, "error": reason }));
+            }
+        }
+    }
+}
+
+fn answer(status: StatusCode, body: &Value) -> Answer {
+    (status, format!("{body}\n"))
+}
+
+impl Waiting {
+    /// Looks how far an event is, from the event store and the bookkeeping.
+    async fn look(&self, model: &ReadModel, event_id: EventId) -> Result<Seen, Trouble> {
+        let mut shared = self.eyes.lock().await;
+        let mut eyes = match shared.take() {
+            Some(Eyes { mysql, store }) => {
+                Eyes { mysql: mysql.or_new(&self.context.mysql).await?, store }
+            }
+            None => Eyes {
+                mysql: Session::connect(&self.context.mysql).await?,
+                store: event_store::Session::connect(&self.context.store).await?,
+            },
+        };
+        let seen = eyes.look(model, event_id).await?;
+        *shared = Some(eyes);
+        Ok(seen)
+    }
+}
+
+impl Eyes {
+    async fn look(&mut self, model: &ReadModel, event_id: EventId) -> Result<Seen, Trouble> {
+        let ledger = &model.ledger;
+        let Some((stream_id, version)) = self.store.place_of(event_id).await? else {
+            // Perhaps one without a version, or one that is not committed yet.
+            let seen = self.mysql.has_seen(ledger, event_id).await?;
+            return Ok(if seen { Seen::Applied } else { Seen::NotYet });
+        };
+        let heads = self.mysql.heads(ledger, &[&stream_id]).await?;
+        let head = heads.get(&stream_id).copied().unwrap_or_default();
+        Ok(match head.last {
+            Some(last) if last.version >= version => Seen::Applied,
+            _ if head.is_parked => Seen::Parked,
+            _ => Seen::NotYet,
+        })
+    }
+}
