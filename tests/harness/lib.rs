@@ -4,6 +4,7 @@
 
 mod alarm;
 mod daemon;
+mod disturber;
 mod eventually;
 mod pgbouncer;
 mod proxy;
@@ -12,6 +13,7 @@ mod tap;
 
 pub use alarm::Alarm;
 pub use daemon::{Daemon, Program};
+pub use disturber::Disturber;
 pub use eventually::{eventually, within};
 pub use pgbouncer::PgBouncer;
 pub use proxy::{Cut, Mode, Proxy, Side};

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use harness::{Daemon, Stack, Tap, root, within};
+use harness::{Daemon, Disturber, Stack, Tap, root, within};
 use sqlx::AssertSqlSafe;
 use tokio::time::sleep;
 
@@ -103,6 +103,34 @@ async fn run(disturb: impl AsyncFnOnce(&mut [Daemon])) {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_incidents_give_the_expected_read_models() {
     run(async |_| {}).await;
+}
+
+/// The queue shuffles, repeats up to three times and drops one in a hundred.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_incidents_give_the_same_when_the_queue_does_its_worst() {
+    let Some(data) = data() else { return };
+    Stack::run(async |stack| {
+        let projector = stack.projector(PROJECTIONS);
+        projector.clone().arg("migrate").succeed().await;
+        let disturber = Disturber::start(stack, 4).await;
+        let _projector = projector.start_ready().await;
+        let _relay =
+            stack.relay().env("OUTBOX_RELAY__RABBITMQ__EXCHANGE", "raw").start_ready().await;
+        let file = data.join("events.jsonl.gz").display().to_string();
+        stack.workload().arg("import").arg(file).succeed().await;
+        all_applied(stack).await;
+        compare(stack).await;
+        let status = projector.arg("status").arg("--json").output().await;
+        let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
+        println!("{} dropped; {status:#}", disturber.dropped());
+        assert!(disturber.dropped() > 400);
+        for projection in status.as_array().unwrap() {
+            let healed = projection["healed"].as_u64().unwrap();
+            assert!(healed >= disturber.dropped() as u64, "{healed} healed");
+            assert_eq!(projection["parked"], 0);
+        }
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

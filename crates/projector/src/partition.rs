@@ -23,9 +23,9 @@ use crate::topology::Topology;
 use crate::trouble::Trouble;
 
 /// How often an instance says that it is there.
-const HEARTBEAT: Duration = Duration::from_secs(1);
+const HEARTBEAT: Duration = Duration::from_millis(500);
 /// A queue that delivered to this instance within this time is its.
-const HOLDS: Duration = Duration::from_secs(3);
+const HOLDS: Duration = Duration::from_millis(1_500);
 
 /// The queues of one projection, on one connection.
 pub(crate) struct Partitions<'p> {
@@ -33,7 +33,10 @@ pub(crate) struct Partitions<'p> {
     pub(crate) model: &'p Arc<ReadModel>,
     pub(crate) connection: &'p Connection,
     pub(crate) topology: &'p Topology,
-    pub(crate) probe: &'p Probe,
+    /// Tells of streams that wait for missing events.
+    pub(crate) gaps: &'p Probe,
+    /// Tells that the queues are followed.
+    pub(crate) ready: Option<&'p Probe>,
 }
 
 /// A queue, as seen by the task that spreads the load.
@@ -122,10 +125,13 @@ impl Partitions<'_> {
                 self.connection,
                 queue,
                 priority,
-                self.probe,
+                self.gaps,
                 serves.clone(),
             )
             .await?;
+            if let Some(ready) = self.ready {
+                ready.ok();
+            }
             let again = stop.child_token();
             let changed = async {
                 // The sender lives as long as this.

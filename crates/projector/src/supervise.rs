@@ -87,10 +87,10 @@ impl Supervisor<'_> {
             queues = topology.queues.len(),
             "following the queue"
         );
-        self.probe.ok();
         *worked = true;
         let started = Instant::now();
-        let result = self.partitions(&connection, &topology).follow(stop).await;
+        let partitions = self.partitions(&connection, &topology, Some(&self.probe));
+        let result = partitions.follow(stop).await;
         if started.elapsed() > SETTLED {
             backoff.succeeded();
         }
@@ -134,9 +134,10 @@ impl Supervisor<'_> {
         &'p self,
         connection: &'p Connection,
         topology: &'p Topology,
+        ready: Option<&'p Probe>,
     ) -> Partitions<'p> {
-        let (context, model, probe) = (self.context, self.model, &self.gaps);
-        Partitions { context, model, connection, topology, probe }
+        let (context, model, gaps) = (self.context, self.model, &self.gaps);
+        Partitions { context, model, connection, topology, gaps, ready }
     }
 
     /// Instances that share another number of queues must end first.
@@ -190,7 +191,7 @@ impl Supervisor<'_> {
                 emptied.cancel();
                 Ok::<_, Trouble>(())
             };
-            let partitions = self.partitions(connection, old);
+            let partitions = self.partitions(connection, old, None);
             // What was taken and not applied goes back, and is counted again.
             tokio::try_join!(partitions.follow(&emptied), watch)?;
             if self.context.shutdown.is_cancelled() {

@@ -172,13 +172,13 @@ fn events(raw: &[(u8, usize, String)]) -> Vec<Event> {
     let mut versions: HashMap<u8, i64> = HashMap::new();
     let start = Utc.with_ymd_and_hms(2026, 1, 31, 9, 30, 0).unwrap();
     raw.iter()
-        .enumerate()
-        .map(|(index, (stream, kind, data))| {
+        .zip(0_u32..)
+        .map(|((stream, kind, data), index)| {
             let version = versions.entry(*stream).or_default();
             *version += 1;
-            let occurred_at = start + Duration::microseconds(index as i64 * 7_000_001_i64 * 3_600);
+            let occurred_at = start + Duration::microseconds(i64::from(index) * 7_000_001 * 3_600);
             Event {
-                event_id: EventId::new(Uuid::from_u128(index as u128 + 1)).unwrap(),
+                event_id: EventId::new(Uuid::from_u128(u128::from(index) + 1)).unwrap(),
                 event_type: EventType::new(TYPES[*kind]).unwrap(),
                 schema_version: SchemaVersion::FIRST,
                 origin: Origin::Stream {
@@ -269,7 +269,7 @@ fn sets_give_what_their_events_give_one_by_one() {
     let runtime = Runtime::new().unwrap();
     let lab = std::cell::RefCell::new(runtime.block_on(Lab::create()));
     let sets = std::cell::Cell::new(0);
-    let cases = env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(150);
+    let cases = env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(80);
     let config = ProptestConfig {
         cases,
         failure_persistence: None,

@@ -21,7 +21,7 @@ pub(crate) struct Instance {
 }
 
 /// An instance that was not seen for so long, in seconds, has left.
-const GONE_AFTER: u32 = 3;
+const GONE_AFTER: u32 = 2;
 
 impl Session {
     /// Says that this instance is there, and gives all that are.

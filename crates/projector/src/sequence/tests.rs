@@ -147,18 +147,15 @@ impl Database {
             planned.apply.iter().map(|index| &planned.batch[*index]).collect();
         let seen =
             |event: &&Event| event.place().is_none() && self.known.seen.contains(&event.event_id);
-        if planned.steps.iter().any(moved) || applied.iter().any(|event| seen(event)) {
+        if planned.steps.iter().any(moved) || applied.iter().any(seen) {
             return false;
         }
         for event in applied {
-            match event.place() {
-                Some((stream_id, version)) => {
-                    self.applied.entry(stream_id.clone()).or_default().push(version.get());
-                }
-                None => {
-                    self.known.seen.insert(event.event_id);
-                    self.once.push(event.event_id);
-                }
+            if let Some((stream_id, version)) = event.place() {
+                self.applied.entry(stream_id.clone()).or_default().push(version.get());
+            } else {
+                self.known.seen.insert(event.event_id);
+                self.once.push(event.event_id);
             }
         }
         self.known.heads.extend(planned.steps.iter().cloned());

@@ -1,0 +1,119 @@
+//! A consumer between relay and projector that shuffles, repeats and drops messages.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use lapin::message::Delivery;
+use lapin::options::{
+    BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions,
+    ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
+};
+use lapin::types::FieldTable;
+use lapin::{Channel, ExchangeKind};
+use rand::seq::SliceRandom;
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use crate::Stack;
+
+/// Messages that are shuffled together.
+const WINDOW: usize = 300;
+
+/// Passes messages on from one exchange to another, not as they came.
+pub struct Disturber {
+    dropped: Arc<Mutex<HashSet<String>>>,
+    _tasks: JoinSet<()>,
+}
+
+impl Disturber {
+    /// Passes on what is published to the exchange `raw`: in any order, each message up to three
+    /// times, one in a hundred not at all.
+    ///
+    /// # Panics
+    ///
+    /// When the broker does not let it.
+    pub async fn start(stack: &Stack, seed: u64) -> Self {
+        let connection = stack.amqp().await;
+        let channel = connection.create_channel().await.expect("a channel");
+        let durable = ExchangeDeclareOptions { durable: true, ..Default::default() };
+        for exchange in ["raw", "events"] {
+            let arguments = FieldTable::default();
+            channel
+                .exchange_declare(exchange.into(), ExchangeKind::Topic, durable, arguments)
+                .await
+                .expect("an exchange");
+        }
+        channel
+            .queue_declare("raw".into(), QueueDeclareOptions::durable(), FieldTable::default())
+            .await
+            .expect("a queue");
+        let bind = QueueBindOptions::default();
+        channel
+            .queue_bind("raw".into(), "raw".into(), "#".into(), bind, FieldTable::default())
+            .await
+            .expect("a binding");
+        let confirm = ConfirmSelectOptions::default();
+        channel.confirm_select(confirm).await.expect("publisher confirms");
+        let dropped = Arc::default();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(disturb(connection, channel, Arc::clone(&dropped), seed));
+        Self { dropped, _tasks: tasks }
+    }
+
+    /// How many messages were dropped.
+    pub fn dropped(&self) -> usize {
+        self.dropped.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+}
+
+async fn disturb(
+    _connection: lapin::Connection,
+    channel: Channel,
+    dropped: Arc<Mutex<HashSet<String>>>,
+    seed: u64,
+) {
+    let mut random = StdRng::seed_from_u64(seed);
+    let consume = BasicConsumeOptions::default();
+    let mut deliveries = channel
+        .basic_consume("raw".into(), "disturber".into(), consume, FieldTable::default())
+        .await
+        .expect("a consumer");
+    loop {
+        let mut window: Vec<Delivery> = Vec::new();
+        let mut copies: Vec<usize> = Vec::new();
+        while window.len() < WINDOW {
+            let Ok(next) = timeout(Duration::from_millis(200), deliveries.next()).await else {
+                break;
+            };
+            let Some(Ok(delivery)) = next else { return };
+            let times = if random.random_bool(0.01) { 0 } else { random.random_range(1..=3) };
+            if times == 0 {
+                let id = delivery.properties.message_id().as_ref().expect("an id").to_string();
+                dropped.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
+            }
+            copies.extend(std::iter::repeat_n(window.len(), times));
+            window.push(delivery);
+        }
+        copies.shuffle(&mut random);
+        for copy in copies {
+            let Delivery { routing_key, properties, data, .. } = &window[copy];
+            channel
+                .basic_publish(
+                    "events".into(),
+                    routing_key.clone(),
+                    BasicPublishOptions::default(),
+                    data,
+                    properties.clone(),
+                )
+                .await
+                .expect("a publish");
+        }
+        channel.wait_for_confirms().await.expect("confirms");
+        if let Some(last) = window.last() {
+            last.acker.ack(BasicAckOptions { multiple: true }).await.expect("an ack");
+        }
+    }
+}

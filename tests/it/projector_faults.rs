@@ -1,0 +1,207 @@
+//! MySQL in trouble: nothing is lost, nothing is applied twice, and everything goes on by itself.
+
+use std::time::{Duration, Instant};
+
+use harness::{Cut, Mode, Proxy, Stack, eventually, within};
+use sqlx::{AssertSqlSafe, Connection, Executor};
+use tokio::time::sleep;
+
+const SPREAD: &str = "tests/projections/spread";
+const STREAMS: i64 = 50;
+
+async fn append_version(stack: &Stack, version: i64) {
+    sqlx::query(
+        "INSERT INTO events (event_id, stream_id, stream_version, event_type, data)
+         SELECT gen_random_uuid(), 'order-' || s, $2, 'Tested', '{}' FROM generate_series(1, $1) s",
+    )
+    .bind(STREAMS)
+    .bind(version)
+    .execute(&mut stack.postgres().await)
+    .await
+    .unwrap();
+}
+
+async fn all_at(stack: &Stack, version: i64) {
+    let versions: Vec<String> = (1..=version).map(|version| version.to_string()).collect();
+    let versions = versions.join(",");
+    within(Duration::from_secs(40), &format!("all streams are at {version}"), async || {
+        let right: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM spread WHERE versions = ?")
+            .bind(&versions)
+            .fetch_one(&mut stack.mysql().await)
+            .await
+            .unwrap();
+        (right == STREAMS).then_some(())
+    })
+    .await;
+}
+
+/// A connection lost at COMMIT, or at its answer, leaves it open whether the batch is there. A black
+/// hole there does the same, and takes time to be noticed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_with_an_unknown_outcome_has_one_effect() {
+    Stack::run(async |stack| {
+        let (mysql, url) = Proxy::before(&stack.mysql_url).await;
+        // In the clear, so that the proxy sees what passes.
+        let url = format!("{url}?ssl-mode=DISABLED");
+        let projector = stack.projector(SPREAD).env("READ_MODEL_URL", &url);
+        projector.clone().arg("migrate").succeed().await;
+        let _daemon = projector.start_ready().await;
+        let _relay = stack.relay().start_ready().await;
+        let mut version = 0;
+        for cut in [Cut::Commit, Cut::CommitAnswer] {
+            for _ in 0..8 {
+                version += 1;
+                mysql.cut_at(cut);
+                append_version(stack, version).await;
+                all_at(stack, version).await;
+            }
+        }
+        assert!(mysql.cuts() >= 16, "{}", mysql.cuts());
+        for mode in [Mode::BlackHole, Mode::BlackHoleTowards(harness::Side::Client)] {
+            version += 1;
+            append_version(stack, version).await;
+            mysql.set(mode);
+            sleep(Duration::from_secs(3)).await;
+            mysql.set(Mode::Pass);
+            let cleared = Instant::now();
+            all_at(stack, version).await;
+            println!("{mode:?}: level {:?} after it was lifted", cleared.elapsed());
+            assert!(cleared.elapsed() < Duration::from_secs(5));
+        }
+    })
+    .await;
+}
+
+/// Sessions are killed, rows are locked for longer than a statement waits, and a transaction of
+/// somebody else closes a circle.
+#[tokio::test(flavor = "multi_thread")]
+async fn kills_lock_waits_and_deadlocks_are_survived() {
+    Stack::run(async |stack| {
+        let projector = stack.projector(SPREAD);
+        projector.clone().arg("migrate").succeed().await;
+        let daemon = projector.start_ready().await;
+        let _relay = stack.relay().start_ready().await;
+        append_version(stack, 1).await;
+        all_at(stack, 1).await;
+        let mut mysql = stack.mysql().await;
+
+        for version in 2..=6 {
+            append_version(stack, version).await;
+            let sessions: Vec<u64> = sqlx::query_scalar(
+                "SELECT id FROM information_schema.processlist WHERE db = DATABASE() AND id <> CONNECTION_ID()",
+            )
+            .fetch_all(&mut mysql)
+            .await
+            .unwrap();
+            for id in sessions {
+                // It may have ended by itself.
+                drop(mysql.execute(AssertSqlSafe(format!("KILL {id}"))).await);
+            }
+            all_at(stack, version).await;
+        }
+
+        // 1205: longer than innodb_lock_wait_timeout.
+        let mut other = stack.mysql().await;
+        let mut transaction = other.begin().await.unwrap();
+        transaction.execute("UPDATE spread SET applied = applied WHERE stream_id = 'order-7'").await.unwrap();
+        append_version(stack, 7).await;
+        sleep(Duration::from_secs(7)).await;
+        transaction.rollback().await.unwrap();
+        let cleared = Instant::now();
+        all_at(stack, 7).await;
+        println!("after a lock of 7 s: level {:?} later", cleared.elapsed());
+        assert!(cleared.elapsed() < Duration::from_secs(5));
+
+        // 1213: the bookkeeping of one stream, then its row; the batch has them the other way round.
+        for version in 8..=12 {
+            let mut transaction = other.begin().await.unwrap();
+            transaction.execute("UPDATE spread SET applied = applied WHERE stream_id = 'order-3'").await.unwrap();
+            append_version(stack, version).await;
+            sleep(Duration::from_millis(400)).await;
+            drop(transaction.execute("SELECT * FROM spread__streams WHERE stream_id LIKE 'order-%' FOR UPDATE").await);
+            drop(transaction.rollback().await);
+            all_at(stack, version).await;
+        }
+        assert!(daemon.metric("projector_connection_losses_total{server=\"mysql\"}").await > 0.5);
+        let (status, report) = eventually("it is ready", async || {
+            let answer = daemon.get("/readyz").await?;
+            (answer.0 == 200).then_some(answer)
+        })
+        .await;
+        assert_eq!(status, 200, "{report}");
+        let losses = daemon.metric("projector_events_total{projection=\"spread\",outcome=\"parked\"}").await;
+        assert!(losses < 0.5, "nothing was parked");
+    })
+    .await;
+}
+
+/// The server takes no writes for a while; it disturbs every user of it.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "disturbs every user of MySQL; `cargo xtask test` runs it alone"]
+async fn a_read_only_server_is_waited_for() {
+    Stack::run(async |stack| {
+        let projector = stack.projector(SPREAD);
+        projector.clone().arg("migrate").succeed().await;
+        let _daemon = projector.start_ready().await;
+        let _relay = stack.relay().start_ready().await;
+        append_version(stack, 1).await;
+        all_at(stack, 1).await;
+        let mut mysql = stack.mysql().await;
+        if mysql.execute("SET GLOBAL super_read_only = ON").await.is_err() {
+            println!("SKIPPED: this login may not make the server read-only");
+            return;
+        }
+        append_version(stack, 2).await;
+        sleep(Duration::from_secs(6)).await;
+        mysql.execute("SET GLOBAL read_only = OFF").await.unwrap();
+        let cleared = Instant::now();
+        all_at(stack, 2).await;
+        println!("level {:?} after the server took writes again", cleared.elapsed());
+        assert!(cleared.elapsed() < Duration::from_secs(5));
+    })
+    .await;
+}
+
+/// The server stands still, and goes on.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "disturbs every user of MySQL; `cargo xtask test` runs it alone"]
+async fn a_server_that_stands_still_is_waited_for() {
+    Stack::run(async |stack| {
+        let projector = stack.projector(SPREAD);
+        projector.clone().arg("migrate").succeed().await;
+        let _daemon = projector.start_ready().await;
+        let _relay = stack.relay().start_ready().await;
+        append_version(stack, 1).await;
+        all_at(stack, 1).await;
+        let Some(server) = server_process(stack).await else {
+            println!("SKIPPED: MySQL is not a process that this user can stop");
+            return;
+        };
+        rustix::process::kill_process(server, rustix::process::Signal::STOP).unwrap();
+        append_version(stack, 2).await;
+        sleep(Duration::from_secs(8)).await;
+        rustix::process::kill_process(server, rustix::process::Signal::CONT).unwrap();
+        let cleared = Instant::now();
+        all_at(stack, 2).await;
+        println!("level {:?} after the server went on", cleared.elapsed());
+        assert!(cleared.elapsed() < Duration::from_secs(5));
+    })
+    .await;
+}
+
+/// The process that listens on the port of the server, if it is one of this machine and user.
+async fn server_process(stack: &Stack) -> Option<rustix::process::Pid> {
+    let port: i64 =
+        sqlx::query_scalar("SELECT @@port").fetch_one(&mut stack.mysql().await).await.ok()?;
+    for entry in std::fs::read_dir("/proc").ok()? {
+        let path = entry.ok()?.path();
+        let command = std::fs::read_to_string(path.join("cmdline")).unwrap_or_default();
+        let is_server =
+            command.split('\0').next().is_some_and(|program| program.ends_with("mysqld"));
+        if is_server && command.contains(&format!("--port={port}")) {
+            let pid = path.file_name()?.to_str()?.parse().ok()?;
+            return rustix::process::Pid::from_raw(pid);
+        }
+    }
+    None
+}

@@ -1,0 +1,335 @@
+//! Events that cannot be applied, in all numbers.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use harness::{Stack, event, eventually, within};
+use serde_json::{Value, json};
+use sqlx::Executor;
+
+use crate::projector::{TALLY, applied, tested, wait_for};
+
+/// A copy of the test projection with another handler.
+fn with_handler(stack: &Stack, sql: &str) -> PathBuf {
+    let folder = stack.folder().join("projections");
+    let to = folder.join("tally");
+    fs::create_dir_all(&to).unwrap();
+    let from = harness::root().join(TALLY).join("tally");
+    for file in ["projection.toml", "tables.sql", "Tested.sql"] {
+        fs::copy(from.join(file), to.join(file)).unwrap();
+    }
+    if !sql.is_empty() {
+        fs::write(to.join("Tested.sql"), sql).unwrap();
+    }
+    folder
+}
+
+async fn sum(stack: &Stack) -> i64 {
+    sqlx::query_scalar("SELECT CAST(COALESCE(SUM(applied), 0) AS SIGNED) FROM tally")
+        .fetch_one(&mut stack.mysql().await)
+        .await
+        .unwrap()
+}
+
+async fn append_to(stack: &Stack, streams: u32, version: i32, data: &Value) {
+    sqlx::query(
+        "INSERT INTO events (event_id, stream_id, stream_version, event_type, data)
+         SELECT gen_random_uuid(), 'order-' || s, $2, 'Tested', $3::jsonb FROM generate_series(1, $1) s",
+    )
+    .bind(i64::from(streams))
+    .bind(i64::from(version))
+    .bind(data.to_string())
+    .execute(&mut stack.postgres().await)
+    .await
+    .unwrap();
+}
+
+/// The other 999 streams do not notice; and afterwards the stream is level, as if nothing had been.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_poison_event_among_1000_streams() {
+    Stack::run(async |stack| {
+        let projector = stack.projector(TALLY);
+        projector.clone().arg("migrate").succeed().await;
+        let daemon = projector.start_ready().await;
+        let _relay = stack.relay().start_ready().await;
+        stack.append("order-1", &[tested(&json!(1)), event("Tested", &json!({ "n": "x" }))]).await;
+        append_to(stack, 1, 3, &json!({ "n": 3 })).await;
+        eventually("the stream is parked", async || {
+            (daemon.metric("projector_events_total{projection=\"tally\",outcome=\"parked\"}").await > 0.5)
+                .then_some(())
+        })
+        .await;
+        for version in 1..=5 {
+            let begun = Instant::now();
+            sqlx::query(
+                "INSERT INTO events (event_id, stream_id, stream_version, event_type, data)
+                 SELECT gen_random_uuid(), 'order-' || s, $1, 'Tested', '{\"n\": 1}'
+                 FROM generate_series(2, 1000) s",
+            )
+            .bind(version)
+            .execute(&mut stack.postgres().await)
+            .await
+            .unwrap();
+            within(Duration::from_secs(20), "the other 999 are applied", async || {
+                (sum(stack).await == 1 + 999 * version).then_some(())
+            })
+            .await;
+            println!("999 events of 999 streams were applied {:?} after the append began", begun.elapsed());
+        }
+        // The handler is given a wider eye for what the event has.
+        let mended = with_handler(
+            stack,
+            "INSERT INTO tally (stream_id, applied, total, versions)
+             VALUES (:stream_id, 1, CASE WHEN CONCAT(:data.n) = 'x' THEN '2' ELSE CONCAT(:data.n) END, :stream_version)
+             ON DUPLICATE KEY UPDATE applied = applied + 1, versions = CONCAT(versions, ',', :stream_version);
+             INSERT INTO tally_total (id, applied) VALUES (1, 1) ON DUPLICATE KEY UPDATE applied = applied + 1;",
+        );
+        stack.projector(&mended).args(["parked", "retry", "tally", "order-1"]).succeed().await;
+        assert_eq!(applied(stack, "order-1").await.as_deref(), Some("1,2,3"));
+        let total: i64 = sqlx::query_scalar("SELECT CAST(applied AS SIGNED) FROM tally_total")
+            .fetch_one(&mut stack.mysql().await)
+            .await
+            .unwrap();
+        assert_eq!(total, 999 * 5 + 3);
+    })
+    .await;
+}
+
+/// A handler that is wrong for every event: the projection stops instead of parking all streams, says
+/// so everywhere, and goes on with nothing lost when the handler is right.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_storm_of_500_poison_events_pauses_the_projection() {
+    Stack::run(async |stack| {
+        let wrong = with_handler(
+            stack,
+            "INSERT INTO tally (stream_id, applied, total, versions)
+            VALUES (:stream_id, 1, :data.nn, :stream_version)",
+        );
+        let projector = stack.projector(&wrong);
+        projector.clone().arg("migrate").succeed().await;
+        let mut daemon = projector.start_ready().await;
+        let _relay = stack.relay().start_ready().await;
+        append_to(stack, 500, 1, &json!({ "n": 1 })).await;
+        let report = eventually("readiness says so", async || {
+            let (status, body) = daemon.get("/readyz").await?;
+            (status == 503 && body.contains("paused")).then_some(body)
+        })
+        .await;
+        assert!(report.contains("streams could not go on"), "{report}");
+        assert!(report.contains("the event has no :data.nn"), "{report}");
+        eventually("a metric says so", async || {
+            (daemon.metric("projector_paused{projection=\"tally\"}").await > 0.5).then_some(())
+        })
+        .await;
+        let status = projector.clone().args(["status", "--json"]).output().await;
+        let status: Value = serde_json::from_slice(&status.stdout).unwrap();
+        assert_eq!(status[0]["state"], "paused");
+        assert!(status[0]["parked"].as_i64().unwrap() <= 100, "{status:#}");
+        append_to(stack, 500, 2, &json!({ "n": 1 })).await;
+
+        daemon.terminate().await;
+        with_handler(stack, "");
+        projector.clone().args(["resume", "tally"]).succeed().await;
+        let daemon = projector.start_ready().await;
+        projector.clone().args(["parked", "retry", "tally", "--all"]).succeed().await;
+        within(Duration::from_secs(30), "everything is applied", async || {
+            (sum(stack).await == 1_000).then_some(())
+        })
+        .await;
+        assert!(daemon.metric("projector_paused{projection=\"tally\"}").await < 0.5);
+        wait_for(stack, "order-1", "1,2").await;
+        wait_for(stack, "order-500", "1,2").await;
+    })
+    .await;
+}
+
+/// An UPDATE that finds no row is an error where the handler says so, and only there.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_update_must_find_its_row_where_the_handler_says_so() {
+    Stack::run(async |stack| {
+        let folder = with_handler(
+            stack,
+            "-- projector: rows = 1
+             UPDATE tally SET applied = applied + 1, versions = CONCAT(versions, ',', :stream_version)
+             WHERE stream_id = :stream_id",
+        );
+        let projector = stack.projector(&folder);
+        projector.clone().arg("migrate").succeed().await;
+        let mut mysql = stack.mysql().await;
+        for stream in 1..=20 {
+            let insert = format!("INSERT INTO tally VALUES ('order-{stream}', 0, 0, '0')");
+            mysql.execute(sqlx::AssertSqlSafe(insert)).await.unwrap();
+        }
+        mysql.execute("DELETE FROM tally WHERE stream_id = 'order-7'").await.unwrap();
+        let _daemon = projector.start_ready().await;
+        let _relay = stack.relay().start_ready().await;
+        append_to(stack, 20, 1, &json!({})).await;
+        within(Duration::from_secs(20), "the others are applied", async || {
+            (sum(stack).await == 19).then_some(())
+        })
+        .await;
+        let list = projector.clone().args(["parked", "list", "tally"]).succeed().await;
+        assert!(list.contains("order-7  version 1"), "{list}");
+        assert!(list.contains("Tested.sql:2:14: found 0 rows, and its directive says rows = 1"), "{list}");
+        mysql.execute("INSERT INTO tally VALUES ('order-7', 0, 0, '0')").await.unwrap();
+        projector.args(["parked", "retry", "tally", "order-7"]).succeed().await;
+        wait_for(stack, "order-7", "0,1").await;
+    })
+    .await;
+}
+
+/// Events without a version are applied once each, as long as their ids are remembered.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_without_a_version_is_applied_once() {
+    Stack::run(async |stack| {
+        let folder = with_handler(
+            stack,
+            "INSERT INTO tally_total (id, applied) VALUES (:data.n, 1) ON DUPLICATE KEY UPDATE applied = applied + 1",
+        );
+        let projector = stack.projector(&folder);
+        projector.clone().arg("migrate").succeed().await;
+        let _daemon = projector.start_ready().await;
+        let mut relay = stack.relay().start_ready().await;
+        let mut postgres = stack.postgres().await;
+        postgres
+            .execute(
+                "INSERT INTO outbox (event_id, event_type, routing_key, payload)
+                 SELECT gen_random_uuid(), 'Tested', 'order.Tested', '{\"n\": 5}' FROM generate_series(1, 100)",
+            )
+            .await
+            .unwrap();
+        let applied = async || {
+            sqlx::query_scalar::<_, i32>("SELECT applied FROM tally_total WHERE id = 5")
+                .fetch_optional(&mut stack.mysql().await)
+                .await
+                .unwrap()
+        };
+        eventually("all are applied", async || (applied().await == Some(100)).then_some(())).await;
+        // The relay forgets that it has published them.
+        relay.terminate().await;
+        postgres.execute("UPDATE outbox SET processed_at = NULL").await.unwrap();
+        let _relay = stack.relay().start_ready().await;
+        crate::relay::all_processed(stack).await;
+        stack.append("order-1", &[tested(&json!(5))]).await;
+        eventually("what came after is applied", async || (applied().await == Some(101)).then_some(())).await;
+    })
+    .await;
+}
+
+/// What the broker lacks is told, and made by a command.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_topology_is_compared_and_made() {
+    Stack::run(async |stack| {
+        let topology = |action: &str| stack.projector(TALLY).args(["topology", action]);
+        let told = topology("diff").fail(1).await;
+        assert!(told.contains("queue projector.tally is missing"), "{told}");
+        topology("apply").succeed().await;
+        let told = topology("diff").succeed().await;
+        assert!(told.contains("projector.tally has no consumer"), "{told}");
+        stack.projector(TALLY).arg("migrate").succeed().await;
+        let _daemon = stack.projector(TALLY).start_ready().await;
+        assert!(topology("diff").succeed().await.contains("as it must be"));
+        let channel = stack.amqp().await.create_channel().await.unwrap();
+        let options = lapin::options::QueueDeleteOptions::default();
+        channel.queue_delete("projector.tally.dead".into(), options).await.unwrap();
+        let told = topology("diff").fail(1).await;
+        assert!(told.contains("queue projector.tally.dead is missing"), "{told}");
+    })
+    .await;
+}
+
+/// Whatever a payload holds, it reaches the table as data.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_payload_becomes_sql() {
+    let corpus = injections();
+    assert!(corpus.len() >= 300, "{}", corpus.len());
+    Stack::run(async |stack| {
+        let folder = stack.folder().join("projections");
+        let directory = folder.join("kept");
+        fs::create_dir_all(&directory).unwrap();
+        let write = |name: &str, text: &str| fs::write(directory.join(name), text).unwrap();
+        write("projection.toml", "categories = [\"order\"]");
+        write(
+            "tables.sql",
+            "CREATE TABLE kept (stream_id VARCHAR(255) CHARACTER SET utf8mb4 COLLATE utf8mb4_0900_bin,
+             version INT, text TEXT, upper TEXT, meta TEXT, doc JSON, PRIMARY KEY (stream_id, version));
+             CREATE TABLE latest (stream_id VARCHAR(255) CHARACTER SET utf8mb4 COLLATE utf8mb4_0900_bin PRIMARY KEY, text TEXT)",
+        );
+        write(
+            "Kept.sql",
+            "INSERT INTO kept (stream_id, version, text, upper, meta, doc)
+             VALUES (:stream_id, :stream_version, :data.text, CONCAT(:event_type, ' '), :metadata.text, :data);
+             INSERT INTO latest (stream_id, text) VALUES (:stream_id, :data.text)
+             ON DUPLICATE KEY UPDATE text = :data.text",
+        );
+        let projector = stack.projector(&folder);
+        projector.clone().arg("migrate").succeed().await;
+        let schema = async || {
+            sqlx::query_scalar::<_, String>(
+                "SELECT CAST(CONCAT_WS('.', table_name, column_name, column_type) AS CHAR) AS columns
+                 FROM information_schema.columns WHERE table_schema = DATABASE() ORDER BY columns",
+            )
+            .fetch_all(&mut stack.mysql().await)
+            .await
+            .unwrap()
+        };
+        let before = schema().await;
+        let _relay = stack.relay().start();
+        let _daemon = projector.start_ready().await;
+        for (index, text) in corpus.iter().enumerate() {
+            let mut kept = event("Kept", &json!({ "text": text }));
+            kept["metadata"] = json!({ "text": text });
+            stack.append(&format!("order-{}", index % 7), &[kept]).await;
+        }
+        let rows: Vec<(String, String)> = within(Duration::from_secs(60), "all are kept", async || {
+            let rows = sqlx::query_as("SELECT text, meta FROM kept")
+                .fetch_all(&mut stack.mysql().await)
+                .await
+                .unwrap();
+            (rows.len() == corpus.len()).then_some(rows)
+        })
+        .await;
+        let mut texts: Vec<String> = rows.iter().map(|(text, _)| text.clone()).collect();
+        assert!(rows.iter().all(|(text, meta)| text == meta));
+        let mut wanted = corpus.clone();
+        texts.sort_unstable();
+        wanted.sort_unstable();
+        assert_eq!(texts, wanted);
+        assert_eq!(schema().await, before);
+    })
+    .await;
+}
+
+/// Strings that end literals, comments and statements in every dialect.
+fn injections() -> Vec<String> {
+    let ends = [
+        "'", "\"", "`", "')", "\")", "\\'", "\\\\'", "''", "*/", "\n", ";", "0", "%27", "\u{2019}",
+        "１",
+    ];
+    let bodies = [
+        "; DROP TABLE kept; -- ",
+        " OR 1=1 -- ",
+        " OR '1'='1",
+        " UNION SELECT user, password FROM mysql.user -- ",
+        "; SHUTDOWN; #",
+        "/*! DROP TABLE kept */",
+        "; COMMIT; DELETE FROM kept__streams; ",
+        " AND SLEEP(9) -- ",
+        "); INSERT INTO kept VALUES ('x",
+        "}]; {\"a\": \"",
+        "$[0]",
+        "\\u0027 OR 1=1",
+        "?",
+        ":data.text",
+        ":stream_id",
+        "{{7*7}}",
+        "${jndi:ldap://x}",
+        "<script>",
+        "NULL",
+        "\\",
+        "\\\\",
+        "🎉' OR '🎉",
+    ];
+    ends.iter().flat_map(|end| bodies.iter().map(move |body| format!("{end}{body}"))).collect()
+}
