@@ -267,8 +267,8 @@ async fn no_payload_becomes_sql() {
         projector.clone().arg("migrate").succeed().await;
         let schema = async || {
             sqlx::query_scalar::<_, String>(
-                "SELECT CAST(CONCAT_WS('.', table_name, column_name, column_type) AS CHAR) AS columns
-                 FROM information_schema.columns WHERE table_schema = DATABASE() ORDER BY columns",
+                "SELECT CAST(CONCAT_WS('.', table_name, column_name, column_type) AS CHAR) AS c
+                 FROM information_schema.columns WHERE table_schema = DATABASE() ORDER BY c",
             )
             .fetch_all(&mut stack.mysql().await)
             .await

@@ -237,6 +237,15 @@ struct Bound<'w> {
     rows: Option<Vec<Row>>,
 }
 
+/// What events must have in common to be one set.
+#[derive(PartialEq, Eq, Hash)]
+enum Alike {
+    /// Their handler.
+    Handler(*const Handler),
+    /// The statement that stands for their only ones.
+    Statement(usize),
+}
+
 /// A batch being applied.
 struct Work<'w> {
     model: &'w ReadModel,
@@ -355,7 +364,7 @@ impl<'w> Work<'w> {
     }
 
     fn tasks(&self, bound: &[Bound<'w>]) -> Vec<Task> {
-        let mut sets: HashMap<*const Handler, usize> = HashMap::new();
+        let mut sets: HashMap<Alike, usize> = HashMap::new();
         let mut tasks: Vec<Task> = Vec::with_capacity(bound.len());
         for (index, one) in bound.iter().enumerate() {
             let place = self.events[one.index].place().map(|(stream_id, _)| stream_id);
@@ -364,9 +373,13 @@ impl<'w> Work<'w> {
             let goes_on = place.is_some() && before.map(|(stream_id, _)| stream_id) == place;
             let stream = tasks.last().map_or(0, |task| task.stream + usize::from(!goes_on));
             let next = sets.len();
-            let set =
-                one.rows.as_ref().map(|_| *sets.entry(Arc::as_ptr(one.handler)).or_insert(next));
             let forms = self.forms.of(one.handler).unwrap_or_default();
+            let alike = match &*forms {
+                [form] => form.merges_as().map(Alike::Statement),
+                _ => None,
+            };
+            let alike = alike.unwrap_or(Alike::Handler(Arc::as_ptr(one.handler)));
+            let set = one.rows.as_ref().map(|_| *sets.entry(alike).or_insert(next));
             let keeps_order = forms.iter().all(|form| form.keeps_order());
             tasks.push(Task { stream, set, keeps_order });
         }
@@ -400,6 +413,13 @@ impl<'w> Work<'w> {
         group: &[&Bound<'w>],
     ) -> Result<(), mysql::Error> {
         let Ok(forms) = self.forms.of(group[0].handler) else { return Ok(()) };
+        // Of different handlers, only some may ask for it; then it is looked at one by one.
+        let finds: Vec<bool> = (0..forms.len())
+            .map(|number| {
+                let mut all = group.iter().filter_map(|bound| self.forms.of(bound.handler).ok());
+                all.any(|forms| forms[number].finds_one)
+            })
+            .collect();
         let rows: Vec<&Vec<Row>> = group.iter().filter_map(|bound| bound.rows.as_ref()).collect();
         let mut rest = &rows[..];
         while !rest.is_empty() {
@@ -411,7 +431,8 @@ impl<'w> Work<'w> {
             for (number, form) in forms.iter().enumerate() {
                 let column: Vec<&Row> = part.iter().map(|rows| &rows[number]).collect();
                 let statement = &group[0].handler.statements[number];
-                batch.execute_set(statement, form, form.gather(&column).0).await?;
+                let rows = form.gather(&column).0;
+                batch.execute_set(statement, form, rows, finds[number]).await?;
             }
             rest = &rest[part.len()..];
         }

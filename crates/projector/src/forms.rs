@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use sqlx::SqlStr;
 
-use crate::mysql::{self, Passage, Session, SetForm};
+use crate::mysql::{self, Delta, Passage, Session, SetForm, merge};
 use crate::projection::{Handler, Projection, Statement};
 
 /// How the statements of a projection run, given its tables as they are.
@@ -24,14 +24,15 @@ impl Forms {
         for table in &projection.tables {
             tables.insert(table.name.clone(), session.table_info(&table.name).await?);
         }
-        let mut sets: Vec<_> = projection
-            .statements()
-            .map(|statement| (statement.id, SetForm::of(statement, &tables)))
-            .collect();
+        let mut statements: Vec<&Statement> = projection.statements().collect();
         // A file can stand for two event types.
-        sets.sort_by_key(|(id, _)| *id);
-        sets.dedup_by_key(|(id, _)| *id);
-        Ok(Self { sets: sets.into_iter().map(|(_, form)| form).collect() })
+        statements.sort_by_key(|statement| statement.id);
+        statements.dedup_by_key(|statement| statement.id);
+        let delta = |it: &&Statement| Some((it.id, Delta::of(it, &tables)?));
+        let deltas: Vec<_> = statements.iter().filter_map(delta).collect();
+        let mut merged = merge(&deltas, &tables);
+        let form = |it: &Statement| SetForm::of(it, &tables, merged.remove(&it.id));
+        Ok(Self { sets: statements.into_iter().map(form).collect() })
     }
 
     /// The forms of a handler's statements, or why it runs event by event.

@@ -91,18 +91,19 @@ impl Batch<'_> {
         }
     }
 
-    /// Runs a statement for many events at once.
+    /// Runs a statement for many events at once; if `finds_all`, each row must find one.
     pub(crate) async fn execute_set(
         &mut self,
         statement: &Statement,
         form: &SetForm,
         rows: Vec<Row>,
+        finds_all: bool,
     ) -> Result<(), Error> {
         let wanted = rows.len() as u64;
         let rows = Json::Array(rows.into_iter().map(Json::Array).collect()).to_string();
-        let query = sqlx::query(form.sql.clone()).bind(rows);
+        let query = sqlx::query(form.sql()).bind(rows);
         let found = self.run(statement, query).await?;
-        if form.finds_one && found != wanted {
+        if finds_all && found != wanted {
             return Err(Error::unexpected_rows(statement, found, wanted));
         }
         Ok(())

@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use sqlx::query_as;
+use sqlx::mysql::MySqlRow;
+use sqlx::{FromRow, Row, query_as};
 
 use super::session::within;
 use super::{Error, Session};
@@ -11,22 +12,34 @@ use super::{Error, Session};
 #[derive(Debug, Clone, Default)]
 pub(crate) struct TableInfo {
     /// By name, in lower case.
-    pub(crate) columns: HashMap<String, Kind>,
+    pub(crate) columns: HashMap<String, Column>,
     /// The columns of the primary key.
     pub(crate) primary: BTreeSet<String>,
     /// The columns of any unique index.
     pub(crate) unique: BTreeSet<String>,
     /// Why its rows are not on their own: a trigger or a foreign key.
     pub(crate) entangled: Option<String>,
-    /// Whether it has CHECK constraints.
-    pub(crate) has_checks: bool,
+    /// Whether it has CHECK constraints or generated columns, which see every value on the way.
+    pub(crate) is_watched: bool,
+}
+
+/// A column.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Column {
+    pub(crate) kind: Kind,
+    pub(crate) is_nullable: bool,
 }
 
 /// The type of a column.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// Any integer type.
-    Integer,
+    Integer {
+        /// The lowest value.
+        min: i128,
+        /// The highest value.
+        max: i128,
+    },
     /// `DECIMAL`
     Decimal {
         /// All digits.
@@ -60,7 +73,7 @@ impl Kind {
     /// What a comparison of two keys ignores, if that can be said without asking MySQL.
     pub(crate) fn exact_key(&self) -> Option<Padding> {
         match self {
-            Self::Integer | Self::Time { fraction: 6 } | Self::Date => Some(Padding::None),
+            Self::Integer { .. } | Self::Time { fraction: 6 } | Self::Date => Some(Padding::None),
             Self::Text { collation, .. } if collation.ends_with("_0900_bin") => Some(Padding::None),
             Self::Text { collation, .. } if collation.ends_with("_bin") => Some(Padding::Spaces),
             _ => None,
@@ -77,26 +90,65 @@ pub(crate) enum Padding {
     Spaces,
 }
 
-type ColumnRow =
-    (String, String, String, Option<i64>, Option<i64>, Option<i64>, String, String, Option<i64>);
+struct ColumnRow {
+    name: String,
+    data_type: String,
+    column_type: String,
+    digits: Option<i64>,
+    scale: Option<i64>,
+    length: Option<i64>,
+    charset: String,
+    collation: String,
+    fraction: Option<i64>,
+    is_nullable: bool,
+    is_generated: bool,
+}
+
+impl FromRow<'_, MySqlRow> for ColumnRow {
+    fn from_row(row: &MySqlRow) -> Result<Self, sqlx::Error> {
+        Ok(Self {
+            name: row.try_get("name")?,
+            data_type: row.try_get("data_type")?,
+            column_type: row.try_get("column_type")?,
+            digits: row.try_get("digits")?,
+            scale: row.try_get("scale")?,
+            length: row.try_get("length")?,
+            charset: row.try_get("charset")?,
+            collation: row.try_get("collation")?,
+            fraction: row.try_get("fraction")?,
+            is_nullable: row.try_get("is_nullable")?,
+            is_generated: row.try_get("is_generated")?,
+        })
+    }
+}
 
 impl Session {
     /// Reads the columns of a table in the current database.
     pub(crate) async fn table_info(&mut self, table: &str) -> Result<TableInfo, Error> {
         let mut info = TableInfo::default();
         let read = query_as(
-            "SELECT LOWER(CAST(column_name AS CHAR)), CAST(data_type AS CHAR),
-                    CAST(column_type AS CHAR), CAST(numeric_precision AS SIGNED),
-                    CAST(numeric_scale AS SIGNED), CAST(character_maximum_length AS SIGNED),
-                    COALESCE(CAST(character_set_name AS CHAR), ''),
-                    COALESCE(CAST(collation_name AS CHAR), ''), CAST(datetime_precision AS SIGNED)
+            "SELECT LOWER(CAST(column_name AS CHAR)) AS name,
+                    CAST(data_type AS CHAR) AS data_type,
+                    CAST(column_type AS CHAR) AS column_type,
+                    CAST(numeric_precision AS SIGNED) AS digits,
+                    CAST(numeric_scale AS SIGNED) AS scale,
+                    CAST(character_maximum_length AS SIGNED) AS length,
+                    COALESCE(CAST(character_set_name AS CHAR), '') AS charset,
+                    COALESCE(CAST(collation_name AS CHAR), '') AS collation,
+                    CAST(datetime_precision AS SIGNED) AS fraction,
+                    is_nullable = 'YES' AS is_nullable,
+                    generation_expression <> '' AS is_generated
              FROM information_schema.columns
              WHERE table_schema = DATABASE() AND table_name = ?",
         )
         .bind(table)
         .fetch_all(&mut self.connection);
         let rows: Vec<ColumnRow> = within("reading the columns of a table", read).await?;
-        info.columns = rows.into_iter().map(|row| (row.0.clone(), kind(row))).collect();
+        info.is_watched = rows.iter().any(|row| row.is_generated);
+        for row in rows {
+            let column = Column { kind: kind(&row), is_nullable: row.is_nullable };
+            info.columns.insert(row.name, column);
+        }
         let read = query_as(
             "SELECT LOWER(CAST(column_name AS CHAR)), index_name = 'PRIMARY'
              FROM information_schema.statistics
@@ -127,7 +179,7 @@ impl Session {
         .fetch_one(&mut self.connection);
         let (triggers, references, checks): (i64, i64, i64) =
             within("reading the constraints of a table", read).await?;
-        info.has_checks = checks > 0;
+        info.is_watched |= checks > 0;
         info.entangled = match (triggers, references) {
             (0, 0) => None,
             (0, _) => Some(format!("{table} has a foreign key")),
@@ -137,22 +189,33 @@ impl Session {
     }
 }
 
-fn kind(row: ColumnRow) -> Kind {
-    let (_, data_type, column_type, precision, scale, length, charset, collation, fraction) = row;
+fn kind(row: &ColumnRow) -> Kind {
     let number =
         |value: Option<i64>| value.and_then(|value| u32::try_from(value).ok()).unwrap_or(0);
-    match &*data_type {
-        "tinyint" | "smallint" | "mediumint" | "int" | "bigint" => Kind::Integer,
-        "decimal" if !column_type.contains("zerofill") => {
-            Kind::Decimal { digits: number(precision), scale: number(scale) }
+    let integer = |bits: u32| {
+        if row.column_type.contains("unsigned") {
+            Kind::Integer { min: 0, max: (1 << bits) - 1 }
+        } else {
+            Kind::Integer { min: -(1 << (bits - 1)), max: (1 << (bits - 1)) - 1 }
         }
-        "char" | "varchar" | "tinytext" | "text" | "mediumtext" | "longtext" => {
-            let length = length.and_then(|value| u64::try_from(value).ok()).unwrap_or(0);
-            Kind::Text { length, charset, collation }
+    };
+    match &*row.data_type {
+        "tinyint" => integer(8),
+        "smallint" => integer(16),
+        "mediumint" => integer(24),
+        "int" => integer(32),
+        "bigint" => integer(64),
+        "decimal" if !row.column_type.contains("zerofill") => {
+            Kind::Decimal { digits: number(row.digits), scale: number(row.scale) }
         }
+        "char" | "varchar" | "tinytext" | "text" | "mediumtext" | "longtext" => Kind::Text {
+            length: row.length.and_then(|value| u64::try_from(value).ok()).unwrap_or(0),
+            charset: row.charset.clone(),
+            collation: row.collation.clone(),
+        },
         "json" => Kind::Json,
         "date" => Kind::Date,
-        "datetime" => Kind::Time { fraction: number(fraction) },
-        _ => Kind::Other(column_type),
+        "datetime" => Kind::Time { fraction: number(row.fraction) },
+        _ => Kind::Other(row.column_type.clone()),
     }
 }

@@ -6,11 +6,13 @@
 //! - `ledger` alone writes the bookkeeping, in the transaction of the effects it stands for.
 
 mod batch;
+mod cell;
 mod columns;
 mod error;
 mod inbox;
 mod instances;
 mod ledger;
+mod merge;
 mod parked;
 mod scratch;
 mod session;
@@ -22,6 +24,7 @@ pub(crate) use batch::{Batch, Committed, Gate, Passage};
 pub(crate) use error::{Error, Refusal};
 pub(crate) use instances::Instance;
 pub(crate) use ledger::{Checkpoint, Ledger};
+pub(crate) use merge::{Delta, merge};
 pub(crate) use parked::{ParkKind, ParkedStream};
 pub(crate) use scratch::check;
 pub(crate) use session::{Options, Session};

@@ -1,0 +1,1 @@
+INSERT INTO account_balance (account_id) VALUES (:stream_id);

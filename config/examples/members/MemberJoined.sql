@@ -1,0 +1,1 @@
+INSERT INTO members (member_id, email) VALUES (:stream_id, :data.email?);

@@ -1,0 +1,1 @@
+DELETE FROM open_carts WHERE cart_id = :stream_id;

@@ -1,0 +1,1 @@
+DELETE FROM product_search WHERE product_id = :stream_id;
