@@ -241,7 +241,8 @@ fn programs() -> &'static Path {
         }
         let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let built = std::process::Command::new(cargo)
-            .args(["build", "--bins", "-p", "outbox-relay", "-p", "projector", "-p", "workload"])
+            .args(["build", "--bins", "--examples"])
+            .args(["-p", "outbox-relay", "-p", "projector", "-p", "workload"])
             .current_dir(root())
             .status();
         assert!(built.is_ok_and(|status| status.success()), "the daemons can be built");

@@ -98,9 +98,10 @@ async fn disturb(
             window.push(delivery);
         }
         copies.shuffle(&mut random);
+        let mut confirms = Vec::with_capacity(copies.len());
         for copy in copies {
             let Delivery { routing_key, properties, data, .. } = &window[copy];
-            channel
+            let publish = channel
                 .basic_publish(
                     "events".into(),
                     routing_key.clone(),
@@ -110,8 +111,11 @@ async fn disturb(
                 )
                 .await
                 .expect("a publish");
+            confirms.push(publish);
         }
-        channel.wait_for_confirms().await.expect("confirms");
+        for confirm in confirms {
+            assert!(confirm.await.expect("a confirm").is_ack(), "the broker takes it");
+        }
         if let Some(last) = window.last() {
             last.acker.ack(BasicAckOptions { multiple: true }).await.expect("an ack");
         }

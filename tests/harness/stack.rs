@@ -204,8 +204,13 @@ impl Stack {
 
     /// The projector with some projections, to be given arguments.
     pub fn projector(&self, projections: impl AsRef<Path>) -> Program {
+        self.projector_program("projector", projections)
+    }
+
+    /// A projector of one's own, which is an example.
+    pub fn projector_program(&self, name: &'static str, projections: impl AsRef<Path>) -> Program {
         let folder = root().join(projections).display().to_string();
-        Program::new("projector", self.folder())
+        Program::new(name, self.folder())
             .env("EVENT_STORE_URL", &self.postgres_url)
             .env("AMQP_URL", &self.amqp_url)
             .env("READ_MODEL_URL", &self.mysql_url)

@@ -184,3 +184,68 @@ async fn the_shop_is_a_sequential_fold_while_daemons_are_killed() {
     })
     .await;
 }
+
+/// A projection in Rust, in a program of its own, beside what SQL says of the event store.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_projection_in_rust_is_a_sequential_fold() {
+    Stack::run(async |stack| {
+        let folder = "crates/projector/examples/projections";
+        let projector = stack.projector_program("examples/shop", folder);
+        projector.clone().arg("migrate").succeed().await;
+        let mut relay = stack.relay().start_ready().await;
+        let mut daemon = projector.start_ready().await;
+        let generate = stack.workload().args(["generate", "--events", "3000", "--seed", "5"]);
+        generate.succeed().await;
+        daemon.kill().await;
+        daemon.restart();
+        let wanted: Vec<(String, Option<i64>)> = sqlx::query_as(
+            "SELECT paid.stream_id, floor(extract(epoch FROM
+                        (SELECT min(s.occurred_at) FROM events s
+                         WHERE s.stream_id = paid.stream_id AND s.event_type = 'OrderShipped'
+                           AND s.stream_version > paid.version) - paid.at))::bigint
+             FROM (SELECT DISTINCT ON (stream_id) stream_id, stream_version AS version, occurred_at AS at
+                   FROM events WHERE event_type = 'OrderPaid' ORDER BY stream_id, stream_version) AS paid
+             ORDER BY paid.stream_id COLLATE \"C\"",
+        )
+        .fetch_all(&mut stack.postgres().await)
+        .await
+        .unwrap();
+        assert!(wanted.len() > 50);
+        eventually("the read model is the fold", async || {
+            let found: Vec<(String, Option<i64>)> =
+                sqlx::query_as("SELECT order_id, seconds FROM delivery_times ORDER BY order_id")
+                    .fetch_all(&mut stack.mysql().await)
+                    .await
+                    .unwrap();
+            (found == wanted).then_some(())
+        })
+        .await;
+        relay.terminate().await;
+    })
+    .await;
+}
+
+/// The examples of the documentation are files, which are tried on a server.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_documented_examples_are_right() {
+    let documented = std::fs::read_to_string(harness::root().join("PROJECTIONS.md")).unwrap();
+    let folder = harness::root().join("config/examples");
+    let mut examples = 0;
+    for projection in std::fs::read_dir(&folder).unwrap() {
+        for file in std::fs::read_dir(projection.unwrap().path()).unwrap() {
+            let file = file.unwrap().path();
+            let text = std::fs::read_to_string(&file).unwrap();
+            assert!(documented.contains(&text), "PROJECTIONS.md lacks {}", file.display());
+        }
+        examples += 1;
+    }
+    assert_eq!(examples, 10);
+    Stack::run(async |stack| {
+        let told = stack.projector("config/examples").arg("check").succeed().await;
+        assert!(told.contains("10 projections: ok"), "{told}");
+        assert!(told.contains("orders_by_country: rows are fed by many streams"), "{told}");
+        assert!(told.contains("  AmountDeposited: many events at once"), "{told}");
+        assert!(told.contains("  OrderPlaced: event by event: INSERT is not of VALUES"), "{told}");
+    })
+    .await;
+}

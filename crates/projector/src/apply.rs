@@ -8,9 +8,10 @@ use chrono::Utc;
 use domain_events::{Event, EventId, EventType, SchemaVersion, StreamId};
 use event_store::Wanted;
 
+use crate::code::{CodeError, RustProjection, ServerError, Tables};
 use crate::forms::Forms;
 use crate::mysql::{
-    self, Batch, Committed, Gate, Ledger, ParkKind, ParkedStream, Refusal, Row, Session,
+    self, Batch, Committed, Gate, Ledger, ParkKind, ParkedStream, Refusal, Row, Session, SetForm,
 };
 use crate::projection::{BindError, Handler, Lookup, Projection, Value};
 use crate::schedule::{Task, schedule};
@@ -117,6 +118,8 @@ pub(crate) enum Reason {
     Bind { file: PathBuf, line: u64, column: u64, error: BindError },
     #[error(transparent)]
     Refused(Refusal),
+    #[error("{reason}")]
+    Code { reason: String },
     #[error("no handler is for schema version {schema_version} of {event_type}")]
     UnknownSchema { event_type: EventType, schema_version: SchemaVersion },
 }
@@ -125,7 +128,7 @@ impl Reason {
     fn kind(&self) -> ParkKind {
         match self {
             Self::Bind { .. } => ParkKind::Parameter,
-            Self::Refused(_) => ParkKind::Refused,
+            Self::Refused(_) | Self::Code { .. } => ParkKind::Refused,
             Self::UnknownSchema { .. } => ParkKind::Schema,
         }
     }
@@ -227,10 +230,27 @@ impl From<mysql::Error> for Interruption {
     }
 }
 
+/// What is done with an event.
+#[derive(Clone, Copy)]
+enum Action<'w> {
+    Sql(&'w Arc<Handler>),
+    Code(&'w dyn RustProjection),
+}
+
+impl Action<'_> {
+    /// The forms of its statements, if it can be part of a set.
+    fn forms<'f>(&self, forms: &'f Forms) -> Option<Vec<&'f SetForm>> {
+        match self {
+            Self::Sql(handler) => forms.of(handler).ok(),
+            Self::Code(_) => None,
+        }
+    }
+}
+
 /// An event with what its handler needs.
 struct Bound<'w> {
     index: usize,
-    handler: &'w Arc<Handler>,
+    action: Action<'w>,
     /// For each statement.
     values: Vec<Vec<Value>>,
     /// For each statement, if the event can be part of a set.
@@ -308,6 +328,10 @@ impl<'w> Work<'w> {
     fn bind_one(&self, index: usize) -> Result<Option<Bound<'w>>, Reason> {
         let event = self.events[index];
         let (event_type, schema_version) = (&event.event_type, event.schema_version);
+        if let Some(code) = &self.model.projection.code {
+            let action = Action::Code(&**code);
+            return Ok(Some(Bound { index, action, values: Vec::new(), rows: None }));
+        }
         let handler = match self.model.projection.lookup(event_type, schema_version) {
             Lookup::Found(handler) => handler,
             Lookup::Unhandled => return Ok(None),
@@ -325,10 +349,11 @@ impl<'w> Work<'w> {
                 error,
             })?);
         }
-        let rows = self.forms.of(handler).ok().and_then(|forms| {
+        let action = Action::Sql(handler);
+        let rows = action.forms(self.forms).and_then(|forms| {
             forms.iter().zip(&values).map(|(form, values)| form.row(values)).collect()
         });
-        Ok(Some(Bound { index, handler, values, rows }))
+        Ok(Some(Bound { index, action, values, rows }))
     }
 
     fn refuse(&mut self, index: usize, reason: Reason, plan: &mut Plan<'w>) {
@@ -373,13 +398,17 @@ impl<'w> Work<'w> {
             let goes_on = place.is_some() && before.map(|(stream_id, _)| stream_id) == place;
             let stream = tasks.last().map_or(0, |task| task.stream + usize::from(!goes_on));
             let next = sets.len();
-            let forms = self.forms.of(one.handler).unwrap_or_default();
-            let alike = match &*forms {
-                [form] => form.merges_as().map(Alike::Statement),
-                _ => None,
+            let forms = one.action.forms(self.forms).unwrap_or_default();
+            let alike = match (&*forms, one.action) {
+                ([form], Action::Sql(handler)) => match form.merges_as() {
+                    Some(statement) => Some(Alike::Statement(statement)),
+                    None => Some(Alike::Handler(Arc::as_ptr(handler))),
+                },
+                (_, Action::Sql(handler)) => Some(Alike::Handler(Arc::as_ptr(handler))),
+                (_, Action::Code(_)) => None,
             };
-            let alike = alike.unwrap_or(Alike::Handler(Arc::as_ptr(one.handler)));
-            let set = one.rows.as_ref().map(|_| *sets.entry(alike).or_insert(next));
+            let alike = alike.filter(|_| one.rows.is_some());
+            let set = alike.map(|alike| *sets.entry(alike).or_insert(next));
             let keeps_order = forms.iter().all(|form| form.keeps_order());
             tasks.push(Task { stream, set, keeps_order });
         }
@@ -412,11 +441,12 @@ impl<'w> Work<'w> {
         batch: &mut Batch<'_>,
         group: &[&Bound<'w>],
     ) -> Result<(), mysql::Error> {
-        let Ok(forms) = self.forms.of(group[0].handler) else { return Ok(()) };
+        let Action::Sql(handler) = group[0].action else { return Ok(()) };
+        let Ok(forms) = self.forms.of(handler) else { return Ok(()) };
         // Of different handlers, only some may ask for it; then it is looked at one by one.
         let finds: Vec<bool> = (0..forms.len())
             .map(|number| {
-                let mut all = group.iter().filter_map(|bound| self.forms.of(bound.handler).ok());
+                let mut all = group.iter().filter_map(|bound| bound.action.forms(self.forms));
                 all.any(|forms| forms[number].finds_one)
             })
             .collect();
@@ -430,7 +460,7 @@ impl<'w> Work<'w> {
             }
             for (number, form) in forms.iter().enumerate() {
                 let column: Vec<&Row> = part.iter().map(|rows| &rows[number]).collect();
-                let statement = &group[0].handler.statements[number];
+                let statement = &handler.statements[number];
                 let rows = form.gather(&column).0;
                 batch.execute_set(statement, form, rows, finds[number]).await?;
             }
@@ -448,7 +478,22 @@ impl<'w> Work<'w> {
         if self.careful {
             batch.save().await?;
         }
-        for (statement, values) in bound.handler.statements.iter().zip(&bound.values) {
+        let handler = match bound.action {
+            Action::Sql(handler) => handler,
+            Action::Code(code) => {
+                let result = code.apply(self.events[bound.index], &mut Tables::of(batch)).await;
+                return match result {
+                    Ok(()) => Ok(Ok(())),
+                    Err(CodeError::Refused(reason)) if self.careful => {
+                        batch.undo().await?;
+                        Ok(Err(Reason::Code { reason }))
+                    }
+                    Err(CodeError::Refused(_)) => Err(Interruption::Refused),
+                    Err(CodeError::Server(ServerError(error))) => Err(error.into()),
+                };
+            }
+        };
+        for (statement, values) in handler.statements.iter().zip(&bound.values) {
             match batch.execute(statement, values).await {
                 Ok(()) => {}
                 Err(mysql::Error::Refused(refusal)) if self.careful => {

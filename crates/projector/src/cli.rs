@@ -7,6 +7,7 @@ use daemon::cli::{Common, end, print_settings};
 use daemon::{Failure, healthcheck, init_logs};
 
 use crate::apply::ReadModel;
+use crate::code::Registry;
 use crate::commands::{
     Check, Format, Parked, Topology, check, models, open_mysql, pause, resume, say, status,
 };
@@ -104,6 +105,11 @@ enum ConfigCommand {
 
 /// Runs the program.
 pub fn main() -> ExitCode {
+    main_with(Registry::default())
+}
+
+/// Runs a program of your own that has projections in Rust, beside those in SQL.
+pub fn main_with(code: Registry) -> ExitCode {
     let arguments = Arguments::parse();
     let (all, sources, mysql, none) = (
         Servers { sources: true, mysql: true },
@@ -124,7 +130,7 @@ pub fn main() -> ExitCode {
     };
     let reader = arguments.common.reader("PROJECTOR");
     let (settings, shown) = match reader.and_then(|reader| Settings::read(reader, needed)) {
-        Ok(read) => read,
+        Ok((settings, shown)) => (Settings { code, ..settings }, shown),
         Err(errors) => return end(Err(errors.into())),
     };
     match arguments.command {

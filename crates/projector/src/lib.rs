@@ -1,6 +1,6 @@
 //! Keeps MySQL read models up to date.
 //!
-//! A projection is a directory of SQL. Its queue is consumed in batches; each batch is one MySQL
+//! A projection is a directory of SQL, or a [`RustProjection`]. Its queue is consumed in batches; each batch is one MySQL
 //! transaction that holds the effects of its events and the bookkeeping of their streams.
 //!
 //! **Invariants:**
@@ -11,6 +11,7 @@
 mod apply;
 mod balance;
 pub mod cli;
+mod code;
 mod commands;
 mod context;
 mod forms;
@@ -33,5 +34,9 @@ mod topology;
 mod trouble;
 mod wait;
 
+pub use code::{CodeError, Registry, RustProjection, ServerError, Tables, Value};
+pub use domain_events;
+pub use futures_util::future::BoxFuture;
 pub use run::run;
 pub use settings::{Servers, Settings};
+pub use sqlx;

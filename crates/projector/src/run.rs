@@ -62,7 +62,8 @@ pub async fn run(settings: Settings, tasks: &mut Tasks) -> Result<(), Failure> {
 
 /// Reads the projections.
 pub(crate) fn load(settings: &Settings) -> Result<Vec<Projection>, Failure> {
-    load_all(&settings.projections_dir, &settings.projections).map_err(|faults| told(&faults))
+    load_all(&settings.projections_dir, &settings.projections, &settings.code)
+        .map_err(|faults| told(&faults))
 }
 
 /// All mistakes in one message.

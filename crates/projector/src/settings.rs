@@ -10,6 +10,7 @@ use daemon::settings::{Errors, Reader, Shown};
 use secrecy::SecretString;
 
 use crate::apply::Breaker;
+use crate::code::Registry;
 
 /// What the projector is told to do; each key is described in `config/default.toml`.
 #[derive(Clone)]
@@ -48,6 +49,8 @@ pub struct Settings {
     pub inbox_retention: Duration,
     /// `projector.storm_streams`, `storm_window` and `storm_percent`
     pub(crate) breaker: Breaker,
+    /// The projections in Rust, of a program that has some.
+    pub code: Registry,
 }
 
 /// The servers that a command needs, and so their URLs.
@@ -94,6 +97,7 @@ impl Settings {
                 window: reader.duration("projector.storm_window", seconds(1..=86_400)).as_secs(),
                 percent: reader.integer("projector.storm_percent", 1..=100),
             },
+            code: Registry::default(),
         };
         Ok((settings, reader.finish()?))
     }

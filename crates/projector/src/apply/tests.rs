@@ -14,6 +14,7 @@ use tokio::runtime::Runtime;
 use uuid::Uuid;
 
 use super::*;
+use crate::code::Registry;
 use crate::mysql::Options;
 use crate::projection::load_all;
 
@@ -258,7 +259,7 @@ fn options(url: &str) -> Options {
 }
 
 fn model(folder: &Path, one_by_one: bool) -> ReadModel {
-    let projection = load_all(folder, &[]).unwrap().remove(0);
+    let projection = load_all(folder, &[], &Registry::default()).unwrap().remove(0);
     ReadModel { one_by_one, ..ReadModel::new(projection) }
 }
 
@@ -269,7 +270,7 @@ fn sets_give_what_their_events_give_one_by_one() {
     let runtime = Runtime::new().unwrap();
     let lab = std::cell::RefCell::new(runtime.block_on(Lab::create()));
     let sets = std::cell::Cell::new(0);
-    let cases = env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(80);
+    let cases = env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(60);
     let config = ProptestConfig {
         cases,
         failure_persistence: None,

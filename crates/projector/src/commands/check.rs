@@ -25,7 +25,7 @@ pub(crate) struct Check {
 /// Looks for mistakes, and says which handlers run for many events at once.
 pub(crate) async fn check(settings: &Settings, arguments: &Check) -> Result<(), Failure> {
     let folder = arguments.folder.as_ref().unwrap_or(&settings.projections_dir);
-    let projections = load_all(folder, &[]).map_err(|faults| told(&faults))?;
+    let projections = load_all(folder, &[], &settings.code).map_err(|faults| told(&faults))?;
     if !arguments.offline {
         let found =
             mysql::check(&mysql_options(settings)?, &projections).await.map_err(Trouble::from)?;

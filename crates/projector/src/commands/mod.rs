@@ -52,7 +52,8 @@ impl Format {
 /// The projections of these names, or all that are configured.
 pub(crate) fn models(settings: &Settings, names: &[String]) -> Result<Vec<ReadModel>, Failure> {
     let names = if names.is_empty() { &settings.projections } else { names };
-    let projections = load_all(&settings.projections_dir, names).map_err(|faults| told(&faults))?;
+    let projections = load_all(&settings.projections_dir, names, &settings.code)
+        .map_err(|faults| told(&faults))?;
     Ok(projections.into_iter().map(ReadModel::new).collect())
 }
 

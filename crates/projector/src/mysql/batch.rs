@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use domain_events::{EventId, StreamId};
 use serde_json::Value as Json;
-use sqlx::mysql::MySqlArguments;
+use sqlx::mysql::{MySqlArguments, MySqlRow};
 use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, Connection, Executor, MySql, SqlStr, Transaction};
 use tokio::time::timeout;
@@ -81,7 +81,7 @@ impl Batch<'_> {
         statement: &Statement,
         values: &[Value],
     ) -> Result<(), Error> {
-        let query = values.iter().fold(sqlx::query(typed(statement, values)), bind);
+        let query = values.iter().fold(sqlx::query(typed(&statement.sql, values)), bind);
         let found = self.run(statement, query).await?;
         match statement.rows {
             Some(wanted) if found != wanted => {
@@ -109,13 +109,38 @@ impl Batch<'_> {
         Ok(())
     }
 
+    /// Runs a statement of a projection in Rust, and gives how many rows it found.
+    pub(crate) async fn execute_plain(
+        &mut self,
+        sql: &'static str,
+        values: &[Value],
+    ) -> Result<u64, Error> {
+        let query = values.iter().fold(sqlx::query(typed(sql, values)), bind);
+        match timeout(STATEMENT_LIMIT, query.execute(&mut *self.transaction)).await {
+            Ok(done) => done.map(|done| done.rows_affected()).map_err(Error::of_code),
+            Err(_elapsed) => Err(late()),
+        }
+    }
+
+    /// Reads rows for a projection in Rust.
+    pub(crate) async fn fetch_plain(
+        &mut self,
+        sql: &'static str,
+        values: &[Value],
+    ) -> Result<Vec<MySqlRow>, Error> {
+        let query = values.iter().fold(sqlx::query(typed(sql, values)), bind);
+        match timeout(STATEMENT_LIMIT, query.fetch_all(&mut *self.transaction)).await {
+            Ok(rows) => rows.map_err(Error::of_code),
+            Err(_elapsed) => Err(late()),
+        }
+    }
+
     /// Gives the rows that were found. The driver asks MySQL to count those that changed nothing too.
     async fn run(&mut self, statement: &Statement, query: Bound<'_>) -> Result<u64, Error> {
-        let limit = STATEMENT_LIMIT;
-        match timeout(limit, query.execute(&mut *self.transaction)).await {
+        match timeout(STATEMENT_LIMIT, query.execute(&mut *self.transaction)).await {
             Ok(Ok(done)) => Ok(done.rows_affected()),
             Ok(Err(source)) => Err(Error::of_handler(statement, source)),
-            Err(_elapsed) => Err(Error::Timeout { operation: "applying an event", limit }),
+            Err(_elapsed) => Err(late()),
         }
     }
 
@@ -188,9 +213,13 @@ impl Batch<'_> {
 ///
 /// MySQL settles the types of a prepared statement's parameters when it is executed first. After an
 /// integer for a JSON column, every text for it fails on that connection (error 3144).
-fn typed(statement: &Statement, values: &[Value]) -> AssertSqlSafe<String> {
+fn typed(sql: &str, values: &[Value]) -> AssertSqlSafe<String> {
     let types: String = values.iter().map(Value::letter).collect();
-    AssertSqlSafe(format!("{} /* {types} */", statement.sql))
+    AssertSqlSafe(format!("{sql} /* {types} */"))
+}
+
+fn late() -> Error {
+    Error::Timeout { operation: "applying an event", limit: STATEMENT_LIMIT }
 }
 
 type Bound<'q> = Query<'q, MySql, MySqlArguments>;

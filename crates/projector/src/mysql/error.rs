@@ -171,7 +171,18 @@ impl Error {
 
     /// An error of a handler's statement.
     pub(super) fn of_handler(statement: &Statement, source: sqlx::Error) -> Self {
-        let refused = |number, message| Self::refused(statement, number, message);
+        Self::classified(source, |number, message| Self::refused(statement, number, message))
+    }
+
+    /// An error of a statement of a projection in Rust.
+    pub(super) fn of_code(source: sqlx::Error) -> Self {
+        let (file, line, column) = (PathBuf::new(), 0, 0);
+        Self::classified(source, |number, message| {
+            Self::Refused(Refusal { file, line, column, number, message })
+        })
+    }
+
+    fn classified(source: sqlx::Error, refused: impl FnOnce(u16, String) -> Self) -> Self {
         match (&source, number(&source)) {
             (sqlx::Error::Database(error), Some(number)) if !is_transient(number) => {
                 refused(number, without_values(number, error.message()))

@@ -8,7 +8,7 @@
 //! sign, so that no sum on the way is out of range unless the last one is; and what is overwritten is a
 //! value that its column certainly takes.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Write;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -221,9 +221,9 @@ impl Form {
         }
         let mut columns: Vec<Target> = Vec::new();
         let mut sets = Vec::new();
-        let names: BTreeMap<&String, ()> =
-            deltas.iter().flat_map(|delta| delta.changes.keys()).map(|name| (name, ())).collect();
-        for name in names.into_keys() {
+        let names: BTreeSet<&String> =
+            deltas.iter().flat_map(|delta| delta.changes.keys()).collect();
+        for name in names {
             let changes = || deltas.iter().filter_map(|delta| delta.changes.get(name));
             let column = table.columns.get(name)?.clone();
             let kind = cell(&column.kind)?;

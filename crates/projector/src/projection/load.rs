@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 use super::statement::{handler, parse, split};
 use super::tokens::Placed;
 use super::{Fault, Handler, Handlers, Projection, Table};
+use crate::code::Registry;
 
 /// `projection.toml`
 #[derive(Deserialize)]
@@ -50,7 +51,11 @@ const NAME_MAX: usize = 48;
 /// # Errors
 ///
 /// With every mistake in every file.
-pub(crate) fn load_all(folder: &Path, names: &[String]) -> Result<Vec<Projection>, Vec<Fault>> {
+pub(crate) fn load_all(
+    folder: &Path,
+    names: &[String],
+    code: &Registry,
+) -> Result<Vec<Projection>, Vec<Fault>> {
     let mut faults = Vec::new();
     let mut directories = entries(folder).map_err(|fault| vec![fault])?;
     directories.retain(|path| path.is_dir());
@@ -65,7 +70,7 @@ pub(crate) fn load_all(folder: &Path, names: &[String]) -> Result<Vec<Projection
     }
     let mut projections = Vec::new();
     for directory in directories {
-        match load(&directory) {
+        match load(&directory, code) {
             Ok(projection) => projections.push(projection),
             Err(found) => faults.extend(found),
         }
@@ -75,7 +80,7 @@ pub(crate) fn load_all(folder: &Path, names: &[String]) -> Result<Vec<Projection
 }
 
 /// Reads one projection.
-fn load(directory: &Path) -> Result<Projection, Vec<Fault>> {
+fn load(directory: &Path, code: &Registry) -> Result<Projection, Vec<Fault>> {
     let name = file_name(directory);
     let mut faults = Vec::new();
     if !is_name(&name) {
@@ -98,9 +103,21 @@ fn load(directory: &Path) -> Result<Projection, Vec<Fault>> {
         keep(found);
         Handlers::new()
     });
+    let code = code.get(&name);
+    match (handlers.is_empty(), &code) {
+        (true, None) if faults.is_empty() => {
+            let reason = "there is no handler: add <EventType>.sql";
+            faults.push(fault(directory, None, reason));
+        }
+        (false, Some(_)) => {
+            let reason = "it is a projection in Rust, so it has no .sql file but tables.sql";
+            faults.push(fault(directory, None, reason));
+        }
+        _ => {}
+    }
     if faults.is_empty() {
         let (categories, partitions, lanes) = definition;
-        Ok(Projection { name, categories, partitions, lanes, tables, tables_hash, handlers })
+        Ok(Projection { name, categories, partitions, lanes, tables, tables_hash, handlers, code })
     } else {
         Err(faults)
     }
@@ -219,9 +236,6 @@ fn handlers(directory: &Path) -> Result<Handlers, Vec<Fault>> {
                 faults.push(fault(&file, None, &reason));
             }
         }
-    }
-    if handlers.is_empty() && faults.is_empty() {
-        faults.push(fault(directory, None, "there is no handler: add <EventType>.sql"));
     }
     if faults.is_empty() { Ok(handlers) } else { Err(faults) }
 }

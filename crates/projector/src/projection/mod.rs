@@ -16,11 +16,13 @@ use std::sync::Arc;
 
 use domain_events::{Category, EventType, SchemaVersion};
 
+use crate::code::RustProjection;
+
 pub(crate) use load::load_all;
 pub(crate) use parameter::{BindError, Source};
 pub(crate) use shape::{Action, Condition, Shape, Term};
 pub(crate) use statement::Statement;
-pub(crate) use value::Value;
+pub use value::Value;
 
 /// A read model and how events change it.
 #[derive(Debug)]
@@ -38,6 +40,8 @@ pub(crate) struct Projection {
     /// Tells whether `tables.sql` has changed.
     pub(crate) tables_hash: String,
     handlers: Handlers,
+    /// What is done with events instead, if the projection is in Rust.
+    pub(crate) code: Option<Arc<dyn RustProjection>>,
 }
 
 /// The name of the file for event types that have none of their own.

@@ -7,6 +7,7 @@ use domain_events::{
 use proptest::prelude::*;
 
 use super::*;
+use crate::code::Registry;
 
 const TABLES: &str = "CREATE TABLE orders (id VARCHAR(255) PRIMARY KEY)";
 
@@ -25,7 +26,7 @@ fn load(files: &[(&str, &str)]) -> Result<Projection, Vec<String>> {
         let line = fault.line.map(|line| format!(":{line}")).unwrap_or_default();
         format!("{file}{line}: {}", fault.reason)
     };
-    load_all(folder.path(), &[])
+    load_all(folder.path(), &[], &Registry::default())
         .map(|mut projections| projections.remove(0))
         .map_err(|faults| faults.iter().map(shown).collect())
 }
@@ -247,11 +248,11 @@ fn two_projections_do_not_share_a_table() {
         fs::write(directory.join("tables.sql"), TABLES).unwrap();
         fs::write(directory.join("OrderPlaced.sql"), "DELETE FROM orders").unwrap();
     }
-    let faults = load_all(folder.path(), &[]).unwrap_err();
+    let faults = load_all(folder.path(), &[], &Registry::default()).unwrap_err();
     assert_eq!(faults[0].reason, "table orders is defined by one already");
-    let only = load_all(folder.path(), &["two".to_owned()]).unwrap();
+    let only = load_all(folder.path(), &["two".to_owned()], &Registry::default()).unwrap();
     assert_eq!(only[0].name, "two");
-    let missing = load_all(folder.path(), &["three".to_owned()]).unwrap_err();
+    let missing = load_all(folder.path(), &["three".to_owned()], &Registry::default()).unwrap_err();
     assert_eq!(missing[0].reason, "there is no projection three");
 }
 

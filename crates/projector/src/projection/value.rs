@@ -7,7 +7,7 @@ use chrono::NaiveDateTime;
 
 /// A value that MySQL can take as a parameter.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Value {
+pub enum Value {
     /// `NULL`
     Null,
     /// A JSON boolean; 0 or 1.
