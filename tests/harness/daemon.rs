@@ -103,10 +103,14 @@ impl Program {
     /// When it does not start.
     pub fn start(&self) -> Daemon {
         let number = STARTED.fetch_add(1, Ordering::Relaxed);
-        let log = self.logs.join(format!("{number:03}-{}.log", self.name));
+        let name = self.name.replace('/', "-");
+        let log = self.logs.join(format!("{number:03}-{name}.log"));
         let output = File::create(&log).expect("a log");
         let mut command = self.command();
-        command.arg("run").stdout(output.try_clone().expect("a log")).stderr(output);
+        if self.arguments.is_empty() {
+            command.arg("run");
+        }
+        command.stdout(output.try_clone().expect("a log")).stderr(output);
         Daemon { child: command.spawn().expect("it starts"), log, program: self.clone() }
     }
 

@@ -14,6 +14,7 @@ mod projector;
 mod projector_faults;
 mod projector_history;
 mod projector_parking;
+mod projector_rebuild;
 mod projector_scale;
 mod relay;
 mod relay_faults;

@@ -372,7 +372,7 @@ async fn tables_without_their_bookkeeping_are_refused() {
         sqlx::raw_sql("DROP TABLE order_summary").execute(&mut mysql).await.unwrap();
         migrate.succeed().await;
         sqlx::raw_sql(
-            "INSERT INTO order_summary__streams VALUES ('order-1', 1, 0, UUID_TO_BIN(UUID()));
+            "INSERT INTO order_summary__streams VALUES ('order-1', 1, 0, UUID_TO_BIN(UUID()), FALSE);
              DROP TABLE order_summary",
         )
         .execute(&mut mysql)

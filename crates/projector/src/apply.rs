@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use chrono::Utc;
@@ -25,6 +26,8 @@ pub(crate) struct ReadModel {
     pub(crate) projection: Projection,
     pub(crate) ledger: Ledger,
     forms: RwLock<Arc<Forms>>,
+    /// Which tables these are.
+    generation: AtomicU32,
     /// To compare sets with what they stand for.
     #[cfg(test)]
     one_by_one: bool,
@@ -37,6 +40,7 @@ impl ReadModel {
             projection,
             ledger,
             forms: RwLock::default(),
+            generation: AtomicU32::default(),
             #[cfg(test)]
             one_by_one: false,
         }
@@ -49,9 +53,16 @@ impl ReadModel {
 
     /// Looks at the tables, to see which handlers can run for many events at once. Until then none do.
     pub(crate) async fn prepare(&self, session: &mut Session) -> Result<(), mysql::Error> {
+        // First: if the tables are replaced in between, they are looked at again.
+        let generation = session.generation(&self.ledger).await?;
+        self.generation.store(generation, Ordering::Relaxed);
         let forms = Arc::new(Forms::read(session, &self.projection).await?);
         *self.forms.write().unwrap_or_else(PoisonError::into_inner) = forms;
         Ok(())
+    }
+
+    pub(crate) fn generation(&self) -> u32 {
+        self.generation.load(Ordering::Relaxed)
     }
 
     pub(crate) fn forms(&self) -> Arc<Forms> {
@@ -103,6 +114,9 @@ pub(crate) enum ApplyError {
         /// Why.
         reason: String,
     },
+    /// Other tables are in service: they must be looked at again.
+    #[error("the read model was replaced by a rebuild")]
+    Replaced,
     /// So many streams would be parked that the projection is to be paused instead.
     #[error("{reason}")]
     Storm {
@@ -151,9 +165,16 @@ pub(crate) async fn apply(
     let mut careful = false;
     loop {
         let (mut batch, gate) = session.begin(&model.ledger, forms.passage()).await?;
-        if let Gate::Paused { reason } = gate {
+        let barred = match gate {
+            Gate::Paused { reason } => Some(ApplyError::Paused { reason }),
+            Gate::Open { generation } if generation != model.generation() => {
+                Some(ApplyError::Replaced)
+            }
+            Gate::Open { .. } => None,
+        };
+        if let Some(barred) = barred {
             batch.rollback().await?;
-            return Err(ApplyError::Paused { reason });
+            return Err(barred);
         }
         let mut work = Work { model, forms: &forms, events, careful, faults: BTreeMap::new() };
         let plan = match work.fill(&mut batch, breaker).await {

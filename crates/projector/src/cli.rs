@@ -9,7 +9,8 @@ use daemon::{Failure, healthcheck, init_logs};
 use crate::apply::ReadModel;
 use crate::code::Registry;
 use crate::commands::{
-    Check, Format, Parked, Topology, check, models, open_mysql, pause, resume, say, status,
+    Check, Format, Parked, Rebuild, Topology, Verify, check, drop_old, models, open_mysql, pause,
+    rebuild, resume, roll_back, say, status, verify,
 };
 use crate::mysql::Migrated;
 use crate::run::{load, run};
@@ -54,7 +55,19 @@ enum Command {
     /// Apply nothing more until `resume`; what is published waits in the queue.
     Pause(Pause),
     /// Go on after `pause`, or after a projection was paused because too many streams could not go on.
-    Resume(Resume),
+    Resume(OneProjection),
+    /// Build a read model anew from the event store, beside the live one, and put it in service at once.
+    ///
+    /// Applications go on reading and writing. Interrupted, it goes on where it was when it is called
+    /// again.
+    Rebuild(Rebuild),
+    /// Put the tables of before a rebuild back in service, with all events since.
+    Rollback(OneProjection),
+    /// Drop the tables that are not in service any more.
+    DropOld(OneProjection),
+    /// Prove that a read model is what the event store gives: fold the history beside it, and compare
+    /// every row. Exit code 1 when one differs.
+    Verify(Verify),
     /// Compare the broker with what the projections need.
     #[command(subcommand)]
     Topology(Topology),
@@ -92,7 +105,7 @@ struct Pause {
 }
 
 #[derive(Args)]
-struct Resume {
+struct OneProjection {
     /// The projection.
     projection: String,
 }
@@ -118,7 +131,13 @@ pub fn main_with(code: Registry) -> ExitCode {
         Servers::default(),
     );
     let needed = match &arguments.command {
-        Command::Run | Command::Status(_) | Command::Parked(_) => all,
+        Command::Run
+        | Command::Status(_)
+        | Command::Parked(_)
+        | Command::Rebuild(_)
+        | Command::Rollback(_)
+        | Command::DropOld(_)
+        | Command::Verify(_) => all,
         Command::Topology(_) => sources,
         Command::Check(check) if check.offline => none,
         Command::Migrate
@@ -142,23 +161,38 @@ pub fn main_with(code: Registry) -> ExitCode {
         Command::Check(arguments) => end(block_on(check(&settings, &arguments))),
         Command::Show(arguments) => end(block_on(show(&settings, &arguments))),
         Command::Status(Status { projections, format }) => {
-            match block_on(status(&settings, &projections, format)) {
-                Ok(true) => ExitCode::SUCCESS,
-                Ok(false) => ExitCode::FAILURE,
-                Err(failure) => end(Err(failure)),
-            }
+            answer(block_on(status(&settings, &projections, format)))
         }
+        Command::Verify(arguments) => answer(block_on(verify(&settings, &arguments))),
         Command::Parked(command) => end(block_on(command.run(&settings))),
         Command::Pause(Pause { projection, reason }) => {
             end(block_on(pause(&settings, &projection, &reason)))
         }
-        Command::Resume(Resume { projection }) => end(block_on(resume(&settings, &projection))),
+        Command::Resume(OneProjection { projection }) => {
+            end(block_on(resume(&settings, &projection)))
+        }
+        Command::Rebuild(arguments) => end(block_on(rebuild(&settings, &arguments))),
+        Command::Rollback(OneProjection { projection }) => {
+            end(block_on(roll_back(&settings, &projection)))
+        }
+        Command::DropOld(OneProjection { projection }) => {
+            end(block_on(drop_old(&settings, &projection)))
+        }
         Command::Topology(command) => end(block_on(command.run(&settings))),
         Command::Config(ConfigCommand::Show) => {
             print_settings(&shown);
             ExitCode::SUCCESS
         }
         Command::Healthcheck => end(healthcheck(settings.http_listen)),
+    }
+}
+
+/// For commands that say whether something is as it should be.
+fn answer(result: Result<bool, Failure>) -> ExitCode {
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(failure) => end(Err(failure)),
     }
 }
 

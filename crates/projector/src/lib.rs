@@ -23,6 +23,7 @@ mod metrics;
 mod mysql;
 mod partition;
 mod projection;
+mod rebuild;
 mod refold;
 mod run;
 mod schedule;
@@ -32,6 +33,7 @@ mod supervise;
 mod sweep;
 mod topology;
 mod trouble;
+mod verify;
 mod wait;
 
 pub use code::{CodeError, Registry, RustProjection, ServerError, Tables, Value};

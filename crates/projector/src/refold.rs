@@ -40,7 +40,7 @@ pub(crate) async fn refold(
     }
     let (mut batch, gate) = session.begin(&model.ledger, model.forms().passage()).await?;
     // Paused or not: a person has asked for it.
-    let (Gate::Open | Gate::Paused { .. }) = gate;
+    let (Gate::Open { .. } | Gate::Paused { .. }) = gate;
     match fold(&mut batch, model, store, stream, decision).await {
         Ok(part) => {
             batch.commit().await?;

@@ -104,7 +104,9 @@ impl Supervisor<'_> {
         // MySQL first: while it is away, nothing is taken from the queue.
         let mut session = Session::connect(&context.mysql).await?;
         session.require_tables(&model.projection, &model.ledger).await?;
+        let before = model.generation();
         model.prepare(&mut session).await?;
+        self.compare_definition(&mut session, before).await?;
         while let Some((reason, _since)) = session.paused(&model.ledger).await? {
             let name = model.name();
             self.probe
@@ -123,6 +125,24 @@ impl Supervisor<'_> {
         self.replay(&mut session, new_queue).await?;
         session.close().await;
         Ok((connection, topology))
+    }
+
+    /// Looks whether the read model was built from the files that this instance has.
+    async fn compare_definition(&self, session: &mut Session, before: u32) -> Result<(), Trouble> {
+        let name = self.model.name();
+        let built = session.built_from(&self.model.ledger).await?;
+        if built.is_none_or(|built| built == self.model.projection.definition_hash) {
+            return Ok(());
+        }
+        if before != 0 && before != self.model.generation() {
+            return Err(Trouble::Outdated { projection: name.to_owned() });
+        }
+        tracing::warn!(
+            projection = name,
+            "the files of the projection have changed since its read model was built: what was \
+             applied before stays as it is; `projector rebuild {name}` builds it anew"
+        );
+        Ok(())
     }
 
     fn topology(&self, partitions: u16) -> Topology {
@@ -165,13 +185,15 @@ impl Supervisor<'_> {
     ) -> Result<(), Trouble> {
         let (ledger, wanted) = (&self.model.ledger, self.model.projection.partitions);
         while let Some(old) = session.partitions(ledger).await?.filter(|old| *old != wanted) {
-            if !session.try_own(self.model.name()).await? {
+            // Not the lock of the sweeper, which goes on.
+            let lock = format!("{}.queues", self.model.name());
+            if !session.try_own(&lock).await? {
                 self.probe.not_ready("another instance empties the queues of before");
                 sleep(OWN_PAUSE).await;
                 continue;
             }
             let retired = self.retire(connection, &self.topology(old)).await;
-            session.disown(self.model.name()).await?;
+            session.disown(&lock).await?;
             retired?;
             session.set_partitions(ledger, wanted).await?;
         }
@@ -212,7 +234,8 @@ impl Supervisor<'_> {
         }
         loop {
             let checkpoint = session.checkpoint(ledger).await?;
-            let Some(Checkpoint { position, replay_until: Some(until) }) = checkpoint else {
+            let Some(Checkpoint { position, replay_until: Some(until), epoch: _ }) = checkpoint
+            else {
                 return Ok(());
             };
             // Only one instance replays, and nobody sweeps meanwhile.

@@ -15,6 +15,7 @@ use daemon::{Failure, Health, Probe, chain};
 use domain_events::{Position, StreamId, StreamVersion};
 use event_store::{StreamHead, Wanted};
 use tokio::time::sleep;
+use uuid::Uuid;
 
 use crate::apply::ReadModel;
 use crate::context::Context;
@@ -80,6 +81,8 @@ struct State {
     model: Arc<ReadModel>,
     /// Whether this instance sweeps it; another may.
     owned: bool,
+    /// Tells the tables that it knows of from others.
+    epoch: Option<Uuid>,
     /// Up to here it was looked at.
     seen: Option<Position>,
     /// Windows with streams that are behind: from after where, up to where.
@@ -158,6 +161,11 @@ impl Sweeper<'_> {
             None => Session::connect(&self.context.mysql).await?,
         };
         let checkpoint = session.checkpoint(&model.ledger).await?;
+        // Other tables lack other events.
+        if let Some(checkpoint) = checkpoint.filter(|it| state.epoch != Some(it.epoch)) {
+            state.epoch = Some(checkpoint.epoch);
+            state.forget();
+        }
         // Before its first replay there is nothing to sweep, and during a replay nobody does.
         let position = checkpoint.filter(|it| it.replay_until.is_none()).map(|it| it.position);
         if position.is_none() && state.owned {
@@ -323,6 +331,7 @@ impl State {
         Self {
             model,
             owned: false,
+            epoch: None,
             seen: None,
             open: BTreeMap::new(),
             behind: HashMap::new(),
@@ -334,6 +343,10 @@ impl State {
     /// Forgets everything: another instance may go on.
     fn disown(&mut self) {
         self.owned = false;
+        self.forget();
+    }
+
+    fn forget(&mut self) {
         self.seen = None;
         self.open.clear();
         self.behind.clear();

@@ -26,8 +26,24 @@ pub(crate) enum Trouble {
     StoreWentBack { checkpoint: Position, decided: Position },
     #[error("paused: {reason}")]
     Paused { reason: String },
+    #[error("the read model was replaced by a rebuild")]
+    Replaced,
+    #[error(
+        "the read model of {projection} was rebuilt from other files than this instance has: restart it \
+         with the new ones"
+    )]
+    Outdated { projection: String },
     #[error("stopped")]
     Stopped,
+    #[error("another rebuild or comparison of {projection} is at work")]
+    AnotherRebuild { projection: String },
+    #[error("the tables of before are gone: there is nothing to roll {projection} back to")]
+    NoGeneration { projection: String },
+    #[error(
+        "{parked} streams cannot be applied by these handlers, one because: {reason}; nothing was swapped. \
+         Mend them and rebuild again, or accept it with --allow-parked"
+    )]
+    ParkedInRebuild { parked: i64, reason: String },
     #[error("stream {stream_id} is not parked")]
     NotParked { stream_id: StreamId },
     #[error(
@@ -42,6 +58,7 @@ impl From<ApplyError> for Trouble {
         match error {
             ApplyError::Server(error) => Self::ReadModel(error),
             ApplyError::Paused { reason } | ApplyError::Storm { reason } => Self::Paused { reason },
+            ApplyError::Replaced => Self::Replaced,
         }
     }
 }
@@ -56,6 +73,11 @@ impl Trouble {
             Self::Fence(_)
             | Self::StoreWentBack { .. }
             | Self::Paused { .. }
+            | Self::Replaced
+            | Self::Outdated { .. }
+            | Self::AnotherRebuild { .. }
+            | Self::NoGeneration { .. }
+            | Self::ParkedInRebuild { .. }
             | Self::Stopped
             | Self::NotParked { .. }
             | Self::WrongEvent { .. } => None,
@@ -71,6 +93,11 @@ impl Trouble {
             Self::Fence(_)
             | Self::StoreWentBack { .. }
             | Self::Paused { .. }
+            | Self::Replaced
+            | Self::Outdated { .. }
+            | Self::AnotherRebuild { .. }
+            | Self::NoGeneration { .. }
+            | Self::ParkedInRebuild { .. }
             | Self::Stopped
             | Self::NotParked { .. }
             | Self::WrongEvent { .. } => false,
@@ -110,6 +137,11 @@ impl From<Trouble> for Failure {
             Trouble::Fence(_)
             | Trouble::StoreWentBack { .. }
             | Trouble::Paused { .. }
+            | Trouble::Replaced
+            | Trouble::Outdated { .. }
+            | Trouble::AnotherRebuild { .. }
+            | Trouble::NoGeneration { .. }
+            | Trouble::ParkedInRebuild { .. }
             | Trouble::Stopped => Exit::Failed,
             Trouble::NotParked { .. } | Trouble::WrongEvent { .. } => Exit::Data,
         };

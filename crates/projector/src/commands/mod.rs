@@ -2,6 +2,7 @@
 
 mod check;
 mod parked;
+mod rebuild;
 mod status;
 mod topology;
 
@@ -20,6 +21,7 @@ use crate::trouble::Trouble;
 
 pub(crate) use check::{Check, check};
 pub(crate) use parked::{Parked, pause, resume};
+pub(crate) use rebuild::{Rebuild, Verify, drop_old, rebuild, roll_back, verify};
 pub(crate) use status::status;
 pub(crate) use topology::Topology;
 

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use domain_events::{EventId, StreamId};
 use serde_json::Value as Json;
-use sqlx::mysql::{MySqlArguments, MySqlRow};
+use sqlx::mysql::{MySqlArguments, MySqlConnection, MySqlRow};
 use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, Connection, Executor, MySql, SqlStr, Transaction};
 use tokio::time::timeout;
@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use super::session::{STATEMENT_LIMIT, within};
 use super::set::{Row, SetForm};
 use super::{Error, Ledger, ParkedStream, Session};
-use crate::projection::{Statement, Value};
+use crate::projection::{Projection, Statement, Value};
 use crate::sequence::{Known, Step};
 
 /// An open transaction. Dropping it leaves the rollback to the server; prefer [`Batch::rollback`].
@@ -30,7 +30,10 @@ pub(crate) struct Committed(());
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Gate {
     /// Go on.
-    Open,
+    Open {
+        /// Tells whether other tables are in service than before.
+        generation: u32,
+    },
     /// Nothing is applied until somebody resumes the projection.
     Paused {
         /// Why.
@@ -144,6 +147,11 @@ impl Batch<'_> {
         }
     }
 
+    /// The connection of the transaction.
+    pub(super) fn connection(&mut self) -> &mut MySqlConnection {
+        &mut self.transaction
+    }
+
     /// From here on can be undone.
     pub(crate) async fn save(&mut self) -> Result<(), Error> {
         self.plain("marking a place in a batch", "SAVEPOINT event").await
@@ -191,6 +199,21 @@ impl Batch<'_> {
     /// Lets a parked stream go on, in this transaction.
     pub(crate) async fn unpark(&mut self, stream_id: &StreamId) -> Result<(), Error> {
         self.ledger.unpark(&mut self.transaction, stream_id).await
+    }
+
+    /// Notes, while it has the gate alone, that other tables are in service: instances look at them
+    /// again.
+    pub(crate) async fn next_generation(&mut self, projection: &Projection) -> Result<(), Error> {
+        let note = sqlx::query(
+            "UPDATE projector_projections
+             SET generation = generation + 1, definition_hash = ?, tables_hash = ?
+             WHERE name = ?",
+        )
+        .bind(&projection.definition_hash)
+        .bind(&projection.tables_hash)
+        .bind(&projection.name)
+        .execute(&mut *self.transaction);
+        within("noting the generation", note).await.map(drop)
     }
 
     /// Commits. After an error it is not known whether the server did; applying the same events

@@ -28,6 +28,7 @@ pub(crate) struct TableInfo {
 pub(crate) struct Column {
     pub(crate) kind: Kind,
     pub(crate) is_nullable: bool,
+    pub(crate) is_generated: bool,
 }
 
 /// The type of a column.
@@ -146,7 +147,8 @@ impl Session {
         let rows: Vec<ColumnRow> = within("reading the columns of a table", read).await?;
         info.is_watched = rows.iter().any(|row| row.is_generated);
         for row in rows {
-            let column = Column { kind: kind(&row), is_nullable: row.is_nullable };
+            let ColumnRow { is_nullable, is_generated, .. } = row;
+            let column = Column { kind: kind(&row), is_nullable, is_generated };
             info.columns.insert(row.name, column);
         }
         let read = query_as(

@@ -81,6 +81,18 @@ pub(crate) enum Error {
          GRANT ALL ON `projector\\_check\\_%`.* to it, or use --offline"
     )]
     NoScratch,
+    /// Rows cannot be told apart.
+    #[error("table {table} has no primary key, so its rows cannot be compared")]
+    NoPrimaryKey {
+        /// The table.
+        table: String,
+    },
+    /// There may be no database beside the read models.
+    #[error("this login may not make the database {database}: GRANT ALL ON `{database}`.* to it")]
+    NoDatabase {
+        /// The database.
+        database: String,
+    },
     /// A migration could not be applied.
     #[error("the migration of the read models failed")]
     Migration(#[source] sqlx::migrate::MigrateError),

@@ -46,6 +46,8 @@ pub(crate) struct Checkpoint {
     pub(crate) position: Position,
     /// Up to where history must be replayed before the queue is followed; `None` when that is done.
     pub(crate) replay_until: Option<Position>,
+    /// Tells these tables from those that a rebuild has put in their place.
+    pub(crate) epoch: Uuid,
 }
 
 impl Ledger {
@@ -89,7 +91,7 @@ impl Ledger {
                      parked = moved.parked"
             )),
             read_checkpoint: sql(format!(
-                "SELECT position, replay_until FROM {checkpoint} WHERE id = 1"
+                "SELECT position, replay_until, epoch FROM {checkpoint} WHERE id = 1"
             )),
             move_checkpoint: sql(format!(
                 "UPDATE {checkpoint} SET position = GREATEST(position, ?) WHERE id = 1"
@@ -121,7 +123,8 @@ impl Ledger {
                          id       TINYINT NOT NULL PRIMARY KEY CHECK (id = 1),
                          position BIGINT UNSIGNED NOT NULL,
                          replay_until BIGINT UNSIGNED NULL,
-                         healed       BIGINT UNSIGNED NOT NULL DEFAULT 0
+                         healed       BIGINT UNSIGNED NOT NULL DEFAULT 0,
+                         epoch        BINARY(16) NOT NULL DEFAULT (UUID_TO_BIN(UUID()))
                      ) ENGINE = InnoDB"
                 )),
                 parked.create.clone(),
@@ -146,18 +149,18 @@ impl Ledger {
     ) -> Result<Gate, Error> {
         let sql = match passage {
             Passage::Shared => {
-                "SELECT paused_reason FROM projector_projections WHERE name = ? FOR SHARE"
+                "SELECT paused_reason, generation FROM projector_projections WHERE name = ? FOR SHARE"
             }
             Passage::Alone => {
-                "SELECT paused_reason FROM projector_projections WHERE name = ? FOR UPDATE"
+                "SELECT paused_reason, generation FROM projector_projections WHERE name = ? FOR UPDATE"
             }
         };
-        let read = sqlx::query_scalar(sql).bind(&self.projection).fetch_optional(connection);
-        let found: Option<Option<String>> = within("waiting for the gate", read).await?;
+        let read = sqlx::query_as(sql).bind(&self.projection).fetch_optional(connection);
+        let found: Option<(Option<String>, u32)> = within("waiting for the gate", read).await?;
         match found {
             None => Err(Error::NotMigrated { table: self.tables[0].clone() }),
-            Some(None) => Ok(Gate::Open),
-            Some(Some(reason)) => Ok(Gate::Paused { reason }),
+            Some((None, generation)) => Ok(Gate::Open { generation }),
+            Some((Some(reason), _)) => Ok(Gate::Paused { reason }),
         }
     }
 
@@ -230,12 +233,12 @@ impl Session {
         ledger: &Ledger,
     ) -> Result<Option<Checkpoint>, Error> {
         let query = sqlx::query_as(ledger.read_checkpoint.clone());
-        let found: Option<(u64, Option<u64>)> =
+        let found: Option<(u64, Option<u64>, Uuid)> =
             within("reading the checkpoint", query.fetch_optional(&mut self.connection)).await?;
         let position = |number| Position::new(i64::try_from(number).ok()?).ok();
-        Ok(found.and_then(|(number, until)| {
+        Ok(found.and_then(|(number, until, epoch)| {
             let replay_until = until.and_then(position);
-            Some(Checkpoint { position: position(number)?, replay_until })
+            Some(Checkpoint { position: position(number)?, replay_until, epoch })
         }))
     }
 

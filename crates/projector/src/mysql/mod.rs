@@ -8,6 +8,7 @@
 mod batch;
 mod cell;
 mod columns;
+mod compare;
 mod error;
 mod inbox;
 mod instances;
@@ -17,10 +18,12 @@ mod parked;
 mod scratch;
 mod session;
 mod set;
+mod shadow;
 mod show;
 mod tables;
 
 pub(crate) use batch::{Batch, Committed, Gate, Passage};
+pub(crate) use compare::{Comparison, Drift};
 pub(crate) use error::{Error, Refusal};
 pub(crate) use instances::Instance;
 pub(crate) use ledger::{Checkpoint, Ledger};
@@ -29,4 +32,5 @@ pub(crate) use parked::{ParkKind, ParkedStream};
 pub(crate) use scratch::check;
 pub(crate) use session::{Options, Session};
 pub(crate) use set::{Row, SetForm};
+pub(crate) use shadow::{Databases, Rebuild, RebuildState, Swap, all_tables};
 pub(crate) use tables::Migrated;

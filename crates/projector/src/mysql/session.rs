@@ -58,6 +58,13 @@ impl Options {
         Ok(Self { connect, address })
     }
 
+    /// The same server with another database.
+    pub(crate) fn with_database(&self, database: &str) -> Self {
+        let connect = self.connect.clone().database(database);
+        let address = format!("{}:{}/{database}", connect.get_host(), connect.get_port());
+        Self { connect, address }
+    }
+
     /// Host, port and database, for messages.
     pub(crate) fn address(&self) -> &str {
         &self.address

@@ -19,10 +19,11 @@ const TURN_SECONDS: u32 = 10;
 /// The table in which applied migrations are recorded; an application may keep sqlx's own.
 const TABLE: &str = "projector_migrations";
 
-const MIGRATIONS: [(i64, &str, &str); 3] = [
+const MIGRATIONS: [(i64, &str, &str); 4] = [
     (1, "projections", include_str!("../../../../migrations/mysql/0001_projections.sql")),
     (2, "categories", include_str!("../../../../migrations/mysql/0002_categories.sql")),
     (3, "operations", include_str!("../../../../migrations/mysql/0003_operations.sql")),
+    (4, "rebuild", include_str!("../../../../migrations/mysql/0004_rebuild.sql")),
 ];
 
 /// What the migration of a projection did.
@@ -168,9 +169,11 @@ impl Session {
     /// Records from which `tables.sql` the tables were made, and says whether it is still the same.
     async fn register(&mut self, projection: &Projection, new: bool) -> Result<Migrated, Error> {
         let sql = if new {
-            "REPLACE INTO projector_projections (name, tables_hash, categories) VALUES (?, ?, ?)"
+            "REPLACE INTO projector_projections (name, tables_hash, categories, definition_hash)
+             VALUES (?, ?, ?, ?)"
         } else {
-            "INSERT INTO projector_projections (name, tables_hash, categories) VALUES (?, ?, ?) AS new
+            "INSERT INTO projector_projections (name, tables_hash, categories, definition_hash)
+             VALUES (?, ?, ?, ?) AS new
              ON DUPLICATE KEY UPDATE
                  categories = COALESCE(projector_projections.categories, new.categories)"
         };
@@ -178,6 +181,7 @@ impl Session {
             .bind(&projection.name)
             .bind(&projection.tables_hash)
             .bind(categories(projection))
+            .bind(&projection.definition_hash)
             .execute(&mut self.connection);
         within("registering a projection", register).await?;
         let read = query_scalar("SELECT tables_hash FROM projector_projections WHERE name = ?")

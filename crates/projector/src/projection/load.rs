@@ -117,10 +117,33 @@ fn load(directory: &Path, code: &Registry) -> Result<Projection, Vec<Fault>> {
     }
     if faults.is_empty() {
         let (categories, partitions, lanes) = definition;
-        Ok(Projection { name, categories, partitions, lanes, tables, tables_hash, handlers, code })
+        let definition_hash = definition_hash(directory)?;
+        Ok(Projection {
+            name,
+            categories,
+            partitions,
+            lanes,
+            tables,
+            tables_hash,
+            definition_hash,
+            handlers,
+            code,
+        })
     } else {
         Err(faults)
     }
+}
+
+/// Of all that decides what the read model holds; the numbers of queues and lanes do not.
+fn definition_hash(directory: &Path) -> Result<String, Vec<Fault>> {
+    let mut text = String::new();
+    for file in entries(directory).map_err(|fault| vec![fault])? {
+        let name = file_name(&file);
+        if name != IGNORED && name != DEFINITION {
+            writeln!(text, "{name}\n{}", read(&file)?).expect("writing to a String cannot fail");
+        }
+    }
+    Ok(hash(&text))
 }
 
 fn definition(file: &Path) -> Result<(Vec<Category>, u16, u16), Vec<Fault>> {

@@ -25,7 +25,7 @@ pub(crate) use statement::Statement;
 pub use value::Value;
 
 /// A read model and how events change it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Projection {
     /// The name of its directory: lower-case letters, digits and single underscores.
     pub(crate) name: String,
@@ -39,6 +39,8 @@ pub(crate) struct Projection {
     pub(crate) tables: Vec<Table>,
     /// Tells whether `tables.sql` has changed.
     pub(crate) tables_hash: String,
+    /// Tells whether any file has.
+    pub(crate) definition_hash: String,
     handlers: Handlers,
     /// What is done with events instead, if the projection is in Rust.
     pub(crate) code: Option<Arc<dyn RustProjection>>,

@@ -1,0 +1,259 @@
+//! A projection's tables in another database, and how they take the place of the live ones.
+//!
+//! The shadow has the same table names, so that everything that applies events works there unchanged.
+
+use std::time::Duration;
+
+use domain_events::StreamId;
+use sqlx::mysql::MySqlConnection;
+use sqlx::{AssertSqlSafe, Connection, query, query_as, query_scalar};
+use tokio::time::timeout;
+
+use super::error::number;
+use super::session::within;
+use super::{Error, Ledger, Options, Session};
+use crate::projection::Projection;
+
+/// How long a swap may wait for readers of the tables; others wait behind it meanwhile.
+const SWAP_LIMIT: Duration = Duration::from_millis(300);
+/// Dropping large tables takes time.
+pub(super) const DROP_LIMIT: Duration = Duration::from_mins(5);
+
+/// The databases of a rebuild, beside that of the read models.
+#[derive(Debug, Clone)]
+pub(crate) struct Databases {
+    /// That of the read models.
+    pub(crate) live: String,
+    /// Where new tables are built.
+    pub(crate) new: String,
+    /// Where the tables of before are kept.
+    pub(crate) old: String,
+    /// Where tables are built to be compared.
+    pub(crate) verify: String,
+}
+
+impl Databases {
+    pub(crate) fn beside(live: &str) -> Self {
+        Self {
+            live: live.to_owned(),
+            new: format!("{live}__new"),
+            old: format!("{live}__old"),
+            verify: format!("{live}__verify"),
+        }
+    }
+}
+
+/// How far a rebuild is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RebuildState {
+    /// The history is being applied to the new tables.
+    Building,
+    /// The new tables take the place of the old ones.
+    CuttingOver,
+    /// They have.
+    Done,
+    /// The old ones are back.
+    RolledBack,
+    /// Somebody gave it up.
+    Cancelled,
+}
+
+impl RebuildState {
+    const ALL: [(Self, &str); 5] = [
+        (Self::Building, "building"),
+        (Self::CuttingOver, "cutting_over"),
+        (Self::Done, "done"),
+        (Self::RolledBack, "rolled_back"),
+        (Self::Cancelled, "cancelled"),
+    ];
+
+    pub(crate) fn as_str(self) -> &'static str {
+        Self::ALL.iter().find(|(state, _)| *state == self).map_or("", |(_, name)| name)
+    }
+}
+
+/// The last rebuild of a projection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Rebuild {
+    pub(crate) state: RebuildState,
+    /// From which files the new tables are built.
+    pub(crate) definition_hash: String,
+}
+
+/// What became of an attempt to swap tables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Swap {
+    /// They are swapped.
+    Done,
+    /// A reader held one of them.
+    Held,
+}
+
+/// The tables of a projection and its bookkeeping.
+pub(crate) fn all_tables(projection: &Projection, ledger: &Ledger) -> Vec<String> {
+    let own = projection.tables.iter().map(|table| table.name.clone());
+    own.chain(ledger.tables.iter().cloned()).collect()
+}
+
+impl Session {
+    /// Makes a database, and connects to it.
+    pub(crate) async fn shadow(
+        &mut self,
+        options: &Options,
+        database: &str,
+    ) -> Result<(Options, Self), Error> {
+        let create = format!("CREATE DATABASE IF NOT EXISTS `{database}`");
+        self.plain(create).await.map_err(|error| match error {
+            Error::Statement { source, .. } if number(&source) == Some(1044) => {
+                Error::NoDatabase { database: database.to_owned() }
+            }
+            other => other,
+        })?;
+        let options = options.with_database(database);
+        let session = Self::connect(&options).await?;
+        Ok((options, session))
+    }
+
+    pub(super) async fn plain(&mut self, sql: String) -> Result<(), Error> {
+        let run = sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut self.connection);
+        match timeout(DROP_LIMIT, run).await {
+            Ok(done) => done.map(drop).map_err(|source| Error::of("changing tables", source)),
+            Err(_elapsed) => {
+                Err(Error::Timeout { operation: "changing tables", limit: DROP_LIMIT })
+            }
+        }
+    }
+
+    /// Drops tables of a database that are there.
+    pub(crate) async fn drop_tables(
+        &mut self,
+        database: &str,
+        tables: &[String],
+    ) -> Result<(), Error> {
+        for table in tables {
+            self.plain(format!("DROP TABLE IF EXISTS `{database}`.`{table}`")).await?;
+        }
+        Ok(())
+    }
+
+    /// How many of some tables a database has.
+    pub(crate) async fn count_tables(
+        &mut self,
+        database: &str,
+        tables: &[String],
+    ) -> Result<usize, Error> {
+        let read = query_scalar(
+            "SELECT CAST(table_name AS CHAR) FROM information_schema.tables WHERE table_schema = ?",
+        )
+        .bind(database)
+        .fetch_all(&mut self.connection);
+        let found: Vec<String> = within("listing tables", read).await?;
+        Ok(tables.iter().filter(|table| found.contains(table)).count())
+    }
+
+    /// The database that the session uses.
+    pub(crate) async fn database(&mut self) -> Result<String, Error> {
+        let read = query_scalar("SELECT DATABASE()").fetch_one(&mut self.connection);
+        within("asking for the database", read).await
+    }
+
+    /// The streams of which another database has applied fewer events than this one, or none.
+    pub(crate) async fn streams_behind_of(
+        &mut self,
+        other: &str,
+        ledger: &Ledger,
+    ) -> Result<Vec<StreamId>, Error> {
+        let streams = &ledger.tables[0];
+        let sql = format!(
+            "SELECT s.stream_id FROM {streams} AS s
+             LEFT JOIN `{other}`.{streams} AS o ON o.stream_id = s.stream_id
+             WHERE o.stream_id IS NULL OR (o.version < s.version AND NOT o.parked)"
+        );
+        let read = query_scalar(AssertSqlSafe(sql)).fetch_all(&mut self.connection);
+        let found: Vec<String> = super::compare::patiently(read).await?;
+        Ok(found.into_iter().filter_map(|name| StreamId::new(name).ok()).collect())
+    }
+
+    /// The last rebuild of a projection.
+    pub(crate) async fn last_rebuild(&mut self, ledger: &Ledger) -> Result<Option<Rebuild>, Error> {
+        let read =
+            query_as("SELECT state, definition_hash FROM projector_rebuilds WHERE projection = ?")
+                .bind(ledger.projection())
+                .fetch_optional(&mut self.connection);
+        let found: Option<(String, String)> = within("reading a rebuild", read).await?;
+        Ok(found.and_then(|(state, definition_hash)| {
+            let (state, _) = *RebuildState::ALL.iter().find(|(_, name)| *name == state)?;
+            Some(Rebuild { state, definition_hash })
+        }))
+    }
+
+    /// Notes how far a rebuild is.
+    pub(crate) async fn note_rebuild(
+        &mut self,
+        ledger: &Ledger,
+        rebuild: &Rebuild,
+    ) -> Result<(), Error> {
+        let note = query(
+            "INSERT INTO projector_rebuilds
+                 (projection, state, definition_hash, started_at, changed_at)
+             VALUES (?, ?, ?, UTC_TIMESTAMP(6), UTC_TIMESTAMP(6)) AS new
+             ON DUPLICATE KEY UPDATE
+                 started_at = IF(new.state = 'building', new.started_at, projector_rebuilds.started_at),
+                 state = new.state, definition_hash = new.definition_hash,
+                 changed_at = new.changed_at",
+        )
+        .bind(ledger.projection())
+        .bind(rebuild.state.as_str())
+        .bind(&rebuild.definition_hash)
+        .execute(&mut self.connection);
+        within("noting a rebuild", note).await.map(drop)
+    }
+
+    /// Puts tables from one database into another, and those there into a third, all at once.
+    ///
+    /// Only while the gate is held. It runs on a connection of its own, which is killed when a reader
+    /// holds a table for too long: behind a waiting swap, everybody else waits too.
+    pub(crate) async fn swap(
+        &mut self,
+        options: &Options,
+        tables: &[String],
+        [from, to, away]: [&str; 3],
+    ) -> Result<Swap, Error> {
+        let pair = |source: &str, target: &str, table: &String| {
+            format!("`{source}`.`{table}` TO `{target}`.`{table}`")
+        };
+        let away = tables.iter().map(|table| pair(to, away, table));
+        let here = tables.iter().map(|table| pair(from, to, table));
+        let pairs: Vec<String> = away.chain(here).collect();
+        let sql = format!("RENAME TABLE {}", pairs.join(", "));
+        let mut other = Self::connect(options).await?;
+        let limit = query("SET SESSION lock_wait_timeout = 1").execute(&mut other.connection);
+        within("limiting a wait", limit).await?;
+        let id = query_scalar("SELECT CONNECTION_ID()").fetch_one(&mut other.connection);
+        let id: u64 = within("asking for the connection", id).await?;
+        let rename = sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut other.connection);
+        let renamed = timeout(SWAP_LIMIT, rename).await;
+        match renamed {
+            Ok(Ok(_done)) => {
+                other.close().await;
+                Ok(Swap::Done)
+            }
+            Ok(Err(source)) if matches!(number(&source), Some(1205 | 1213 | 1317)) => {
+                Ok(Swap::Held)
+            }
+            Ok(Err(source)) => Err(Error::of("swapping tables", source)),
+            Err(_elapsed) => {
+                self.kill(id, &mut other.connection).await;
+                Ok(Swap::Held)
+            }
+        }
+    }
+
+    /// Ends a statement of another connection, and then the connection: it must not go on later.
+    async fn kill(&mut self, id: u64, other: &mut MySqlConnection) {
+        let kill = sqlx::raw_sql(AssertSqlSafe(format!("KILL {id}"))).execute(&mut self.connection);
+        // It may have ended by itself; whether the tables are swapped is looked at anew.
+        drop(within("ending a swap", kill).await);
+        drop(timeout(Duration::from_secs(1), other.ping()).await);
+    }
+}

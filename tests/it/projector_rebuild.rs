@@ -1,0 +1,328 @@
+//! Read models built anew, while applications read and write.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use harness::{Daemon, Stack, eventually, within};
+use sqlx::{AssertSqlSafe, Connection, Executor};
+use tokio::time::sleep;
+
+use crate::projector::TALLY;
+
+const STREAMS: i64 = 100;
+
+async fn append_version(stack: &Stack, version: i64) {
+    sqlx::query(
+        "INSERT INTO events (event_id, stream_id, stream_version, event_type, data)
+         SELECT gen_random_uuid(), 'order-' || s, $2, 'Tested', jsonb_build_object('n', 1.25 * s)
+         FROM generate_series(1, $1) s",
+    )
+    .bind(STREAMS)
+    .bind(version)
+    .execute(&mut stack.postgres().await)
+    .await
+    .unwrap();
+}
+
+/// The read model is a sequential fold of `versions` events of each stream.
+async fn all_at(stack: &Stack, version: i64) {
+    let versions: Vec<String> = (1..=version).map(|version| version.to_string()).collect();
+    let versions = versions.join(",");
+    within(Duration::from_mins(1), &format!("all streams are at {version}"), async || {
+        let right: i64 = sqlx::query_scalar(
+            "SELECT COUNT(*) FROM tally WHERE versions = ? AND applied = ?
+             AND total = 1.25 * ? * CAST(SUBSTRING(stream_id, 7) AS SIGNED)",
+        )
+        .bind(&versions)
+        .bind(version)
+        .bind(version)
+        .fetch_one(&mut stack.mysql().await)
+        .await
+        .unwrap();
+        (right == STREAMS).then_some(())
+    })
+    .await;
+    let total: i64 = sqlx::query_scalar("SELECT CAST(applied AS SIGNED) FROM tally_total")
+        .fetch_one(&mut stack.mysql().await)
+        .await
+        .unwrap();
+    assert_eq!(total, STREAMS * version);
+}
+
+async fn drop_databases(stack: &Stack) {
+    let mut mysql = stack.mysql().await;
+    for suffix in ["new", "old", "verify"] {
+        let drop = format!("DROP DATABASE IF EXISTS `{}__{suffix}`", stack.name());
+        mysql.execute(AssertSqlSafe(drop)).await.unwrap();
+    }
+}
+
+async fn with_projection(test: impl AsyncFnOnce(&Stack, &mut Daemon, &mut Daemon)) {
+    Stack::run(async |stack| {
+        stack.projector(TALLY).arg("migrate").succeed().await;
+        let mut projector = stack.projector(TALLY).start_ready().await;
+        let mut relay = stack.relay().start_ready().await;
+        test(stack, &mut projector, &mut relay).await;
+        drop_databases(stack).await;
+    })
+    .await;
+}
+
+/// Twenty rebuilds under writes: readers of single statements see no error and no empty table, and the
+/// result is a sequential fold each time, although rebuilds and projectors are killed.
+#[tokio::test(flavor = "multi_thread")]
+async fn rebuilds_under_load_lose_and_double_nothing() {
+    let rounds = std::env::var("TEST_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(6);
+    with_projection(async |stack, projector, _| {
+        append_version(stack, 1).await;
+        all_at(stack, 1).await;
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        let done = || stop.load(std::sync::atomic::Ordering::Relaxed);
+        let writing = async {
+            let mut version = 1;
+            while !done() {
+                version += 1;
+                append_version(stack, version).await;
+                sleep(Duration::from_millis(60)).await;
+            }
+            version
+        };
+        let reading = async {
+            let mut mysql = stack.mysql().await;
+            let (mut reads, mut slowest) = (0, Duration::ZERO);
+            while !done() {
+                let begun = Instant::now();
+                let rows: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM tally")
+                    .fetch_one(&mut mysql)
+                    .await
+                    .expect("a reader of one statement sees no error");
+                assert_eq!(rows, STREAMS, "and no empty table");
+                slowest = slowest.max(begun.elapsed());
+                reads += 1;
+                sleep(Duration::from_millis(2)).await;
+            }
+            (reads, slowest)
+        };
+        let rebuilding = async {
+            for round in 0..rounds {
+                let rebuild =
+                    stack.projector(TALLY).args(["rebuild", "tally", "--throttle", "20000"]);
+                if round % 2 == 1 {
+                    let mut killed = rebuild.start();
+                    sleep(Duration::from_millis(rand::random_range(50..900))).await;
+                    killed.kill().await;
+                    projector.kill().await;
+                    projector.restart();
+                }
+                println!("{}", rebuild.succeed().await.lines().next().unwrap_or_default());
+            }
+            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        };
+        let (version, (reads, slowest), ()) = tokio::join!(writing, reading, rebuilding);
+        println!("{rounds} rebuilds; {reads} reads, the slowest {slowest:?}");
+        all_at(stack, version).await;
+        assert!(slowest < Duration::from_secs(2));
+    })
+    .await;
+}
+
+/// The rebuild is killed at every moment of its course; the next call goes on, and the result is right.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rebuild_killed_at_any_moment_leaves_one_generation_whole() {
+    with_projection(async |stack, _, _| {
+        for version in 1..=20 {
+            append_version(stack, version).await;
+        }
+        all_at(stack, 20).await;
+        let rebuild = stack.projector(TALLY).args(["rebuild", "tally"]);
+        let begun = Instant::now();
+        rebuild.succeed().await;
+        let whole = begun.elapsed();
+        for step in 1..=20_u32 {
+            let mut killed = rebuild.start();
+            sleep(whole * step / 20).await;
+            killed.kill().await;
+            let version = i64::from(step) + 20;
+            append_version(stack, version).await;
+            all_at(stack, version).await;
+        }
+        rebuild.succeed().await;
+        all_at(stack, 40).await;
+    })
+    .await;
+}
+
+/// A drifted read model is right after a rebuild, and drifted again after a rollback, with all events
+/// since in both.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rebuild_can_be_rolled_back() {
+    with_projection(async |stack, _, _| {
+        append_version(stack, 1).await;
+        all_at(stack, 1).await;
+        let command = |arguments: &[&str]| {
+            let arguments: Vec<String> = arguments.iter().map(ToString::to_string).collect();
+            stack.projector(TALLY).args(arguments)
+        };
+        let told = command(&["rollback", "tally"]).fail(1).await;
+        assert!(told.contains("there is nothing to roll tally back to"), "{told}");
+        let drift = "UPDATE tally SET total = total + 1 WHERE stream_id = 'order-5'";
+        stack.mysql().await.execute(drift).await.unwrap();
+        command(&["rebuild", "tally"]).succeed().await;
+        append_version(stack, 2).await;
+        all_at(stack, 2).await;
+        command(&["rollback", "tally"]).succeed().await;
+        append_version(stack, 3).await;
+        let total = async || {
+            let read = "SELECT CAST(total * 100 AS SIGNED) FROM tally WHERE stream_id = 'order-5'";
+            sqlx::query_scalar::<_, i64>(read).fetch_one(&mut stack.mysql().await).await.unwrap()
+        };
+        eventually("the old rows are back, with what came since", async || {
+            (total().await == 125 * 5 * 3 + 100).then_some(())
+        })
+        .await;
+        command(&["rebuild", "tally"]).succeed().await;
+        all_at(stack, 3).await;
+        command(&["drop-old", "tally"]).succeed().await;
+        command(&["rollback", "tally"]).fail(1).await;
+    })
+    .await;
+}
+
+/// Who reads a table for long holds up the swap, and nobody else for long.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_reader_holds_up_the_swap_alone() {
+    with_projection(async |stack, _, _| {
+        append_version(stack, 1).await;
+        all_at(stack, 1).await;
+        let mut holder = stack.mysql().await;
+        let mut transaction = holder.begin().await.unwrap();
+        transaction.execute("SELECT * FROM tally LIMIT 1").await.unwrap();
+        let rebuild = stack.projector(TALLY).args(["rebuild", "tally"]);
+        let reading = async {
+            sleep(Duration::from_secs(1)).await;
+            let mut mysql = stack.mysql().await;
+            let mut slowest = Duration::ZERO;
+            let begun = Instant::now();
+            while begun.elapsed() < Duration::from_secs(6) {
+                let read = Instant::now();
+                mysql.execute("SELECT COUNT(*) FROM tally").await.unwrap();
+                slowest = slowest.max(read.elapsed());
+            }
+            append_version(stack, 2).await;
+            all_at(stack, 2).await;
+            transaction.rollback().await.unwrap();
+            slowest
+        };
+        let (told, slowest) = tokio::join!(rebuild.succeed(), reading);
+        assert!(told.contains("a reader holds a table"), "{told}");
+        println!("the slowest of the other readers: {slowest:?}");
+        assert!(slowest < Duration::from_secs(2));
+        append_version(stack, 3).await;
+        all_at(stack, 3).await;
+    })
+    .await;
+}
+
+/// New files: what runs with the old ones stops, and what starts with the new ones goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_definition_is_built_anew() {
+    with_projection(async |stack, projector, _| {
+        append_version(stack, 1).await;
+        all_at(stack, 1).await;
+        let folder: PathBuf = stack.folder().join("projections");
+        let (from, to) = (harness::root().join(TALLY).join("tally"), folder.join("tally"));
+        fs::create_dir_all(&to).unwrap();
+        for file in ["projection.toml", "tables.sql", "Tested.sql"] {
+            let text = fs::read_to_string(from.join(file)).unwrap();
+            let text = text.replace(
+                "versions  MEDIUMTEXT     NOT NULL",
+                "versions MEDIUMTEXT NOT NULL, last DATETIME(6) NULL",
+            );
+            fs::write(to.join(file), text).unwrap();
+        }
+        let sql = fs::read_to_string(to.join("Tested.sql")).unwrap();
+        let sql = sql.replace(
+            "applied = applied + 1,\n    total",
+            "last = :occurred_at,\n    applied = applied + 1,\n    total",
+        );
+        fs::write(to.join("Tested.sql"), sql).unwrap();
+        let changed = stack.projector(&folder);
+        let mut other = changed.start_ready().await;
+        assert!(
+            other.log().contains("`projector rebuild tally` builds it anew"),
+            "{}",
+            other.log()
+        );
+        other.terminate().await;
+        changed.clone().args(["rebuild", "tally"]).succeed().await;
+        append_version(stack, 2).await;
+        eventually("the old instance says why it stopped", async || {
+            let (status, body) = projector.get("/readyz").await?;
+            (status == 503 && body.contains("was rebuilt from other files than this instance has"))
+                .then_some(())
+        })
+        .await;
+        let _new = changed.start_ready().await;
+        all_at(stack, 2).await;
+        let filled: i64 = sqlx::query_scalar("SELECT COUNT(last) FROM tally")
+            .fetch_one(&mut stack.mysql().await)
+            .await
+            .unwrap();
+        assert_eq!(filled, STREAMS);
+    })
+    .await;
+}
+
+/// Drift made by hand is found, exactly that, while events arrive; and repaired.
+#[tokio::test(flavor = "multi_thread")]
+async fn verify_finds_and_repairs_drift_and_nothing_else() {
+    with_projection(async |stack, _, _| {
+        append_version(stack, 1).await;
+        all_at(stack, 1).await;
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        let writing = async {
+            let mut version = 1;
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                version += 1;
+                append_version(stack, version).await;
+                sleep(Duration::from_millis(50)).await;
+            }
+            version
+        };
+        let verifying = async {
+            let verify = |more: &[&str]| {
+                let arguments: Vec<String> =
+                    ["verify", "tally"].iter().chain(more).map(ToString::to_string).collect();
+                stack.projector(TALLY).args(arguments)
+            };
+            let told = verify(&[]).succeed().await;
+            assert!(told.contains("tally is what the event store gives"), "{told}");
+            let mut mysql = stack.mysql().await;
+            for drift in [
+                "UPDATE tally SET total = total + 0.01 WHERE stream_id = 'order-7'",
+                "DELETE FROM tally WHERE stream_id = 'order-8'",
+                "INSERT INTO tally VALUES ('order-nobody', 1, 1, '1')",
+                "UPDATE tally SET versions = UPPER(CONCAT(versions, 'a')) WHERE stream_id = 'order-9'",
+            ] {
+                mysql.execute(drift).await.unwrap();
+            }
+            let told = verify(&[]).fail(1).await;
+            for line in [
+                "tally (order-7): total",
+                "tally (order-nobody): must not be there",
+                "tally (order-9): versions",
+            ] {
+                assert!(told.contains(line), "{told}");
+            }
+            assert!(told.contains("tally (order-8): "), "{told}");
+            assert!(told.contains("4 rows are wrong"), "{told}");
+            verify(&["--repair"]).succeed().await;
+            verify(&[]).succeed().await;
+            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        };
+        let (version, ()) = tokio::join!(writing, verifying);
+        all_at(stack, version).await;
+    })
+    .await;
+}
