@@ -263,6 +263,12 @@ async fn a_changed_definition_is_built_anew() {
                 .then_some(())
         })
         .await;
+        sleep(Duration::from_secs(2)).await;
+        let (status, body) = projector.get("/readyz").await.unwrap();
+        assert!(
+            status == 503 && body.contains("was rebuilt from other files"),
+            "it stays so: {body}"
+        );
         let _new = changed.start_ready().await;
         all_at(stack, 2).await;
         let filled: i64 = sqlx::query_scalar("SELECT COUNT(last) FROM tally")

@@ -1,7 +1,7 @@
 //! Reading events back.
 
 use chrono::{DateTime, Utc};
-use domain_events::{Category, Event, EventId, Origin, Position, StreamId, StreamVersion};
+use domain_events::{Category, Event, EventId, Position, StreamId, StreamVersion};
 use sqlx::query;
 
 use crate::row::EventRow;
@@ -9,6 +9,9 @@ use crate::{Error, Session};
 
 /// Positions that are looked at with one statement.
 const WINDOW: i64 = 50_000;
+
+/// Stored bytes of payload that are read with one statement, but for a single larger event.
+const PAGE_BYTES: i64 = 4 << 20;
 
 /// A part of one stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,7 +35,8 @@ pub struct StreamHead {
 
 impl Session {
     /// Reads events of some categories in global order: `after < position <= until`, at most `limit`
-    /// of them, from a window of positions, since events of a rare category may lie far apart.
+    /// of them and 4 MiB of stored payload, from a window of positions, since events of a rare
+    /// category may lie far apart.
     ///
     /// `until` must be the limit of a decided [`Fence`](crate::Fence). Gives also up to where it has
     /// read.
@@ -48,25 +52,32 @@ impl Session {
         limit: u32,
     ) -> Result<(Vec<Event>, Position), Error> {
         let window = Position::new(after.get() + WINDOW).map_or(until, |end| end.min(until));
+        // Sizes as they are stored, so that no payload is looked at that is not read.
         let query = query(
-            "SELECT position AS id, position, event_id, stream_id, stream_version, event_type, schema_version,
-                    data::text AS data, metadata::text AS metadata, occurred_at, recorded_at
-             FROM events
-             WHERE position > $1 AND position <= $2 AND split_part(stream_id, '-', 1) = ANY ($3)
-             ORDER BY position
-             LIMIT $4",
+            "WITH page AS (
+                 SELECT position, pg_column_size(data) + pg_column_size(metadata) AS bytes
+                 FROM events
+                 WHERE position > $1 AND position <= $2
+                   AND split_part(stream_id, '-', 1) = ANY ($3)
+                 ORDER BY position
+                 LIMIT $4
+             ), sized AS (
+                 SELECT position, sum(bytes) OVER (ORDER BY position) - bytes AS before FROM page
+             )
+             SELECT e.position AS id, e.position, e.event_id, e.stream_id, e.stream_version, e.event_type, e.schema_version,
+                    e.data::text AS data, e.metadata::text AS metadata, e.occurred_at, e.recorded_at
+             FROM sized JOIN events e ON e.position = sized.position
+             WHERE sized.before < $5
+             ORDER BY e.position",
         )
         .bind(after.get())
         .bind(window.get())
         .bind(names(categories))
-        .bind(i64::from(limit));
+        .bind(i64::from(limit))
+        .bind(PAGE_BYTES);
         let events = events(self.read("reading events", query).await?)?;
-        let last = events.last().and_then(|event| match event.origin {
-            Origin::Stream { position, .. } => position,
-            Origin::Unversioned { .. } => None,
-        });
-        let is_full = events.len() >= usize::try_from(limit).unwrap_or(usize::MAX);
-        Ok((events, last.filter(|_| is_full).unwrap_or(window)))
+        let last = events.last().and_then(Event::position);
+        Ok((events, last.unwrap_or(window)))
     }
 
     /// Reads parts of many streams with one query, each in version order, at most `limit` events of

@@ -7,6 +7,7 @@
 //! **Invariant:** whatever is interrupted, either the old tables are in service or the new ones, all of
 //! them; and what the tables in service lack is found between their own checkpoint and the event store.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use domain_events::{Event, Position, StreamId, StreamVersion};
@@ -20,12 +21,16 @@ use crate::commands::say;
 use crate::history::History;
 use crate::mysql::{self, Databases, Passage, Rebuild, RebuildState, Session, Swap, all_tables};
 use crate::projection::Projection;
+use crate::sequence::Head;
 use crate::trouble::Trouble;
 
 /// Events of a page of history, at most.
 const PAGE: u32 = 2_000;
 /// How long to wait for writers before saying whom.
 const FENCE_PATIENCE: Duration = Duration::from_secs(5);
+/// Streams, and events of each, that are read at once.
+pub(crate) const STREAMS_AT_ONCE: usize = 100;
+pub(crate) const EVENTS_AT_ONCE: u32 = 100;
 /// When so few positions are left, the new tables are near enough.
 const NEAR: i64 = 2_000;
 /// How often to come nearer before the gate is closed all the same.
@@ -66,6 +71,9 @@ impl Rebuilder {
         let cut = last.as_ref().is_some_and(|last| last.state == RebuildState::CuttingOver);
         if cut && self.is_swapped(&mut session, &tables, &self.databases.new).await? {
             say("the new tables are in service already; what came meanwhile is applied");
+            let (mut batch, _gate) = session.begin(&live.ledger, Passage::Alone).await?;
+            batch.next_generation(&self.projection).await?;
+            batch.commit().await?;
         } else {
             let goes_on = last.is_some_and(|last| {
                 matches!(last.state, RebuildState::Building | RebuildState::CuttingOver)
@@ -123,19 +131,37 @@ impl Rebuilder {
         Ok(())
     }
 
-    /// Drops what is not in service.
-    pub(crate) async fn drop_others(&self, state: Option<RebuildState>) -> Result<(), Trouble> {
+    /// Gives up a rebuild that was interrupted.
+    pub(crate) async fn cancel(&self) -> Result<(), Trouble> {
         let live = self.model();
         let mut session = Session::connect(&self.mysql).await?;
         self.own(&mut session, &live).await?;
+        let last = session.last_rebuild(&live.ledger).await?;
         let tables = self.tables(&live);
-        if state.is_none() {
-            session.drop_tables(&self.databases.old, &tables).await?;
+        let unfinished = |last: Rebuild| {
+            matches!(last.state, RebuildState::Building | RebuildState::CuttingOver)
+        };
+        if !last.is_some_and(unfinished)
+            || self.is_swapped(&mut session, &tables, &self.databases.new).await?
+        {
+            return Err(Trouble::NothingToCancel { projection: live.name().to_owned() });
         }
         session.drop_tables(&self.databases.new, &tables).await?;
-        session.drop_tables(&self.databases.verify, &tables).await?;
-        if let Some(state) = state {
-            self.note(&mut session, &live, state).await?;
+        self.note(&mut session, &live, RebuildState::Cancelled).await?;
+        session.close().await;
+        Ok(())
+    }
+
+    /// Drops the tables that a rebuild or a rollback has taken out of service.
+    pub(crate) async fn drop_old(&self) -> Result<(), Trouble> {
+        let live = self.model();
+        let mut session = Session::connect(&self.mysql).await?;
+        self.own(&mut session, &live).await?;
+        let last = session.last_rebuild(&live.ledger).await?;
+        let tables = self.tables(&live);
+        session.drop_tables(&self.databases.old, &tables).await?;
+        if last.is_some_and(|last| last.state == RebuildState::RolledBack) {
+            session.drop_tables(&self.databases.new, &tables).await?;
         }
         session.close().await;
         Ok(())
@@ -278,20 +304,23 @@ impl Rebuilder {
         let after = checkpoint.map_or(Position::START, |checkpoint| checkpoint.position);
         let end = store.take_fence().await?.limit();
         let heads = store.stream_heads(after, end, &self.projection.categories).await?;
-        for page in heads.chunks(500) {
+        for page in heads.chunks(STREAMS_AT_ONCE) {
             let streams: Vec<&StreamId> = page.iter().map(|head| &head.stream_id).collect();
-            let known = session.heads(&model.ledger, &streams).await?;
-            let mut wanted = Vec::new();
-            for head in page {
-                let here = known.get(&head.stream_id).copied().unwrap_or_default();
-                let from = here.last.map_or(StreamVersion::FIRST, |last| last.version.next());
-                if from <= head.version && !here.is_parked {
-                    let stream_id = head.stream_id.clone();
-                    wanted.push(Wanted { stream_id, from, to: head.version });
+            loop {
+                let known = session.heads(&model.ledger, &streams).await?;
+                let wanted: Vec<Wanted> = page
+                    .iter()
+                    .filter_map(|head| missing(&known, &head.stream_id, head.version))
+                    .collect();
+                if wanted.is_empty() {
+                    break;
                 }
+                let events = store.read_streams(&wanted, EVENTS_AT_ONCE).await?;
+                if events.is_empty() {
+                    break;
+                }
+                self.apply(session, model, &events).await?;
             }
-            let events = store.read_streams(&wanted, u32::MAX).await?;
-            self.apply(session, model, &events).await?;
         }
         Ok(())
     }
@@ -355,6 +384,18 @@ impl Rebuilder {
         live.prepare(session).await?;
         self.catch_up(session, live).await
     }
+}
+
+/// What tables lack of a stream up to a version. A parked stream lacks nothing that could be applied.
+pub(crate) fn missing(
+    known: &HashMap<StreamId, Head>,
+    stream_id: &StreamId,
+    to: StreamVersion,
+) -> Option<Wanted> {
+    let head = known.get(stream_id).copied().unwrap_or_default();
+    let from = head.last.map_or(StreamVersion::FIRST, |last| last.version.next());
+    let stream_id = stream_id.clone();
+    (from <= to && !head.is_parked).then_some(Wanted { stream_id, from, to })
 }
 
 type Page = Result<(Vec<Event>, Position), event_store::Error>;

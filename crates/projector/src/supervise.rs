@@ -104,9 +104,8 @@ impl Supervisor<'_> {
         // MySQL first: while it is away, nothing is taken from the queue.
         let mut session = Session::connect(&context.mysql).await?;
         session.require_tables(&model.projection, &model.ledger).await?;
-        let before = model.generation();
         model.prepare(&mut session).await?;
-        self.compare_definition(&mut session, before).await?;
+        self.compare_definition(&mut session).await?;
         while let Some((reason, _since)) = session.paused(&model.ledger).await? {
             let name = model.name();
             self.probe
@@ -128,13 +127,13 @@ impl Supervisor<'_> {
     }
 
     /// Looks whether the read model was built from the files that this instance has.
-    async fn compare_definition(&self, session: &mut Session, before: u32) -> Result<(), Trouble> {
+    async fn compare_definition(&self, session: &mut Session) -> Result<(), Trouble> {
         let name = self.model.name();
         let built = session.built_from(&self.model.ledger).await?;
         if built.is_none_or(|built| built == self.model.projection.definition_hash) {
             return Ok(());
         }
-        if before != 0 && before != self.model.generation() {
+        if self.model.was_replaced() {
             return Err(Trouble::Outdated { projection: name.to_owned() });
         }
         tracing::warn!(

@@ -37,6 +37,8 @@ pub(crate) enum Trouble {
     Stopped,
     #[error("another rebuild or comparison of {projection} is at work")]
     AnotherRebuild { projection: String },
+    #[error("no rebuild of {projection} is under way")]
+    NothingToCancel { projection: String },
     #[error("the tables of before are gone: there is nothing to roll {projection} back to")]
     NoGeneration { projection: String },
     #[error(
@@ -77,6 +79,7 @@ impl Trouble {
             | Self::Outdated { .. }
             | Self::AnotherRebuild { .. }
             | Self::NoGeneration { .. }
+            | Self::NothingToCancel { .. }
             | Self::ParkedInRebuild { .. }
             | Self::Stopped
             | Self::NotParked { .. }
@@ -97,6 +100,7 @@ impl Trouble {
             | Self::Outdated { .. }
             | Self::AnotherRebuild { .. }
             | Self::NoGeneration { .. }
+            | Self::NothingToCancel { .. }
             | Self::ParkedInRebuild { .. }
             | Self::Stopped
             | Self::NotParked { .. }
@@ -141,6 +145,7 @@ impl From<Trouble> for Failure {
             | Trouble::Outdated { .. }
             | Trouble::AnotherRebuild { .. }
             | Trouble::NoGeneration { .. }
+            | Trouble::NothingToCancel { .. }
             | Trouble::ParkedInRebuild { .. }
             | Trouble::Stopped => Exit::Failed,
             Trouble::NotParked { .. } | Trouble::WrongEvent { .. } => Exit::Data,

@@ -1,12 +1,12 @@
 //! Proving that a read model is right.
 
-use domain_events::{Event, StreamId, StreamVersion};
+use domain_events::{Event, StreamId};
 use event_store::Wanted;
 
 use crate::apply::{ReadModel, apply_part};
 use crate::commands::say;
 use crate::mysql::{Batch, Comparison, Drift, Passage, Session, all_tables};
-use crate::rebuild::Rebuilder;
+use crate::rebuild::{EVENTS_AT_ONCE, Rebuilder, STREAMS_AT_ONCE, missing};
 use crate::trouble::Trouble;
 
 impl Rebuilder {
@@ -88,22 +88,24 @@ impl Rebuilder {
         behind.extend(heads.into_iter().map(|head| head.stream_id));
         behind.sort_unstable();
         behind.dedup();
-        for page in behind.chunks(500) {
+        for page in behind.chunks(STREAMS_AT_ONCE) {
             let streams: Vec<&StreamId> = page.iter().collect();
-            let here = batch.lock(&streams, &[]).await?;
             let there = right.heads(&model.ledger, &streams).await?;
-            let mut wanted = Vec::new();
-            for stream_id in page {
-                let known = here.heads.get(stream_id).copied().unwrap_or_default();
-                let from = known.last.map_or(StreamVersion::FIRST, |last| last.version.next());
-                let to = there.get(stream_id).and_then(|head| head.last);
-                if let Some(to) = to.filter(|to| from <= to.version && !known.is_parked) {
-                    wanted.push(Wanted { stream_id: stream_id.clone(), from, to: to.version });
+            loop {
+                let here = batch.lock(&streams, &[]).await?;
+                let to = |stream_id| there.get(stream_id).and_then(|head| head.last);
+                let wanted: Vec<Wanted> = page
+                    .iter()
+                    .filter_map(|id| missing(&here.heads, id, to(id)?.version))
+                    .collect();
+                if wanted.is_empty() {
+                    break;
                 }
-            }
-            let events = store.read_streams(&wanted, u32::MAX).await?;
-            let events: Vec<&Event> = events.iter().collect();
-            if !events.is_empty() {
+                let events = store.read_streams(&wanted, EVENTS_AT_ONCE).await?;
+                if events.is_empty() {
+                    break;
+                }
+                let events: Vec<&Event> = events.iter().collect();
                 apply_part(batch, live, &events).await?;
             }
         }

@@ -4,8 +4,8 @@ use std::env;
 use std::fs;
 use std::path::Path;
 
-use chrono::{Duration, TimeZone};
-use domain_events::{Json, Origin, StreamVersion};
+use chrono::{Duration, TimeZone, Utc};
+use domain_events::{EventId, Json, Origin, StreamId, StreamVersion};
 use proptest::prelude::*;
 use proptest::test_runner::{TestCaseError, TestRunner};
 use secrecy::SecretString;

@@ -5,7 +5,7 @@ use daemon::Failure;
 
 use super::{Format, failure, model, open_mysql, say};
 use crate::Settings;
-use crate::mysql::{Databases, RebuildState};
+use crate::mysql::Databases;
 use crate::rebuild::Rebuilder;
 use crate::run::{mysql_options, store_options};
 
@@ -74,7 +74,7 @@ pub(crate) async fn rebuild(settings: &Settings, arguments: &Rebuild) -> Result<
     let Rebuild { projection, throttle, allow_parked, cancel } = arguments;
     let rebuilder = rebuilder(settings, projection, *throttle).await?;
     if *cancel {
-        rebuilder.drop_others(Some(RebuildState::Cancelled)).await?;
+        rebuilder.cancel().await?;
         say(&format!("the rebuild of {projection} is cancelled"));
         return Ok(());
     }
@@ -95,7 +95,7 @@ pub(crate) async fn roll_back(settings: &Settings, projection: &str) -> Result<(
 
 /// Drops the tables that a rebuild or a rollback has taken out of service.
 pub(crate) async fn drop_old(settings: &Settings, projection: &str) -> Result<(), Failure> {
-    rebuilder(settings, projection, 0).await?.drop_others(None).await?;
+    rebuilder(settings, projection, 0).await?.drop_old().await?;
     say(&format!("the tables of {projection} that are not in service are dropped"));
     Ok(())
 }
