@@ -4,7 +4,7 @@ mod work;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use domain_events::{Event, EventType, SchemaVersion};
@@ -26,6 +26,10 @@ pub(crate) struct ReadModel {
     /// Which tables these are, and which were in service at first.
     generation: AtomicU32,
     first_generation: OnceLock<u32>,
+    /// Whether the tables in service were built from other files.
+    is_changed: AtomicBool,
+    /// And put in service since this instance started.
+    is_outdated: AtomicBool,
     /// To compare sets with what they stand for.
     #[cfg(test)]
     one_by_one: bool,
@@ -40,6 +44,8 @@ impl ReadModel {
             forms: RwLock::default(),
             generation: AtomicU32::default(),
             first_generation: OnceLock::new(),
+            is_changed: AtomicBool::default(),
+            is_outdated: AtomicBool::default(),
             #[cfg(test)]
             one_by_one: false,
         }
@@ -54,8 +60,12 @@ impl ReadModel {
     pub(crate) async fn prepare(&self, session: &mut Session) -> Result<(), mysql::Error> {
         // First: if the tables are replaced in between, they are looked at again.
         let generation = session.generation(&self.ledger).await?;
+        let built_from = session.built_from(&self.ledger).await?;
+        let changed = built_from.is_some_and(|hash| hash != self.projection.definition_hash);
+        let replaced = *self.first_generation.get_or_init(|| generation) != generation;
+        self.is_changed.store(changed, Ordering::Relaxed);
+        self.is_outdated.store(changed && replaced, Ordering::Relaxed);
         self.generation.store(generation, Ordering::Relaxed);
-        self.first_generation.get_or_init(|| generation);
         let forms = Arc::new(Forms::read(session, &self.projection).await?);
         *self.forms.write().unwrap_or_else(PoisonError::into_inner) = forms;
         Ok(())
@@ -66,9 +76,15 @@ impl ReadModel {
         self.generation.load(Ordering::Relaxed)
     }
 
-    /// Whether other tables are in service than at first.
-    pub(crate) fn was_replaced(&self) -> bool {
-        self.first_generation.get().is_some_and(|first| *first != self.generation())
+    /// Whether the tables in service were built from other files than this instance has.
+    pub(crate) fn is_changed(&self) -> bool {
+        self.is_changed.load(Ordering::Relaxed)
+    }
+
+    /// Whether a rebuild has put such tables in service since this instance started. Then its handlers
+    /// are those of before, and it must not apply anything.
+    pub(crate) fn is_outdated(&self) -> bool {
+        self.is_outdated.load(Ordering::Relaxed)
     }
 
     pub(crate) fn forms(&self) -> Arc<Forms> {
@@ -173,7 +189,9 @@ pub(crate) async fn apply(
         let (mut batch, gate) = session.begin(&model.ledger, forms.passage()).await?;
         let barred = match gate {
             Gate::Paused { reason } => Some(ApplyError::Paused { reason }),
-            Gate::Open { generation } if generation != model.generation() => {
+            Gate::Open { generation }
+                if generation != model.generation() || model.is_outdated() =>
+            {
                 Some(ApplyError::Replaced)
             }
             Gate::Open { .. } => None,

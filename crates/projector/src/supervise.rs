@@ -105,7 +105,7 @@ impl Supervisor<'_> {
         let mut session = Session::connect(&context.mysql).await?;
         session.require_tables(&model.projection, &model.ledger).await?;
         model.prepare(&mut session).await?;
-        self.compare_definition(&mut session).await?;
+        self.compare_definition()?;
         while let Some((reason, _since)) = session.paused(&model.ledger).await? {
             let name = model.name();
             self.probe
@@ -126,21 +126,19 @@ impl Supervisor<'_> {
         Ok((connection, topology))
     }
 
-    /// Looks whether the read model was built from the files that this instance has.
-    async fn compare_definition(&self, session: &mut Session) -> Result<(), Trouble> {
+    /// Says so when the read model was built from other files than this instance has.
+    fn compare_definition(&self) -> Result<(), Trouble> {
         let name = self.model.name();
-        let built = session.built_from(&self.model.ledger).await?;
-        if built.is_none_or(|built| built == self.model.projection.definition_hash) {
-            return Ok(());
-        }
-        if self.model.was_replaced() {
+        if self.model.is_outdated() {
             return Err(Trouble::Outdated { projection: name.to_owned() });
         }
-        tracing::warn!(
-            projection = name,
-            "the files of the projection have changed since its read model was built: what was \
-             applied before stays as it is; `projector rebuild {name}` builds it anew"
-        );
+        if self.model.is_changed() {
+            tracing::warn!(
+                projection = name,
+                "the files of the projection have changed since its read model was built: what was \
+                 applied before stays as it is; `projector rebuild {name}` builds it anew"
+            );
+        }
         Ok(())
     }
 
