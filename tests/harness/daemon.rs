@@ -212,7 +212,7 @@ impl Daemon {
     ///
     /// When it does not.
     pub async fn ended(&mut self) -> ExitStatus {
-        timeout(Duration::from_mins(1), self.child.wait()).await.expect("it ends").expect("it ran")
+        timeout(Duration::from_mins(2), self.child.wait()).await.expect("it ends").expect("it ran")
     }
 
     fn pid(&self) -> Pid {

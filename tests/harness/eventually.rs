@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 use tokio::time::sleep;
 
 /// Longer than anything takes that works.
-const LIMIT: Duration = Duration::from_mins(1);
+const LIMIT: Duration = Duration::from_mins(2);
 
 /// Waits until a condition gives a value.
 ///
 /// # Panics
 ///
-/// With the caller's place, when it does not within a minute.
+/// With the caller's place, when it does not within two minutes.
 #[track_caller]
 pub fn eventually<T>(
     what: &str,

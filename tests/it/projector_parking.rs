@@ -293,7 +293,7 @@ async fn no_payload_becomes_sql() {
             kept["metadata"] = json!({ "text": text });
             stack.append(&format!("order-{}", index % 7), &[kept]).await;
         }
-        let rows: Vec<(String, String)> = within(Duration::from_mins(1), "all are kept", async || {
+        let rows: Vec<(String, String)> = within(Duration::from_mins(2), "all are kept", async || {
             let rows = sqlx::query_as("SELECT text, meta FROM kept")
                 .fetch_all(&mut stack.mysql().await)
                 .await

@@ -29,7 +29,7 @@ async fn append_version(stack: &Stack, version: i64) {
 async fn all_at(stack: &Stack, version: i64) {
     let versions: Vec<String> = (1..=version).map(|version| version.to_string()).collect();
     let versions = versions.join(",");
-    within(Duration::from_mins(1), &format!("all streams are at {version}"), async || {
+    within(Duration::from_mins(2), &format!("all streams are at {version}"), async || {
         let right: i64 = sqlx::query_scalar(
             "SELECT COUNT(*) FROM tally WHERE versions = ? AND applied = ?
              AND total = 1.25 * ? * CAST(SUBSTRING(stream_id, 7) AS SIGNED)",

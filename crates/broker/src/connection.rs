@@ -13,8 +13,12 @@ use tokio::time::timeout;
 use crate::error::is_refusal;
 use crate::{Consumer, Error, Publisher};
 
-/// How long the broker may take to answer anything but a publish.
-pub(crate) const CALL_LIMIT: Duration = Duration::from_secs(5);
+/// How long the broker may take to accept a connection; what it does meanwhile is not lost.
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+/// How long the broker may take to answer anything but a publish. A broker with a slow disk takes
+/// seconds to declare a queue, and to ask it again would only be more work; a dead one is noticed by
+/// the heartbeat.
+pub(crate) const CALL_LIMIT: Duration = Duration::from_secs(20);
 /// A blocked broker never answers a close.
 const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 /// Seconds. A dead peer is noticed after twice as long; below 5 there are false alarms.
@@ -84,7 +88,7 @@ impl Dialer {
             let uri = self.options.uri.clone();
             self.attempts.spawn(lapin::Connection::connect_uri(uri, properties));
         }
-        let limit = CALL_LIMIT;
+        let limit = CONNECT_LIMIT;
         let connected = timeout(limit, self.attempts.join_next())
             .await
             .map_err(|_elapsed| Error::Timeout { operation: "connecting", limit })?;

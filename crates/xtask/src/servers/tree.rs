@@ -18,7 +18,7 @@ use crate::workspace::succeed;
 const SUITE: &str = "sid";
 const PACKAGES: &str = "base-files,dash,bash,coreutils,sed,grep,mawk,hostname,libc-bin,procps,\
                         postgresql-18,postgresql-client-18,pgbouncer,mysql-server-core,\
-                        mysql-client-core,rabbitmq-server";
+                        mysql-client-core,rabbitmq-server,libeatmydata1";
 const TOOLS: [(&str, &str); 3] =
     [("mmdebstrap", "mmdebstrap"), ("bwrap", "bubblewrap"), ("patchelf", "patchelf")];
 
