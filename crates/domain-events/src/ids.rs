@@ -220,6 +220,8 @@ integer_id! {
 impl StreamVersion {
     /// The version of a stream's first event.
     pub const FIRST: Self = Self(1);
+    /// One that no stream reaches.
+    pub const LAST: Self = Self(i64::MAX);
 
     /// The version that follows.
     ///

@@ -110,6 +110,21 @@ impl Error {
         matches!(self, Self::Url | Self::Login { .. })
     }
 
+    /// Whether it may pass by itself: the server is away, or busy, or another one takes over.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } | Self::Timeout { .. } | Self::NotPrimary { .. } => true,
+            Self::Statement { source, .. } => match source.as_database_error() {
+                None => true,
+                // Connections, rollbacks, resources, operators.
+                Some(error) => error.code().is_some_and(|code| {
+                    ["08", "40", "53", "57"].contains(&code.get(..2).unwrap_or_default())
+                }),
+            },
+            _ => false,
+        }
+    }
+
     pub(crate) fn statement(operation: &'static str, source: sqlx::Error) -> Self {
         match source.as_database_error().and_then(sqlx::error::DatabaseError::code).as_deref() {
             // undefined_table, undefined_function, undefined_column

@@ -10,6 +10,7 @@
 //! - A row of the outbox is marked in the transaction that holds the lock of its lane.
 
 mod append;
+mod audit;
 mod backlog;
 mod claim;
 mod due;
@@ -28,6 +29,7 @@ mod status;
 mod waiting;
 
 pub use append::Append;
+pub use audit::{Bucket, Lacking, Reach};
 pub use backlog::Backlog;
 pub use claim::{Claim, ClaimLimits, Entry, Lane, OutboxId};
 pub use error::Error;

@@ -4,16 +4,17 @@ mod work;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use domain_events::{Event, EventType, SchemaVersion};
 use event_store::Wanted;
+use uuid::Uuid;
 
 use self::work::{Interruption, Work};
 use crate::forms::Forms;
 use crate::mysql::{
-    self, Batch, Committed, Gate, Ledger, ParkKind, ParkedStream, Refusal, Session,
+    self, Batch, Committed, Gate, InService, Ledger, ParkKind, ParkedStream, Refusal, Session,
 };
 use crate::projection::{BindError, Projection};
 use crate::sequence::{Plan, Verdict};
@@ -23,8 +24,8 @@ pub(crate) struct ReadModel {
     pub(crate) projection: Projection,
     pub(crate) ledger: Ledger,
     forms: RwLock<Arc<Forms>>,
-    /// Which tables these are, and which were in service at first.
-    generation: AtomicU32,
+    /// Which tables are in service, as they were looked at last.
+    in_service: RwLock<Option<InService>>,
     first_generation: OnceLock<u32>,
     /// Whether the tables in service were built from other files.
     is_changed: AtomicBool,
@@ -42,7 +43,7 @@ impl ReadModel {
             projection,
             ledger,
             forms: RwLock::default(),
-            generation: AtomicU32::default(),
+            in_service: RwLock::default(),
             first_generation: OnceLock::new(),
             is_changed: AtomicBool::default(),
             is_outdated: AtomicBool::default(),
@@ -59,21 +60,38 @@ impl ReadModel {
     /// Looks at the tables, to see which handlers can run for many events at once. Until then none do.
     pub(crate) async fn prepare(&self, session: &mut Session) -> Result<(), mysql::Error> {
         // First: if the tables are replaced in between, they are looked at again.
-        let generation = session.generation(&self.ledger).await?;
-        let built_from = session.built_from(&self.ledger).await?;
-        let changed = built_from.is_some_and(|hash| hash != self.projection.definition_hash);
-        let replaced = *self.first_generation.get_or_init(|| generation) != generation;
+        let found = session.in_service(&self.ledger).await?;
+        let changed =
+            found.built_from.as_ref().is_some_and(|hash| *hash != self.projection.definition_hash);
+        let replaced = *self.first_generation.get_or_init(|| found.generation) != found.generation;
         self.is_changed.store(changed, Ordering::Relaxed);
         self.is_outdated.store(changed && replaced, Ordering::Relaxed);
-        self.generation.store(generation, Ordering::Relaxed);
+        *self.in_service.write().unwrap_or_else(PoisonError::into_inner) = Some(found);
         let forms = Arc::new(Forms::read(session, &self.projection).await?);
         *self.forms.write().unwrap_or_else(PoisonError::into_inner) = forms;
         Ok(())
     }
 
-    /// Which tables were in service when they were looked at last.
-    pub(crate) fn generation(&self) -> u32 {
-        self.generation.load(Ordering::Relaxed)
+    /// Lets a batch go on, whether the projection is paused or not, if these are the tables that the
+    /// handlers are for.
+    pub(crate) fn admit(&self, gate: &Gate) -> Result<(), ApplyError> {
+        match gate {
+            Gate::Open { generation, epoch }
+                if !self.meets(*generation, *epoch) || self.is_outdated() =>
+            {
+                Err(ApplyError::Replaced)
+            }
+            Gate::Open { .. } | Gate::Paused { .. } => Ok(()),
+        }
+    }
+
+    /// Whether a batch meets the tables that were looked at. Only while tables are swapped is it told
+    /// which they are.
+    fn meets(&self, generation: u32, epoch: Option<Uuid>) -> bool {
+        let known = self.in_service.read().unwrap_or_else(PoisonError::into_inner);
+        known.as_ref().is_some_and(|known| {
+            known.generation == generation && (epoch.is_none() || known.epoch == epoch)
+        })
     }
 
     /// Whether the tables in service were built from other files than this instance has.
@@ -187,18 +205,13 @@ pub(crate) async fn apply(
     let mut careful = false;
     loop {
         let (mut batch, gate) = session.begin(&model.ledger, forms.passage()).await?;
-        let barred = match gate {
-            Gate::Paused { reason } => Some(ApplyError::Paused { reason }),
-            Gate::Open { generation }
-                if generation != model.generation() || model.is_outdated() =>
-            {
-                Some(ApplyError::Replaced)
-            }
-            Gate::Open { .. } => None,
-        };
-        if let Some(barred) = barred {
+        if let Gate::Paused { reason } = gate {
             batch.rollback().await?;
-            return Err(barred);
+            return Err(ApplyError::Paused { reason });
+        }
+        if let Err(replaced) = model.admit(&gate) {
+            batch.rollback().await?;
+            return Err(replaced);
         }
         let mut work = Work { model, forms: &forms, events, careful, faults: BTreeMap::new() };
         let plan = match work.fill(&mut batch, breaker).await {

@@ -9,7 +9,7 @@ use daemon::{Failure, healthcheck, init_logs};
 use crate::apply::ReadModel;
 use crate::code::Registry;
 use crate::commands::{
-    Check, Format, Parked, Rebuild, Topology, Verify, check, drop_old, models, open_mysql, pause,
+    Audit, Check, Format, Parked, Rebuild, Topology, Verify, audit, check, drop_old, models, open_mysql, pause,
     rebuild, resume, roll_back, say, status, verify,
 };
 use crate::mysql::Migrated;
@@ -58,16 +58,19 @@ enum Command {
     Resume(OneProjection),
     /// Build a read model anew from the event store, beside the live one, and put it in service at once.
     ///
-    /// Applications go on reading and writing. Interrupted, it goes on where it was when it is called
-    /// again.
+    /// Applications go on reading and writing. Interrupted, it goes on where it was, in any running
+    /// projector or when it is called again.
     Rebuild(Rebuild),
     /// Put the tables of before a rebuild back in service, with all events since.
     Rollback(OneProjection),
     /// Drop the tables that are not in service any more.
     DropOld(OneProjection),
     /// Prove that a read model is what the event store gives: fold the history beside it, and compare
-    /// every row. Exit code 1 when one differs.
+    /// every row. Exit code 1 when one differs, or when the bookkeeping does not fit the event store.
     Verify(Verify),
+    /// Compare what was appended with what was published and applied, by category and time. Exit code 1
+    /// when something is missing.
+    Audit(Audit),
     /// Compare the broker with what the projections need.
     #[command(subcommand)]
     Topology(Topology),
@@ -137,7 +140,8 @@ pub fn main_with(code: Registry) -> ExitCode {
         | Command::Rebuild(_)
         | Command::Rollback(_)
         | Command::DropOld(_)
-        | Command::Verify(_) => all,
+        | Command::Verify(_)
+        | Command::Audit(_) => all,
         Command::Topology(_) => sources,
         Command::Check(check) if check.offline => none,
         Command::Migrate
@@ -164,6 +168,7 @@ pub fn main_with(code: Registry) -> ExitCode {
             answer(block_on(status(&settings, &projections, format)))
         }
         Command::Verify(arguments) => answer(block_on(verify(&settings, &arguments))),
+        Command::Audit(arguments) => answer(block_on(audit(&settings, &arguments))),
         Command::Parked(command) => end(block_on(command.run(&settings))),
         Command::Pause(Pause { projection, reason }) => {
             end(block_on(pause(&settings, &projection, &reason)))
@@ -171,7 +176,7 @@ pub fn main_with(code: Registry) -> ExitCode {
         Command::Resume(OneProjection { projection }) => {
             end(block_on(resume(&settings, &projection)))
         }
-        Command::Rebuild(arguments) => end(block_on(rebuild(&settings, &arguments))),
+        Command::Rebuild(arguments) => answer(block_on(rebuild(&settings, &arguments))),
         Command::Rollback(OneProjection { projection }) => {
             end(block_on(roll_back(&settings, &projection)))
         }

@@ -1,10 +1,10 @@
 //! Which handlers run for many events at once.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use sqlx::SqlStr;
 
-use crate::mysql::{self, Delta, Passage, Session, SetForm, merge};
+use crate::mysql::{self, Delta, Owner, Passage, Session, SetForm, merge};
 use crate::projection::{Handler, Projection, Statement};
 
 /// How the statements of a projection run, given its tables as they are.
@@ -66,6 +66,41 @@ impl Forms {
             .collect()
     }
 
+    /// For each table, the column that names the stream to which a row belongs.
+    ///
+    /// # Errors
+    ///
+    /// With the statement whose rows do not belong to one stream.
+    pub(crate) fn stream_columns(
+        &self,
+        projection: &Projection,
+    ) -> Result<BTreeMap<String, String>, String> {
+        if projection.code.is_some() {
+            return Err("it is written in Rust, and may change any row".to_owned());
+        }
+        let mut columns = BTreeMap::new();
+        for statement in projection.statements() {
+            let (file, line) = (statement.file.display(), statement.line);
+            let form = match self.sets.get(statement.id) {
+                Some(Ok(form)) => form,
+                Some(Err(reason)) => return Err(format!("{file}:{line}: {reason}")),
+                None => return Err("its tables were not looked at".to_owned()),
+            };
+            let table = statement.shape.as_ref().map_err(Clone::clone)?.table.clone();
+            let Some(Owner::Stream(column)) = &form.owner else {
+                return Err(format!(
+                    "{file}:{line}: it finds rows of {table} by other values than :stream_id, so they \
+                     may belong to several streams"
+                ));
+            };
+            let known = columns.entry(table).or_insert_with(|| column.clone());
+            if known != column {
+                return Err(format!("{file}:{line}: another statement names the stream in {known}"));
+            }
+        }
+        Ok(columns)
+    }
+
     /// How batches of this projection run, for people.
     pub(crate) fn passage_text(&self) -> &'static str {
         match self.passage() {
@@ -79,7 +114,8 @@ impl Forms {
     /// Whether batches can run side by side. They can when all rows belong to streams; rows that are
     /// fed by many streams would be locked by two batches in two orders.
     pub(crate) fn passage(&self) -> Passage {
-        let owned = |form: &Result<SetForm, String>| form.as_ref().is_ok_and(|form| form.is_owned);
+        let owned =
+            |form: &Result<SetForm, String>| form.as_ref().is_ok_and(|form| form.owner.is_some());
         if !self.sets.is_empty() && self.sets.iter().all(owned) {
             Passage::Shared
         } else {

@@ -9,13 +9,17 @@
 //! - The checkpoint of a projection never passes an event that is not applied.
 
 mod apply;
+mod audit;
 mod balance;
+mod behind;
 pub mod cli;
 mod code;
 mod commands;
 mod context;
+mod dry_run;
 mod forms;
 mod history;
+mod in_place;
 mod inbox;
 mod lane;
 mod live;

@@ -9,6 +9,8 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::mysql::Progress;
+
 /// Label names and values.
 type Labels<const N: usize> = [(&'static str, String); N];
 
@@ -53,6 +55,10 @@ pub(crate) struct Metrics {
     lag_events: Family<Labels<1>, Gauge>,
     lag_seconds: Family<Labels<1>, Gauge<f64, AtomicU64>>,
     checkpoint: Family<Labels<1>, Gauge>,
+    rebuilding: Family<Labels<1>, Gauge>,
+    rebuild_positions_left: Family<Labels<1>, Gauge>,
+    rebuild_rate: Family<Labels<1>, Gauge>,
+    missing_events: Family<Labels<1>, Gauge>,
 }
 
 impl Metrics {
@@ -72,6 +78,10 @@ impl Metrics {
             lag_events: Family::default(),
             lag_seconds: Family::default(),
             checkpoint: Family::default(),
+            rebuilding: Family::default(),
+            rebuild_positions_left: Family::default(),
+            rebuild_rate: Family::default(),
+            missing_events: Family::default(),
         };
         let registry = registry.sub_registry_with_prefix("projector");
         let version = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
@@ -134,6 +144,26 @@ impl Metrics {
             "Position up to which every event is known to be applied",
             metrics.checkpoint.clone(),
         );
+        registry.register(
+            "rebuilding",
+            "1 while a rebuild or a rollback is under way, or was interrupted",
+            metrics.rebuilding.clone(),
+        );
+        registry.register(
+            "rebuild_positions_left",
+            "Positions of the event store that a rebuild has not applied yet",
+            metrics.rebuild_positions_left.clone(),
+        );
+        registry.register(
+            "rebuild_events_per_second",
+            "Events that a rebuild applies in a second",
+            metrics.rebuild_rate.clone(),
+        );
+        registry.register(
+            "audit_missing_events",
+            "Events of the last hour that are neither applied nor parked, nor on their way",
+            metrics.missing_events.clone(),
+        );
         metrics
     }
 
@@ -183,6 +213,20 @@ impl Metrics {
     pub(crate) fn lag(&self, projection: &str, events: i64, seconds: f64) {
         self.lag_events.get_or_create(&[own(projection)]).set(events);
         self.lag_seconds.get_or_create(&[own(projection)]).set(seconds);
+    }
+
+    pub(crate) fn rebuild(&self, projection: &str, progress: Option<&Progress>) {
+        let labels = [own(projection)];
+        self.rebuilding.get_or_create(&labels).set(i64::from(progress.is_some()));
+        let Progress { position, until, events_per_second, .. } =
+            progress.copied().unwrap_or_default();
+        self.rebuild_positions_left.get_or_create(&labels).set(until - position);
+        let rate = i64::try_from(events_per_second).unwrap_or(i64::MAX);
+        self.rebuild_rate.get_or_create(&labels).set(rate);
+    }
+
+    pub(crate) fn missing(&self, projection: &str, events: i64) {
+        self.missing_events.get_or_create(&[own(projection)]).set(events);
     }
 
     pub(crate) fn checkpoint(&self, projection: &str, position: i64) {

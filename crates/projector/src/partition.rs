@@ -14,6 +14,7 @@ use daemon::{CancellationToken, Probe, chain};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
+use crate::run::host;
 use crate::apply::ReadModel;
 use crate::balance::assign;
 use crate::context::Context;
@@ -201,10 +202,4 @@ impl Partitions<'_> {
         *session = Some(connected);
         Ok(())
     }
-}
-
-/// Host and process, for people.
-fn host() -> String {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    format!("{}:{}", name.trim(), std::process::id())
 }

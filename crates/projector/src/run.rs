@@ -11,6 +11,7 @@ use crate::apply::ReadModel;
 use crate::context::Context;
 use crate::metrics::Metrics;
 use crate::projection::{Fault, Projection, load_all};
+use crate::rebuild::tend;
 use crate::supervise::supervise;
 use crate::sweep::sweep;
 use crate::wait::route;
@@ -43,7 +44,8 @@ pub async fn run(settings: Settings, tasks: &mut Tasks) -> Result<(), Failure> {
     }
     let count = models.len();
     let routes = route(&context, &models);
-    tasks.spawn("sweeper", sweep(Arc::clone(&context), models, health.clone()));
+    tasks.spawn("sweeper", sweep(Arc::clone(&context), models.clone(), health.clone()));
+    tasks.spawn("rebuilds", tend(Arc::clone(&context), models));
     let endpoint = Endpoint::bind(context.settings.http_listen, health, registry).await?;
     let endpoint = endpoint.with(routes);
     let listen = endpoint.address()?;
@@ -88,4 +90,10 @@ pub(crate) fn store_options(settings: &Settings) -> Result<event_store::Options,
     let options =
         event_store::Options::parse(&settings.postgres_url, "projector").map_err(Trouble::from)?;
     Ok(options.statement_limit(settings.statement_timeout))
+}
+
+/// Host and process, for people.
+pub(crate) fn host() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    format!("{}:{}", name.trim(), std::process::id())
 }

@@ -47,6 +47,8 @@ pub struct Settings {
     pub retry_max: Duration,
     /// `projector.inbox_retention`
     pub inbox_retention: Duration,
+    /// `projector.rebuild_retention`
+    pub(crate) rebuild_retention: Duration,
     /// `projector.storm_streams`, `storm_window` and `storm_percent`
     pub(crate) breaker: Breaker,
     /// The projections in Rust, of a program that has some.
@@ -92,6 +94,8 @@ impl Settings {
             retry_max: reader.duration("projector.retry_max", milliseconds(100..=30_000)),
             inbox_retention: reader
                 .duration("projector.inbox_retention", seconds(60..=366 * 24 * 3_600)),
+            rebuild_retention: reader
+                .duration("projector.rebuild_retention", seconds(60..=366 * 24 * 3_600)),
             breaker: Breaker {
                 streams: reader.integer("projector.storm_streams", 1..=1_000_000),
                 window: reader.duration("projector.storm_window", seconds(1..=86_400)).as_secs(),

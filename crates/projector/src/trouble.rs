@@ -37,6 +37,16 @@ pub(crate) enum Trouble {
     Stopped,
     #[error("another rebuild or comparison of {projection} is at work")]
     AnotherRebuild { projection: String },
+    #[error(
+        "a rebuild of {projection} is under way: `projector rebuild {projection} --cancel` gives it up"
+    )]
+    RebuildUnderWay { projection: String },
+    #[error("the rebuild of {projection} was cancelled")]
+    Cancelled { projection: String },
+    #[error("the rebuild of {projection} failed: {reason}")]
+    RebuildFailed { projection: String, reason: String },
+    #[error("streams of {projection} cannot be looked at by themselves: {reason}")]
+    NotOwned { projection: String, reason: String },
     #[error("no rebuild of {projection} is under way")]
     NothingToCancel { projection: String },
     #[error("the tables of before are gone: there is nothing to roll {projection} back to")]
@@ -80,10 +90,23 @@ impl Trouble {
             | Self::AnotherRebuild { .. }
             | Self::NoGeneration { .. }
             | Self::NothingToCancel { .. }
+            | Self::RebuildUnderWay { .. }
+            | Self::RebuildFailed { .. }
+            | Self::Cancelled { .. }
+            | Self::NotOwned { .. }
             | Self::ParkedInRebuild { .. }
             | Self::Stopped
             | Self::NotParked { .. }
             | Self::WrongEvent { .. } => None,
+        }
+    }
+
+    /// Whether it may pass by itself.
+    pub(crate) fn is_passing(&self) -> bool {
+        match self {
+            Self::ReadModel(error) => error.is_passing(),
+            Self::Store(error) => error.is_passing(),
+            _ => false,
         }
     }
 
@@ -101,6 +124,10 @@ impl Trouble {
             | Self::AnotherRebuild { .. }
             | Self::NoGeneration { .. }
             | Self::NothingToCancel { .. }
+            | Self::RebuildUnderWay { .. }
+            | Self::RebuildFailed { .. }
+            | Self::Cancelled { .. }
+            | Self::NotOwned { .. }
             | Self::ParkedInRebuild { .. }
             | Self::Stopped
             | Self::NotParked { .. }
@@ -146,6 +173,10 @@ impl From<Trouble> for Failure {
             | Trouble::AnotherRebuild { .. }
             | Trouble::NoGeneration { .. }
             | Trouble::NothingToCancel { .. }
+            | Trouble::RebuildUnderWay { .. }
+            | Trouble::RebuildFailed { .. }
+            | Trouble::Cancelled { .. }
+            | Trouble::NotOwned { .. }
             | Trouble::ParkedInRebuild { .. }
             | Trouble::Stopped => Exit::Failed,
             Trouble::NotParked { .. } | Trouble::WrongEvent { .. } => Exit::Data,

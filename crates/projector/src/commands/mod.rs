@@ -1,5 +1,6 @@
 //! Commands for operators.
 
+mod audit;
 mod check;
 mod parked;
 mod rebuild;
@@ -19,6 +20,7 @@ use crate::projection::load_all;
 use crate::run::{mysql_options, store_options, told};
 use crate::trouble::Trouble;
 
+pub(crate) use audit::{Audit, audit};
 pub(crate) use check::{Check, check};
 pub(crate) use parked::{Parked, pause, resume};
 pub(crate) use rebuild::{Rebuild, Verify, drop_old, rebuild, roll_back, verify};
@@ -26,7 +28,7 @@ pub(crate) use status::status;
 pub(crate) use topology::Topology;
 
 /// How to print.
-#[derive(Args, Debug, Clone, Copy)]
+#[derive(Args, Debug, Clone, Copy, Default)]
 pub(crate) struct Format {
     /// Print JSON, for scripts.
     #[arg(long)]

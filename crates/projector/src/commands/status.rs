@@ -2,19 +2,15 @@
 
 use std::fmt::Write;
 
-use chrono::Utc;
 use daemon::Failure;
-use domain_events::{Position, StreamId};
 use serde::Serialize;
 
 use super::{Format, failure, models, open_mysql, open_store};
 use crate::Settings;
 use crate::apply::ReadModel;
-use crate::mysql::{Error, Instance, Session};
-use crate::trouble::Trouble;
-
-/// Positions compared at once.
-const WINDOW: i64 = 50_000;
+use crate::behind::lag;
+use crate::mysql::{Error, Instance, Job, JobState, Session};
+use crate::rebuild;
 
 /// One projection.
 #[derive(Debug, Serialize)]
@@ -36,6 +32,9 @@ struct Status {
     healed: u64,
     partitions: u16,
     instances: Vec<Instance>,
+    /// The last one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rebuild: Option<Job>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -96,6 +95,7 @@ async fn of(
         healed: 0,
         partitions: model.projection.partitions,
         instances: Vec::new(),
+        rebuild: None,
     };
     match session.require_tables(&model.projection, ledger).await {
         Ok(()) => {}
@@ -116,51 +116,9 @@ async fn of(
     };
     status.reason = paused.map(|(reason, _since)| reason);
     status.checkpoint = checkpoint.map(|checkpoint| checkpoint.position.get());
-    let after = checkpoint.map_or(Position::START, |checkpoint| checkpoint.position);
-    (status.lag_events, status.lag_seconds) = lag(session, store, model, after).await?;
+    (status.lag_events, status.lag_seconds) = lag(session, store, model).await?;
+    status.rebuild = session.job(ledger).await.map_err(failure)?;
     Ok(status)
-}
-
-/// Events after a position that are stored and not applied, and the age of the oldest.
-async fn lag(
-    session: &mut Session,
-    store: &mut event_store::Session,
-    model: &ReadModel,
-    after: Position,
-) -> Result<(i64, f64), Failure> {
-    let until = store.take_fence().await.map_err(Trouble::from)?.limit();
-    let (mut events, mut oldest) = (0, None);
-    let mut after = after;
-    while after < until {
-        let end = Position::new(after.get() + WINDOW).map_or(until, |end| end.min(until));
-        let heads = store
-            .stream_heads(after, end, &model.projection.categories)
-            .await
-            .map_err(Trouble::from)?;
-        for page in heads.chunks(1_000) {
-            let streams: Vec<&StreamId> = page.iter().map(|head| &head.stream_id).collect();
-            let applied = session.heads(&model.ledger, &streams).await.map_err(failure)?;
-            let mut behind = Vec::new();
-            for head in page {
-                let known = applied.get(&head.stream_id).copied().unwrap_or_default();
-                let version = known.last.map_or(0, |last| last.version.get());
-                if version < head.version.get() && !known.is_parked {
-                    events += head.version.get() - version;
-                    behind.push((&head.stream_id, version + 1));
-                }
-            }
-            if !behind.is_empty() {
-                let found = store.oldest(&behind).await.map_err(Trouble::from)?;
-                oldest = match (oldest, found) {
-                    (Some(one), Some(other)) => Some(std::cmp::min(one, other)),
-                    (one, other) => one.or(other),
-                };
-            }
-        }
-        after = end;
-    }
-    let seconds = oldest.map_or(0.0, |oldest| (Utc::now() - oldest).as_seconds_f64().max(0.0));
-    Ok((events, seconds))
 }
 
 fn text(status: &Status) -> String {
@@ -184,5 +142,17 @@ fn write_text(text: &mut String, status: &Status) -> std::fmt::Result {
         let held = if held.is_empty() { "none".to_owned() } else { held.join(", ") };
         writeln!(text, "  {}  partitions that deliver: {held} of {}", instance.host, instance.of)?;
     }
-    Ok(())
+    match &status.rebuild {
+        Some(job) if job.state.is_unfinished() => writeln!(
+            text,
+            "  rebuild     {} on {}, {}",
+            job.state.as_str().replace('_', " "),
+            job.host,
+            rebuild::text(&job.progress)
+        ),
+        Some(Job { state: JobState::Failed, reason: Some(reason), .. }) => {
+            writeln!(text, "  rebuild     failed: {reason}")
+        }
+        _ => Ok(()),
+    }
 }

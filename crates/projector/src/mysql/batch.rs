@@ -8,9 +8,10 @@ use sqlx::mysql::{MySqlArguments, MySqlConnection, MySqlRow};
 use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, Connection, Executor, MySql, SqlStr, Transaction};
 use tokio::time::timeout;
+use uuid::Uuid;
 
 use super::session::{STATEMENT_LIMIT, within};
-use super::set::{Row, SetForm};
+use super::set::{Row, SetForm, quoted};
 use super::{Error, Ledger, ParkedStream, Session};
 use crate::projection::{Projection, Statement, Value};
 use crate::sequence::{Known, Step};
@@ -33,6 +34,8 @@ pub(crate) enum Gate {
     Open {
         /// Tells whether other tables are in service than before.
         generation: u32,
+        /// Which tables these are, while a rebuild swaps them.
+        epoch: Option<Uuid>,
     },
     /// Nothing is applied until somebody resumes the projection.
     Paused {
@@ -196,6 +199,25 @@ impl Batch<'_> {
         self.ledger.recently_parked(&mut self.transaction, seconds).await
     }
 
+    /// Deletes the rows of a table that belong to a stream.
+    pub(crate) async fn delete_rows(
+        &mut self,
+        table: &str,
+        column: &str,
+        stream_id: &StreamId,
+    ) -> Result<(), Error> {
+        let sql = format!("DELETE FROM {} WHERE {} = ?", quoted(table), quoted(column));
+        let delete = sqlx::query(AssertSqlSafe(sql))
+            .bind(stream_id.as_str())
+            .execute(&mut *self.transaction);
+        within("deleting the rows of a stream", delete).await.map(drop)
+    }
+
+    /// Forgets where a stream stands, so that it begins anew.
+    pub(crate) async fn forget(&mut self, stream_id: &StreamId) -> Result<(), Error> {
+        self.ledger.forget(&mut self.transaction, stream_id).await
+    }
+
     /// Lets a parked stream go on, in this transaction.
     pub(crate) async fn unpark(&mut self, stream_id: &StreamId) -> Result<(), Error> {
         self.ledger.unpark(&mut self.transaction, stream_id).await
@@ -206,7 +228,7 @@ impl Batch<'_> {
     pub(crate) async fn next_generation(&mut self, projection: &Projection) -> Result<(), Error> {
         let note = sqlx::query(
             "UPDATE projector_projections
-             SET generation = generation + 1, definition_hash = ?, tables_hash = ?
+             SET generation = generation + 1, definition_hash = ?, tables_hash = ?, swapping = FALSE
              WHERE name = ?",
         )
         .bind(&projection.definition_hash)

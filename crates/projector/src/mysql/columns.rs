@@ -2,10 +2,9 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use sqlx::mysql::MySqlRow;
-use sqlx::{FromRow, Row, query_as};
+use sqlx::query_as;
 
-use super::session::within;
+use super::session::{from_row, within};
 use super::{Error, Session};
 
 /// What there is to know of a table to foresee what statements do to it.
@@ -105,23 +104,19 @@ struct ColumnRow {
     is_generated: bool,
 }
 
-impl FromRow<'_, MySqlRow> for ColumnRow {
-    fn from_row(row: &MySqlRow) -> Result<Self, sqlx::Error> {
-        Ok(Self {
-            name: row.try_get("name")?,
-            data_type: row.try_get("data_type")?,
-            column_type: row.try_get("column_type")?,
-            digits: row.try_get("digits")?,
-            scale: row.try_get("scale")?,
-            length: row.try_get("length")?,
-            charset: row.try_get("charset")?,
-            collation: row.try_get("collation")?,
-            fraction: row.try_get("fraction")?,
-            is_nullable: row.try_get("is_nullable")?,
-            is_generated: row.try_get("is_generated")?,
-        })
-    }
-}
+from_row!(ColumnRow {
+    name,
+    data_type,
+    column_type,
+    digits,
+    scale,
+    length,
+    charset,
+    collation,
+    fraction,
+    is_nullable,
+    is_generated,
+});
 
 impl Session {
     /// Reads the columns of a table in the current database.

@@ -49,9 +49,25 @@ impl fmt::Display for Drift {
     }
 }
 
+/// Which rows of a table are compared.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Rows {
+    /// All of them.
+    All,
+    /// Those of the streams that the other database knows, by the column that names the stream.
+    OfStreams {
+        /// That column.
+        column: String,
+        /// The bookkeeping.
+        streams: String,
+    },
+}
+
 /// The comparison of one table with what it must be.
 pub(crate) struct Comparison {
     table: String,
+    /// Which rows of the live table are compared, as SQL.
+    only: String,
     live: String,
     right: String,
     suspects: String,
@@ -62,7 +78,12 @@ pub(crate) struct Comparison {
 
 impl Comparison {
     /// Of a table of the session's database with that of another one.
-    pub(crate) fn of(table: &str, info: &TableInfo, right: &str) -> Result<Self, Error> {
+    pub(crate) fn of(
+        table: &str,
+        info: &TableInfo,
+        right: &str,
+        rows: &Rows,
+    ) -> Result<Self, Error> {
         if info.primary.is_empty() {
             return Err(Error::NoPrimaryKey { table: table.to_owned() });
         }
@@ -70,7 +91,17 @@ impl Comparison {
         let mut columns: Vec<_> =
             written.map(|(name, column)| (name.clone(), column.kind.clone())).collect();
         columns.sort_by(|(one, _), (other, _)| one.cmp(other));
+        let only = match rows {
+            Rows::All => "TRUE".to_owned(),
+            Rows::OfStreams { column, streams } => format!(
+                "l.{} IN (SELECT stream_id FROM {}.{})",
+                quoted(column),
+                quoted(right),
+                quoted(streams)
+            ),
+        };
         Ok(Self {
+            only,
             live: quoted(table),
             right: format!("{}.{}", quoted(right), quoted(table)),
             // No other table can have this name.
@@ -98,12 +129,12 @@ impl Comparison {
 
     /// Collects the keys of rows that differ.
     fn collect(&self) -> String {
-        let Self { live, right, suspects, .. } = self;
+        let Self { live, right, suspects, only, .. } = self;
         let first = quoted(&self.keys[0]);
         format!(
             "CREATE TABLE {suspects} AS
              SELECT {} FROM {live} AS l LEFT JOIN {right} AS r ON {on}
-             WHERE r.{first} IS NULL OR {}
+             WHERE {only} AND (r.{first} IS NULL OR {})
              UNION ALL
              SELECT {} FROM {right} AS r LEFT JOIN {live} AS l ON {on} WHERE l.{first} IS NULL",
             self.keys_of("l"),

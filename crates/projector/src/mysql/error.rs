@@ -93,6 +93,16 @@ pub(crate) enum Error {
         /// The database.
         database: String,
     },
+    /// Nobody knows from which files the tables in service were built.
+    #[error(
+        "a rebuild of {projection} was interrupted after it had put other tables in service: start a \
+         projector with the files that it was called with, or `projector rebuild {projection}` again, \
+         which ends it"
+    )]
+    SwapNotNoted {
+        /// The projection.
+        projection: String,
+    },
     /// A migration could not be applied.
     #[error("the migration of the read models failed")]
     Migration(#[source] sqlx::migrate::MigrateError),
@@ -154,6 +164,17 @@ impl Error {
     /// Whether trying again cannot help until somebody changes the configuration.
     pub(crate) fn is_configuration(&self) -> bool {
         matches!(self, Self::Url | Self::Login { .. })
+    }
+
+    /// Whether it may pass by itself.
+    pub(crate) fn is_passing(&self) -> bool {
+        matches!(
+            self,
+            Self::Unreachable { .. }
+                | Self::Timeout { .. }
+                | Self::Transient { .. }
+                | Self::Overtaken
+        )
     }
 
     /// An error of one of our own statements.

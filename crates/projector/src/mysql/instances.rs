@@ -93,24 +93,6 @@ impl Session {
         Ok(i32::try_from(done.last_insert_id()).unwrap_or(i32::MAX))
     }
 
-    /// Which tables are in service: a number that grows with each rebuild.
-    pub(crate) async fn generation(&mut self, ledger: &Ledger) -> Result<u32, Error> {
-        let read = query_scalar("SELECT generation FROM projector_projections WHERE name = ?")
-            .bind(ledger.projection())
-            .fetch_optional(&mut self.connection);
-        let found: Option<u32> = within("reading a projection", read).await?;
-        found.ok_or_else(|| Error::NotMigrated { table: ledger.tables[0].clone() })
-    }
-
-    /// From which files the read model was built, if that is known.
-    pub(crate) async fn built_from(&mut self, ledger: &Ledger) -> Result<Option<String>, Error> {
-        let read = query_scalar("SELECT definition_hash FROM projector_projections WHERE name = ?")
-            .bind(ledger.projection())
-            .fetch_optional(&mut self.connection);
-        let found: Option<Option<String>> = within("reading a projection", read).await?;
-        Ok(found.flatten())
-    }
-
     /// The number of queues that the events were shared by last; `None` before the first time.
     pub(crate) async fn partitions(&mut self, ledger: &Ledger) -> Result<Option<u16>, Error> {
         let read = query_scalar("SELECT partitions FROM projector_projections WHERE name = ?")

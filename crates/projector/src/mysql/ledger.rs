@@ -28,6 +28,7 @@ pub(crate) struct Ledger {
     pub(super) parked: ParkedTable,
     pub(super) inbox: InboxTable,
     read_checkpoint: SqlStr,
+    read_epoch: SqlStr,
     move_checkpoint: SqlStr,
     add_healed: SqlStr,
     read_healed: SqlStr,
@@ -93,6 +94,7 @@ impl Ledger {
             read_checkpoint: sql(format!(
                 "SELECT position, replay_until, epoch FROM {checkpoint} WHERE id = 1"
             )),
+            read_epoch: sql(format!("SELECT epoch FROM {checkpoint} WHERE id = 1")),
             move_checkpoint: sql(format!(
                 "UPDATE {checkpoint} SET position = GREATEST(position, ?) WHERE id = 1"
             )),
@@ -137,6 +139,11 @@ impl Ledger {
         }
     }
 
+    /// The table with a row for each stream.
+    pub(crate) fn streams_table(&self) -> &str {
+        &self.tables[0]
+    }
+
     pub(super) fn projection(&self) -> &str {
         &self.projection
     }
@@ -149,19 +156,33 @@ impl Ledger {
     ) -> Result<Gate, Error> {
         let sql = match passage {
             Passage::Shared => {
-                "SELECT paused_reason, generation FROM projector_projections WHERE name = ? FOR SHARE"
+                "SELECT paused_reason, generation, swapping
+                 FROM projector_projections WHERE name = ? FOR SHARE"
             }
             Passage::Alone => {
-                "SELECT paused_reason, generation FROM projector_projections WHERE name = ? FOR UPDATE"
+                "SELECT paused_reason, generation, swapping
+                 FROM projector_projections WHERE name = ? FOR UPDATE"
             }
         };
-        let read = sqlx::query_as(sql).bind(&self.projection).fetch_optional(connection);
-        let found: Option<(Option<String>, u32)> = within("waiting for the gate", read).await?;
+        let read = sqlx::query_as(sql).bind(&self.projection).fetch_optional(&mut *connection);
+        let found: Option<(Option<String>, u32, bool)> =
+            within("waiting for the gate", read).await?;
         match found {
             None => Err(Error::NotMigrated { table: self.tables[0].clone() }),
-            Some((None, generation)) => Ok(Gate::Open { generation }),
-            Some((Some(reason), _)) => Ok(Gate::Paused { reason }),
+            Some((Some(reason), ..)) => Ok(Gate::Paused { reason }),
+            Some((None, generation, false)) => Ok(Gate::Open { generation, epoch: None }),
+            // Behind the gate: who waits for it must not hold a table that is to be swapped.
+            Some((None, generation, true)) => {
+                let epoch = self.epoch(connection).await?;
+                Ok(Gate::Open { generation, epoch })
+            }
         }
+    }
+
+    /// Which tables are in service.
+    async fn epoch(&self, connection: &mut MySqlConnection) -> Result<Option<Uuid>, Error> {
+        let read = sqlx::query_scalar(self.read_epoch.clone()).fetch_optional(connection);
+        within("reading the checkpoint", read).await
     }
 
     /// Locks streams until the transaction ends and reads where they stand; those never seen are
@@ -225,6 +246,41 @@ impl Session {
         streams: &[&StreamId],
     ) -> Result<HashMap<StreamId, Head>, Error> {
         heads(&mut self.connection, ledger.read_heads.clone(), streams).await
+    }
+
+    /// Streams with events that were applied, from after one on, and the last event of each.
+    pub(crate) async fn bookkeeping(
+        &mut self,
+        ledger: &Ledger,
+        after: Option<&StreamId>,
+        limit: u32,
+    ) -> Result<Vec<(StreamId, Last)>, Error> {
+        let sql = format!(
+            "SELECT stream_id, version, event_id, FALSE FROM {}
+             WHERE stream_id > ? AND version > 0 ORDER BY stream_id LIMIT ?",
+            ledger.streams_table()
+        );
+        let read = sqlx::query_as(AssertSqlSafe(sql))
+            .bind(after.map_or("", StreamId::as_str))
+            .bind(limit)
+            .fetch_all(&mut self.connection);
+        let rows: Vec<HeadRow> = within("reading the bookkeeping", read).await?;
+        let found = rows.into_iter().filter_map(head);
+        Ok(found.filter_map(|(stream_id, head)| Some((stream_id, head.last?))).collect())
+    }
+
+    /// Some streams, chosen at random.
+    pub(crate) async fn some_streams(
+        &mut self,
+        ledger: &Ledger,
+        count: u32,
+    ) -> Result<Vec<StreamId>, Error> {
+        let sql =
+            format!("SELECT stream_id FROM {} ORDER BY RAND() LIMIT ?", ledger.streams_table());
+        let read =
+            sqlx::query_scalar(AssertSqlSafe(sql)).bind(count).fetch_all(&mut self.connection);
+        let found: Vec<String> = super::compare::patiently(read).await?;
+        Ok(found.into_iter().filter_map(|name| StreamId::new(name).ok()).collect())
     }
 
     /// How far a projection is; `None` for a new one.
@@ -317,17 +373,21 @@ async fn heads(
     streams: &[&StreamId],
 ) -> Result<HashMap<StreamId, Head>, Error> {
     let query = sqlx::query_as(sql).bind(names(streams));
-    let rows: Vec<(String, u64, Uuid, bool)> =
+    let rows: Vec<HeadRow> =
         within("reading the bookkeeping", query.fetch_all(connection)).await?;
-    let head = |(stream_id, version, event_id, is_parked): (String, u64, Uuid, bool)| {
-        let last = (version > 0).then(|| {
-            let version = StreamVersion::new(i64::try_from(version).ok()?).ok()?;
-            Some(Last { version, event_id: EventId::new(event_id).ok()? })
-        });
-        Some((StreamId::new(stream_id).ok()?, Head { last: last.flatten(), is_parked }))
-    };
-    // Only this module writes the rows, from the same types.
     Ok(rows.into_iter().filter_map(head).collect())
+}
+
+/// A stream, its version, the event with that version, and whether it is parked.
+type HeadRow = (String, u64, Uuid, bool);
+
+/// Only this module writes the rows, from the same types.
+fn head((stream_id, version, event_id, is_parked): HeadRow) -> Option<(StreamId, Head)> {
+    let last = (version > 0).then(|| {
+        let version = StreamVersion::new(i64::try_from(version).ok()?).ok()?;
+        Some(Last { version, event_id: EventId::new(event_id).ok()? })
+    });
+    Some((StreamId::new(stream_id).ok()?, Head { last: last.flatten(), is_parked }))
 }
 
 fn names(streams: &[&StreamId]) -> String {

@@ -7,7 +7,7 @@ use sqlx::mysql::MySqlConnection;
 use sqlx::{AssertSqlSafe, SqlSafeStr, SqlStr, query, query_as};
 use uuid::Uuid;
 
-use super::session::within;
+use super::session::{from_row, within};
 use super::{Error, Ledger, Session};
 
 /// Why a stream was parked.
@@ -103,6 +103,7 @@ pub(super) struct ParkedTable {
     list: SqlStr,
     count: SqlStr,
     unpark_stream: SqlStr,
+    forget_stream: SqlStr,
     unpark_row: SqlStr,
 }
 
@@ -131,6 +132,7 @@ impl ParkedTable {
             )),
             count: sql(format!("SELECT kind, COUNT(*) FROM {name} GROUP BY kind")),
             unpark_stream: sql(format!("UPDATE {streams} SET parked = FALSE WHERE stream_id = ?")),
+            forget_stream: sql(format!("DELETE FROM {streams} WHERE stream_id = ?")),
             unpark_row: sql(format!("DELETE FROM {name} WHERE stream_id = ?")),
             create: sql(format!(
                     "CREATE TABLE IF NOT EXISTS {name} (
@@ -193,15 +195,70 @@ impl Ledger {
         connection: &mut MySqlConnection,
         stream_id: &StreamId,
     ) -> Result<(), Error> {
-        for sql in [&self.parked.unpark_stream, &self.parked.unpark_row] {
-            let unpark = query(sql.clone()).bind(stream_id.as_str()).execute(&mut *connection);
-            within("letting a stream go on", unpark).await?;
+        self.release(connection, stream_id, &self.parked.unpark_stream).await
+    }
+
+    pub(super) async fn forget(
+        &self,
+        connection: &mut MySqlConnection,
+        stream_id: &StreamId,
+    ) -> Result<(), Error> {
+        self.release(connection, stream_id, &self.parked.forget_stream).await
+    }
+
+    async fn release(
+        &self,
+        connection: &mut MySqlConnection,
+        stream_id: &StreamId,
+        stream: &SqlStr,
+    ) -> Result<(), Error> {
+        for sql in [stream, &self.parked.unpark_row] {
+            let release = query(sql.clone()).bind(stream_id.as_str()).execute(&mut *connection);
+            within("letting a stream go on", release).await?;
         }
         Ok(())
     }
 }
 
+/// Streams that are parked for one reason.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct ParkedReason {
+    /// Why.
+    pub(crate) reason: String,
+    /// How many they are.
+    pub(crate) streams: i64,
+    /// One of them.
+    pub(crate) first_stream: String,
+    /// The version that it cannot get to.
+    pub(crate) first_version: u64,
+    /// The event with that version.
+    pub(crate) first_event: String,
+}
+
+from_row!(ParkedReason { reason, streams, first_stream, first_version, first_event });
+
 impl Session {
+    /// Why streams are parked; the hundred reasons that most have.
+    pub(crate) async fn parked_reasons(
+        &mut self,
+        ledger: &Ledger,
+    ) -> Result<Vec<ParkedReason>, Error> {
+        let sql = format!(
+            "SELECT reason, streams, stream_id AS first_stream, version AS first_version,
+                    BIN_TO_UUID(event_id) AS first_event
+             FROM (
+                 SELECT reason, stream_id, version, event_id,
+                        COUNT(*) OVER (PARTITION BY reason) AS streams,
+                        ROW_NUMBER() OVER (PARTITION BY reason ORDER BY stream_id) AS number
+                 FROM {}
+             ) AS numbered
+             WHERE number = 1 ORDER BY streams DESC, reason LIMIT 100",
+            ledger.parked.name
+        );
+        let read = query_as(AssertSqlSafe(sql)).fetch_all(&mut self.connection);
+        super::compare::patiently(read).await
+    }
+
     /// The parked streams of a projection, those first that wait longest.
     pub(crate) async fn parked(&mut self, ledger: &Ledger) -> Result<Vec<ParkedStream>, Error> {
         let read = query_as(ledger.parked.list.clone()).fetch_all(&mut self.connection);

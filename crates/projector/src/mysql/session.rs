@@ -137,6 +137,18 @@ impl Session {
     }
 }
 
+/// How a row becomes a type whose fields are named as its columns.
+macro_rules! from_row {
+    ($type:ty { $($field:ident),+ $(,)? }) => {
+        impl sqlx::FromRow<'_, sqlx::mysql::MySqlRow> for $type {
+            fn from_row(row: &sqlx::mysql::MySqlRow) -> Result<Self, sqlx::Error> {
+                Ok(Self { $($field: sqlx::Row::try_get(row, stringify!($field))?),+ })
+            }
+        }
+    };
+}
+pub(super) use from_row;
+
 /// Awaits one of our own statements, with a deadline.
 pub(super) async fn within<T>(
     operation: &'static str,

@@ -30,10 +30,19 @@ use crate::projection::{Action, Condition, Shape, Source, Statement, Term, Value
 #[derive(Debug, Clone)]
 pub(crate) struct SetForm {
     kind: FormKind,
-    /// Whether each event changes rows that belong to its stream alone.
-    pub(crate) is_owned: bool,
+    /// What the rows belong to that an event changes, if they belong to something of it alone.
+    pub(crate) owner: Option<Owner>,
     /// Whether each row must find exactly one row of the table.
     pub(crate) finds_one: bool,
+}
+
+/// What the rows that a statement changes belong to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Owner {
+    /// To the stream, which this column names.
+    Stream(String),
+    /// To the event.
+    Event,
 }
 
 #[derive(Debug, Clone)]
@@ -62,7 +71,7 @@ impl SetForm {
             Some(merged) => FormKind::Merged(merged),
             None => FormKind::Joined(Joined::of(statement, shape, table)?),
         };
-        Ok(Self { kind, is_owned: is_owned(statement, shape, table), finds_one })
+        Ok(Self { kind, owner: owner(statement, shape, table), finds_one })
     }
 
     /// Its SQL.
@@ -454,27 +463,35 @@ impl Condition {
     }
 }
 
-/// Whether the rows that a statement changes belong to the event's stream, or to the event.
-fn is_owned(statement: &Statement, shape: &Shape, table: &TableInfo) -> bool {
+/// What the rows that a statement changes belong to; the stream, if they are found by both.
+fn owner(statement: &Statement, shape: &Shape, table: &TableInfo) -> Option<Owner> {
     let owns = |column: &String, term: &Term| {
         let exact =
             table.columns.get(column).is_some_and(|column| column.kind.exact_key().is_some());
-        exact
-            && matches!(term, Term::Parameter(index) if matches!(
-                statement.parameters[*index].source, Source::StreamId | Source::EventId))
-    };
-    match &shape.action {
-        Action::Insert { cells, .. } => {
-            cells.iter().any(|(column, term)| table.primary.contains(column) && owns(column, term))
+        let Term::Parameter(index) = term else { return None };
+        match statement.parameters[*index].source {
+            Source::StreamId if exact => Some(Owner::Stream(column.clone())),
+            Source::EventId if exact => Some(Owner::Event),
+            _ => None,
         }
-        Action::Update { conditions, .. } | Action::Delete { conditions } => {
-            conditions.iter().any(|condition| match condition {
+    };
+    let owners: Vec<Owner> = match &shape.action {
+        Action::Insert { cells, .. } => cells
+            .iter()
+            .filter(|(column, _)| table.primary.contains(column))
+            .filter_map(|(column, term)| owns(column, term))
+            .collect(),
+        Action::Update { conditions, .. } | Action::Delete { conditions } => conditions
+            .iter()
+            .filter_map(|condition| match condition {
                 Condition::Compare(Term::Column(column), "=", term)
                 | Condition::Compare(term, "=", Term::Column(column)) => owns(column, term),
-                _ => false,
+                _ => None,
             })
-        }
-    }
+            .collect(),
+    };
+    let stream = owners.iter().find(|owner| matches!(owner, Owner::Stream(_)));
+    stream.or(owners.first()).cloned()
 }
 
 /// Whether the conditions find at most one row.

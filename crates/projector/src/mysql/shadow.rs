@@ -8,10 +8,11 @@ use domain_events::StreamId;
 use sqlx::mysql::MySqlConnection;
 use sqlx::{AssertSqlSafe, Connection, query, query_as, query_scalar};
 use tokio::time::timeout;
+use uuid::Uuid;
 
 use super::error::number;
 use super::session::within;
-use super::{Error, Ledger, Options, Session};
+use super::{Error, JobState, Ledger, Options, Session};
 use crate::projection::Projection;
 
 /// How long a swap may wait for readers of the tables; others wait behind it meanwhile.
@@ -43,41 +44,15 @@ impl Databases {
     }
 }
 
-/// How far a rebuild is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum RebuildState {
-    /// The history is being applied to the new tables.
-    Building,
-    /// The new tables take the place of the old ones.
-    CuttingOver,
-    /// They have.
-    Done,
-    /// The old ones are back.
-    RolledBack,
-    /// Somebody gave it up.
-    Cancelled,
-}
-
-impl RebuildState {
-    const ALL: [(Self, &str); 5] = [
-        (Self::Building, "building"),
-        (Self::CuttingOver, "cutting_over"),
-        (Self::Done, "done"),
-        (Self::RolledBack, "rolled_back"),
-        (Self::Cancelled, "cancelled"),
-    ];
-
-    pub(crate) fn as_str(self) -> &'static str {
-        Self::ALL.iter().find(|(state, _)| *state == self).map_or("", |(_, name)| name)
-    }
-}
-
-/// The last rebuild of a projection.
+/// The tables of a projection that are in service.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Rebuild {
-    pub(crate) state: RebuildState,
-    /// From which files the new tables are built.
-    pub(crate) definition_hash: String,
+pub(crate) struct InService {
+    /// Grows with each rebuild.
+    pub(crate) generation: u32,
+    /// SHA-256 of the files from which they were built, if that is known.
+    pub(crate) built_from: Option<String>,
+    /// Tells them from all other tables, once events were applied.
+    pub(crate) epoch: Option<Uuid>,
 }
 
 /// What became of an attempt to swap tables.
@@ -96,22 +71,15 @@ pub(crate) fn all_tables(projection: &Projection, ledger: &Ledger) -> Vec<String
 }
 
 impl Session {
-    /// Makes a database, and connects to it.
-    pub(crate) async fn shadow(
-        &mut self,
-        options: &Options,
-        database: &str,
-    ) -> Result<(Options, Self), Error> {
+    /// Makes a database, unless it is there.
+    pub(crate) async fn make_database(&mut self, database: &str) -> Result<(), Error> {
         let create = format!("CREATE DATABASE IF NOT EXISTS `{database}`");
         self.plain(create).await.map_err(|error| match error {
             Error::Statement { source, .. } if number(&source) == Some(1044) => {
                 Error::NoDatabase { database: database.to_owned() }
             }
             other => other,
-        })?;
-        let options = options.with_database(database);
-        let session = Self::connect(&options).await?;
-        Ok((options, session))
+        })
     }
 
     pub(super) async fn plain(&mut self, sql: String) -> Result<(), Error> {
@@ -151,6 +119,39 @@ impl Session {
         Ok(tables.iter().filter(|table| found.contains(table)).count())
     }
 
+    /// Which tables are in service, and from which files they were built.
+    pub(crate) async fn in_service(&mut self, ledger: &Ledger) -> Result<InService, Error> {
+        let read = query_as(
+            "SELECT generation, definition_hash, swapping FROM projector_projections WHERE name = ?",
+        )
+        .bind(ledger.projection())
+        .fetch_optional(&mut self.connection);
+        let found: Option<(u32, Option<String>, bool)> =
+            within("reading a projection", read).await?;
+        let (generation, built_from, swapping) =
+            found.ok_or_else(|| Error::NotMigrated { table: ledger.tables[0].clone() })?;
+        let epoch = self.checkpoint(ledger).await?.map(|checkpoint| checkpoint.epoch);
+        if swapping {
+            self.require_noted(ledger).await?;
+        }
+        Ok(InService { generation, built_from, epoch })
+    }
+
+    /// A rebuild may have ended between its swap and noting it. Then nobody knows from which files the
+    /// tables in service were built.
+    async fn require_noted(&mut self, ledger: &Ledger) -> Result<(), Error> {
+        let databases = Databases::beside(&self.database().await?);
+        let from = match self.job(ledger).await?.map(|job| job.state) {
+            Some(JobState::CuttingOver) => databases.new,
+            Some(JobState::RollingBack) => databases.old,
+            _ => return Ok(()),
+        };
+        if self.count_tables(&from, &ledger.tables).await? > 0 {
+            return Ok(());
+        }
+        Err(Error::SwapNotNoted { projection: ledger.projection().to_owned() })
+    }
+
     /// The database that the session uses.
     pub(crate) async fn database(&mut self) -> Result<String, Error> {
         let read = query_scalar("SELECT DATABASE()").fetch_one(&mut self.connection);
@@ -172,41 +173,6 @@ impl Session {
         let read = query_scalar(AssertSqlSafe(sql)).fetch_all(&mut self.connection);
         let found: Vec<String> = super::compare::patiently(read).await?;
         Ok(found.into_iter().filter_map(|name| StreamId::new(name).ok()).collect())
-    }
-
-    /// The last rebuild of a projection.
-    pub(crate) async fn last_rebuild(&mut self, ledger: &Ledger) -> Result<Option<Rebuild>, Error> {
-        let read =
-            query_as("SELECT state, definition_hash FROM projector_rebuilds WHERE projection = ?")
-                .bind(ledger.projection())
-                .fetch_optional(&mut self.connection);
-        let found: Option<(String, String)> = within("reading a rebuild", read).await?;
-        Ok(found.and_then(|(state, definition_hash)| {
-            let (state, _) = *RebuildState::ALL.iter().find(|(_, name)| *name == state)?;
-            Some(Rebuild { state, definition_hash })
-        }))
-    }
-
-    /// Notes how far a rebuild is.
-    pub(crate) async fn note_rebuild(
-        &mut self,
-        ledger: &Ledger,
-        rebuild: &Rebuild,
-    ) -> Result<(), Error> {
-        let note = query(
-            "INSERT INTO projector_rebuilds
-                 (projection, state, definition_hash, started_at, changed_at)
-             VALUES (?, ?, ?, UTC_TIMESTAMP(6), UTC_TIMESTAMP(6)) AS new
-             ON DUPLICATE KEY UPDATE
-                 started_at = IF(new.state = 'building', new.started_at, projector_rebuilds.started_at),
-                 state = new.state, definition_hash = new.definition_hash,
-                 changed_at = new.changed_at",
-        )
-        .bind(ledger.projection())
-        .bind(rebuild.state.as_str())
-        .bind(&rebuild.definition_hash)
-        .execute(&mut self.connection);
-        within("noting a rebuild", note).await.map(drop)
     }
 
     /// Puts tables from one database into another, and those there into a third, all at once.

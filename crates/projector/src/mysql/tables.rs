@@ -19,11 +19,12 @@ const TURN_SECONDS: u32 = 10;
 /// The table in which applied migrations are recorded; an application may keep sqlx's own.
 const TABLE: &str = "projector_migrations";
 
-const MIGRATIONS: [(i64, &str, &str); 4] = [
+const MIGRATIONS: [(i64, &str, &str); 5] = [
     (1, "projections", include_str!("../../../../migrations/mysql/0001_projections.sql")),
     (2, "categories", include_str!("../../../../migrations/mysql/0002_categories.sql")),
     (3, "operations", include_str!("../../../../migrations/mysql/0003_operations.sql")),
     (4, "rebuild", include_str!("../../../../migrations/mysql/0004_rebuild.sql")),
+    (5, "rebuild jobs", include_str!("../../../../migrations/mysql/0005_rebuild_jobs.sql")),
 ];
 
 /// What the migration of a projection did.

@@ -1,0 +1,204 @@
+//! Counting events by time, for who compares them with what became of them.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use domain_events::{Category, Position, StreamId};
+use serde::Serialize;
+use sqlx::query;
+use uuid::Uuid;
+
+use crate::row::from_row;
+use crate::{Error, Session};
+
+/// Which events, and how they are counted together.
+#[derive(Debug, Clone, Copy)]
+pub struct Reach {
+    /// After this position.
+    pub after: Position,
+    /// Up to and including this one.
+    pub until: Position,
+    /// Recorded at or after this time.
+    pub since: DateTime<Utc>,
+    /// Recorded before this time.
+    pub before: DateTime<Utc>,
+    /// How much time is counted together.
+    pub bucket: Duration,
+}
+
+/// Events of one category and time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bucket {
+    /// The category.
+    pub category: String,
+    /// From this time on.
+    pub from: DateTime<Utc>,
+    /// How many there are.
+    pub appended: i64,
+    /// How many of them are still to be published.
+    pub pending: i64,
+}
+
+from_row!(Bucket { category, from, appended, pending });
+
+/// An event of which somebody asks what became of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Lacking {
+    /// Where it is in the event store.
+    pub position: i64,
+    /// The event.
+    pub event_id: Uuid,
+    /// Its stream.
+    pub stream_id: String,
+    /// Its number there.
+    pub stream_version: i64,
+    /// Its type.
+    pub event_type: String,
+    /// Its category.
+    #[serde(skip)]
+    pub category: String,
+    /// With which others it is counted.
+    #[serde(skip)]
+    pub bucket: DateTime<Utc>,
+    /// Whether it is still to be published.
+    #[serde(skip)]
+    pub pending: bool,
+}
+
+from_row!(Lacking {
+    position,
+    event_id,
+    stream_id,
+    stream_version,
+    event_type,
+    category,
+    bucket,
+    pending
+});
+
+impl Session {
+    /// The last position of which every event up to it was recorded before a time, or nearly so:
+    /// positions and times grow together but for appends that overlap, and an hour is allowed for these.
+    ///
+    /// # Errors
+    ///
+    /// When PostgreSQL cannot be asked.
+    pub async fn position_before(&mut self, time: DateTime<Utc>) -> Result<Position, Error> {
+        let query = query(
+            "WITH RECURSIVE search (low, high) AS (
+                 SELECT 0::bigint, (SELECT coalesce(max(position), 0) FROM events)
+                 UNION ALL
+                 SELECT CASE WHEN found.early THEN mid ELSE low END,
+                        CASE WHEN found.early THEN high ELSE mid - 1 END
+                 FROM search
+                 CROSS JOIN LATERAL (SELECT (low + high + 1) / 2 AS mid) AS half
+                 CROSS JOIN LATERAL (
+                     SELECT coalesce((SELECT e.recorded_at < $1 - interval '1 hour' FROM events e
+                                      WHERE e.position <= mid ORDER BY e.position DESC LIMIT 1),
+                                     true) AS early
+                 ) AS found
+                 WHERE low < high
+             )
+             SELECT low FROM search WHERE low >= high LIMIT 1",
+        )
+        .bind(time);
+        let rows: Vec<(i64,)> = self.scan("looking for a time", query).await?;
+        let low = rows.first().map_or(0, |(low,)| *low);
+        Position::new(low).map_err(|source| Error::Row { table: "events", id: low, source })
+    }
+
+    /// Counts the events of some categories, and those of them that are still to be published.
+    ///
+    /// # Errors
+    ///
+    /// When PostgreSQL cannot be asked.
+    pub async fn count_by_bucket(
+        &mut self,
+        reach: &Reach,
+        categories: &[Category],
+    ) -> Result<Vec<Bucket>, Error> {
+        let names: Vec<&str> = categories.iter().map(Category::as_str).collect();
+        let query = query(
+            "SELECT split_part(e.stream_id, '-', 1) AS category,
+                    date_bin(make_interval(secs => $5), e.recorded_at, 'epoch') AS \"from\",
+                    count(*) AS appended,
+                    count(o.position) AS pending
+             FROM events e
+             LEFT JOIN (SELECT DISTINCT position FROM outbox WHERE processed_at IS NULL) AS o
+                    ON o.position = e.position
+             WHERE e.position > $1 AND e.position <= $2
+               AND e.recorded_at >= $3 AND e.recorded_at < $4
+               AND split_part(e.stream_id, '-', 1) = ANY ($6)
+             GROUP BY 1, 2
+             ORDER BY 1, 2",
+        )
+        .bind(reach.after.get())
+        .bind(reach.until.get())
+        .bind(reach.since)
+        .bind(reach.before)
+        .bind(reach.bucket.as_secs_f64())
+        .bind(names);
+        self.scan("counting events by time", query).await
+    }
+
+    /// The events of streams beyond given versions.
+    ///
+    /// # Errors
+    ///
+    /// When PostgreSQL cannot be asked.
+    pub async fn events_beyond(
+        &mut self,
+        reach: &Reach,
+        streams: &[(&StreamId, i64)],
+    ) -> Result<Vec<Lacking>, Error> {
+        let names: Vec<&str> = streams.iter().map(|(stream_id, _)| stream_id.as_str()).collect();
+        let versions: Vec<i64> = streams.iter().map(|(_, version)| *version).collect();
+        let query = query(
+            "SELECT e.position, e.event_id, e.stream_id, e.stream_version, e.event_type,
+                    split_part(e.stream_id, '-', 1) AS category,
+                    date_bin(make_interval(secs => $5), e.recorded_at, 'epoch') AS bucket,
+                    o.position IS NOT NULL AS pending
+             FROM unnest($6::text[], $7::bigint[]) AS known (stream_id, stream_version)
+             JOIN events e ON e.stream_id = known.stream_id
+                          AND e.stream_version > known.stream_version
+             LEFT JOIN (SELECT DISTINCT position FROM outbox WHERE processed_at IS NULL) AS o
+                    ON o.position = e.position
+             WHERE e.position > $1 AND e.position <= $2
+               AND e.recorded_at >= $3 AND e.recorded_at < $4
+             ORDER BY e.position",
+        )
+        .bind(reach.after.get())
+        .bind(reach.until.get())
+        .bind(reach.since)
+        .bind(reach.before)
+        .bind(reach.bucket.as_secs_f64())
+        .bind(names)
+        .bind(versions);
+        self.scan("listing events", query).await
+    }
+
+    /// The ids of the events at places in streams, in the order of these; `None` where there is no event.
+    ///
+    /// # Errors
+    ///
+    /// When PostgreSQL cannot be asked.
+    pub async fn event_ids(
+        &mut self,
+        places: &[(&StreamId, domain_events::StreamVersion)],
+    ) -> Result<Vec<Option<Uuid>>, Error> {
+        let names: Vec<&str> = places.iter().map(|(stream_id, _)| stream_id.as_str()).collect();
+        let versions: Vec<i64> = places.iter().map(|(_, version)| version.get()).collect();
+        let query = query(
+            "SELECT e.event_id
+             FROM unnest($1::text[], $2::bigint[]) WITH ORDINALITY
+                      AS wanted (stream_id, stream_version, number)
+             LEFT JOIN events e ON e.stream_id = wanted.stream_id
+                               AND e.stream_version = wanted.stream_version
+             ORDER BY wanted.number",
+        )
+        .bind(names)
+        .bind(versions);
+        let rows: Vec<(Option<Uuid>,)> = self.read("reading event ids", query).await?;
+        Ok(rows.into_iter().map(|(id,)| id).collect())
+    }
+}
