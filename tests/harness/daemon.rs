@@ -96,6 +96,14 @@ impl Program {
         text
     }
 
+    /// Runs it, however it ends; gives whether that was as it should be, and what it said.
+    pub async fn try_run(&self) -> (bool, String) {
+        let output = self.output().await;
+        let text = String::from_utf8_lossy(&output.stderr).into_owned()
+            + &String::from_utf8_lossy(&output.stdout);
+        (output.status.success(), text)
+    }
+
     /// Starts a daemon.
     ///
     /// # Panics

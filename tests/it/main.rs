@@ -16,6 +16,7 @@ mod projector_history;
 mod projector_parking;
 mod projector_rebuild;
 mod projector_scale;
+mod projector_verify;
 mod relay;
 mod relay_faults;
 mod relay_fleet;

@@ -4,15 +4,16 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use harness::{Daemon, Stack, eventually, within};
+use harness::{Daemon, Stack, event, eventually, within};
+use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection, Executor};
 use tokio::time::sleep;
 
 use crate::projector::TALLY;
 
-const STREAMS: i64 = 100;
+pub(crate) const STREAMS: i64 = 100;
 
-async fn append_version(stack: &Stack, version: i64) {
+pub(crate) async fn append_version(stack: &Stack, version: i64) {
     sqlx::query(
         "INSERT INTO events (event_id, stream_id, stream_version, event_type, data)
          SELECT gen_random_uuid(), 'order-' || s, $2, 'Tested', jsonb_build_object('n', 1.25 * s)
@@ -26,7 +27,7 @@ async fn append_version(stack: &Stack, version: i64) {
 }
 
 /// The read model is a sequential fold of `versions` events of each stream.
-async fn all_at(stack: &Stack, version: i64) {
+pub(crate) async fn all_at(stack: &Stack, version: i64) {
     let versions: Vec<String> = (1..=version).map(|version| version.to_string()).collect();
     let versions = versions.join(",");
     within(Duration::from_mins(2), &format!("all streams are at {version}"), async || {
@@ -50,7 +51,7 @@ async fn all_at(stack: &Stack, version: i64) {
     assert_eq!(total, STREAMS * version);
 }
 
-async fn drop_databases(stack: &Stack) {
+pub(crate) async fn drop_databases(stack: &Stack) {
     let mut mysql = stack.mysql().await;
     for suffix in ["new", "old", "verify"] {
         let drop = format!("DROP DATABASE IF EXISTS `{}__{suffix}`", stack.name());
@@ -58,7 +59,7 @@ async fn drop_databases(stack: &Stack) {
     }
 }
 
-async fn with_projection(test: impl AsyncFnOnce(&Stack, &mut Daemon, &mut Daemon)) {
+pub(crate) async fn with_projection(test: impl AsyncFnOnce(&Stack, &mut Daemon, &mut Daemon)) {
     Stack::run(async |stack| {
         stack.projector(TALLY).arg("migrate").succeed().await;
         let mut projector = stack.projector(TALLY).start_ready().await;
@@ -127,28 +128,130 @@ async fn rebuilds_under_load_lose_and_double_nothing() {
     .await;
 }
 
-/// The rebuild is killed at every moment of its course; the next call goes on, and the result is right.
+/// The rebuild dies once at each of its steps; whoever goes on with it, the command or the projector, the
+/// result is right, and events are applied all the time.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_rebuild_killed_at_any_moment_leaves_one_generation_whole() {
+async fn a_rebuild_that_dies_at_any_step_leaves_one_generation_whole() {
     with_projection(async |stack, _, _| {
-        for version in 1..=20 {
-            append_version(stack, version).await;
-        }
-        all_at(stack, 20).await;
+        append_version(stack, 1).await;
+        all_at(stack, 1).await;
         let rebuild = stack.projector(TALLY).args(["rebuild", "tally"]);
-        let begun = Instant::now();
-        rebuild.succeed().await;
-        let whole = begun.elapsed();
-        for step in 1..=20_u32 {
-            let mut killed = rebuild.start();
-            sleep(whole * step / 20).await;
-            killed.kill().await;
-            let version = i64::from(step) + 20;
+        let mut steps = Vec::new();
+        loop {
+            let number = steps.len() + 1;
+            let crashing = rebuild.clone().env("PROJECTOR_CRASH_AT", &number.to_string());
+            let (ended, told) = crashing.try_run().await;
+            let version = i64::try_from(number).unwrap() + 1;
             append_version(stack, version).await;
             all_at(stack, version).await;
+            if ended {
+                break;
+            }
+            let step = told.lines().find_map(|line| line.strip_prefix("crash: "));
+            steps.push(step.unwrap_or_else(|| panic!("not killed: {told}")).to_owned());
+            rebuild.succeed().await;
+            all_at(stack, version).await;
         }
-        rebuild.succeed().await;
-        all_at(stack, 40).await;
+        println!("{} steps: {}", steps.len(), steps.join(", "));
+        assert!(steps.len() >= 20, "{steps:?}");
+    })
+    .await;
+}
+
+/// A projector goes on with a rebuild whose command is gone; `status` shows it meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_projector_goes_on_with_a_rebuild_that_was_interrupted() {
+    with_projection(async |stack, _, _| {
+        append_version(stack, 1).await;
+        all_at(stack, 1).await;
+        let drift = "UPDATE tally SET total = total + 1";
+        stack.mysql().await.execute(drift).await.unwrap();
+        let rebuild = stack.projector(TALLY).args(["rebuild", "tally"]);
+        for step in ["the checkpoint is moved", "the tables are swapped"] {
+            let (_, told) = rebuild.clone().env("PROJECTOR_CRASH_AT", step).try_run().await;
+            assert!(told.contains(step), "{told}");
+            eventually("the rebuild is done", async || {
+                let status = stack.projector(TALLY).args(["status", "--json"]);
+                let status: Value = serde_json::from_str(&status.try_run().await.1).unwrap();
+                (status[0]["rebuild"]["state"] == "done").then_some(())
+            })
+            .await;
+            all_at(stack, 1).await;
+        }
+    })
+    .await;
+}
+
+/// A second command waits for the first; somebody gives both up, and a new one begins anew.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rebuild_can_be_given_up_from_anywhere() {
+    with_projection(async |stack, _, _| {
+        for version in 1..=50 {
+            append_version(stack, version).await;
+        }
+        all_at(stack, 50).await;
+        let rebuild = |more: &[&str]| {
+            let arguments: Vec<String> =
+                ["rebuild", "tally"].iter().chain(more).map(ToString::to_string).collect();
+            stack.projector(TALLY).args(arguments)
+        };
+        let told = rebuild(&["--cancel"]).fail(1).await;
+        assert!(told.contains("no rebuild of tally is under way"), "{told}");
+        let slow = rebuild(&["--throttle", "1000"]);
+        let cancelling = async {
+            eventually("the rebuild shows progress", async || {
+                let status = stack.projector(TALLY).arg("status").try_run().await.1;
+                (status.contains("rebuild     building") && status.contains("events/s"))
+                    .then_some(())
+            })
+            .await;
+            let told = stack.projector(TALLY).args(["rollback", "tally"]).fail(1).await;
+            assert!(told.contains("another rebuild or comparison of tally is at work"), "{told}");
+            rebuild(&["--cancel"]).succeed().await
+        };
+        let (one, other, cancelled) = tokio::join!(slow.try_run(), slow.try_run(), cancelling);
+        assert!(cancelled.contains("is cancelled"), "{cancelled}");
+        for (ended, told) in [one, other] {
+            assert!(!ended && told.contains("the rebuild of tally was cancelled"), "{told}");
+        }
+        rebuild(&["--json"]).succeed().await;
+        all_at(stack, 50).await;
+    })
+    .await;
+}
+
+/// An open transaction that has appended keeps the order of events open: the rebuild says whose it is,
+/// and waits.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rebuild_waits_for_an_open_append_and_says_for_whom() {
+    with_projection(async |stack, _, _| {
+        append_version(stack, 1).await;
+        all_at(stack, 1).await;
+        let mut writer = stack.postgres().await;
+        let pid: i32 =
+            sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut writer).await.unwrap();
+        let mut open = writer.begin().await.unwrap();
+        let late = json!([event("Tested", &json!({ "n": 1.25 }))]);
+        harness::append(&mut open, "order-late", Some(0), &late).await.unwrap();
+        let rebuild = stack.projector(TALLY).args(["rebuild", "tally"]);
+        let seconds = std::env::var("TEST_SECONDS").ok().and_then(|n| n.parse().ok()).unwrap_or(8);
+        let holding = async {
+            sleep(Duration::from_secs(seconds)).await;
+            append_version(stack, 2).await;
+            open.commit().await.unwrap();
+        };
+        let (told, ()) = tokio::join!(rebuild.succeed(), holding);
+        assert!(told.contains("waiting: open transactions"), "{told}");
+        assert!(told.contains(&format!("pid {pid}")), "{told}");
+        eventually("the late event is applied", async || {
+            let late = "SELECT versions FROM tally WHERE stream_id = 'order-late'";
+            let late: Option<String> =
+                sqlx::query_scalar(late).fetch_optional(&mut stack.mysql().await).await.unwrap();
+            (late.as_deref() == Some("1")).then_some(())
+        })
+        .await;
+        let verify = stack.projector(TALLY).args(["verify", "tally"]);
+        verify.succeed().await;
     })
     .await;
 }
@@ -255,8 +358,23 @@ async fn a_changed_definition_is_built_anew() {
             other.log()
         );
         other.terminate().await;
-        changed.clone().args(["rebuild", "tally"]).succeed().await;
+        let rebuild = changed.clone().args(["rebuild", "tally"]);
+        // It dies when the tables are swapped, and nobody knows that yet: the old handlers must not
+        // touch the new tables.
+        let dying = rebuild.clone().env("PROJECTOR_CRASH_AT", "the tables are swapped");
+        assert!(dying.try_run().await.1.contains("crash: the tables are swapped"));
         append_version(stack, 2).await;
+        eventually("the old instance says that a rebuild must be ended", async || {
+            let (status, body) = projector.get("/readyz").await?;
+            (status == 503 && body.contains("was interrupted after it had put other tables"))
+                .then_some(())
+        })
+        .await;
+        let applied = "SELECT CAST(SUM(applied) AS SIGNED) FROM tally";
+        let applied: i64 =
+            sqlx::query_scalar(applied).fetch_one(&mut stack.mysql().await).await.unwrap();
+        assert_eq!(applied, STREAMS, "nothing is applied by the old handlers");
+        rebuild.succeed().await;
         eventually("the old instance says why it stopped", async || {
             let (status, body) = projector.get("/readyz").await?;
             (status == 503 && body.contains("was rebuilt from other files than this instance has"))
@@ -276,59 +394,6 @@ async fn a_changed_definition_is_built_anew() {
             .await
             .unwrap();
         assert_eq!(filled, STREAMS);
-    })
-    .await;
-}
-
-/// Drift made by hand is found, exactly that, while events arrive; and repaired.
-#[tokio::test(flavor = "multi_thread")]
-async fn verify_finds_and_repairs_drift_and_nothing_else() {
-    with_projection(async |stack, _, _| {
-        append_version(stack, 1).await;
-        all_at(stack, 1).await;
-        let stop = std::sync::atomic::AtomicBool::new(false);
-        let writing = async {
-            let mut version = 1;
-            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                version += 1;
-                append_version(stack, version).await;
-                sleep(Duration::from_millis(50)).await;
-            }
-            version
-        };
-        let verifying = async {
-            let verify = |more: &[&str]| {
-                let arguments: Vec<String> =
-                    ["verify", "tally"].iter().chain(more).map(ToString::to_string).collect();
-                stack.projector(TALLY).args(arguments)
-            };
-            let told = verify(&[]).succeed().await;
-            assert!(told.contains("tally is what the event store gives"), "{told}");
-            let mut mysql = stack.mysql().await;
-            for drift in [
-                "UPDATE tally SET total = total + 0.01 WHERE stream_id = 'order-7'",
-                "DELETE FROM tally WHERE stream_id = 'order-8'",
-                "INSERT INTO tally VALUES ('order-nobody', 1, 1, '1')",
-                "UPDATE tally SET versions = UPPER(CONCAT(versions, 'a')) WHERE stream_id = 'order-9'",
-            ] {
-                mysql.execute(drift).await.unwrap();
-            }
-            let told = verify(&[]).fail(1).await;
-            for line in [
-                "tally (order-7): total",
-                "tally (order-nobody): must not be there",
-                "tally (order-9): versions",
-            ] {
-                assert!(told.contains(line), "{told}");
-            }
-            assert!(told.contains("tally (order-8): "), "{told}");
-            assert!(told.contains("4 rows are wrong"), "{told}");
-            verify(&["--repair"]).succeed().await;
-            verify(&[]).succeed().await;
-            stop.store(true, std::sync::atomic::Ordering::Relaxed);
-        };
-        let (version, ()) = tokio::join!(writing, verifying);
-        all_at(stack, version).await;
     })
     .await;
 }

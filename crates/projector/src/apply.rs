@@ -9,7 +9,6 @@ use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use domain_events::{Event, EventType, SchemaVersion};
 use event_store::Wanted;
-use uuid::Uuid;
 
 use self::work::{Interruption, Work};
 use crate::forms::Forms;
@@ -74,24 +73,17 @@ impl ReadModel {
 
     /// Lets a batch go on, whether the projection is paused or not, if these are the tables that the
     /// handlers are for.
-    pub(crate) fn admit(&self, gate: &Gate) -> Result<(), ApplyError> {
-        match gate {
-            Gate::Open { generation, epoch }
-                if !self.meets(*generation, *epoch) || self.is_outdated() =>
-            {
-                Err(ApplyError::Replaced)
-            }
-            Gate::Open { .. } | Gate::Paused { .. } => Ok(()),
+    pub(crate) async fn admit(&self, batch: &mut Batch<'_>, gate: &Gate) -> Result<(), ApplyError> {
+        let Gate::Open { generation, swapping } = *gate else { return Ok(()) };
+        let known = self.in_service.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some(known) = known.filter(|it| it.generation == generation && !self.is_outdated())
+        else {
+            return Err(ApplyError::Replaced);
+        };
+        if swapping && batch.epoch().await? != known.epoch {
+            return Err(ApplyError::Replaced);
         }
-    }
-
-    /// Whether a batch meets the tables that were looked at. Only while tables are swapped is it told
-    /// which they are.
-    fn meets(&self, generation: u32, epoch: Option<Uuid>) -> bool {
-        let known = self.in_service.read().unwrap_or_else(PoisonError::into_inner);
-        known.as_ref().is_some_and(|known| {
-            known.generation == generation && (epoch.is_none() || known.epoch == epoch)
-        })
+        Ok(())
     }
 
     /// Whether the tables in service were built from other files than this instance has.
@@ -209,9 +201,10 @@ pub(crate) async fn apply(
             batch.rollback().await?;
             return Err(ApplyError::Paused { reason });
         }
-        if let Err(replaced) = model.admit(&gate) {
-            batch.rollback().await?;
-            return Err(replaced);
+        if let Err(barred) = model.admit(&mut batch, &gate).await {
+            // The first error tells more; after one of the server the session goes anyway.
+            drop(batch.rollback().await);
+            return Err(barred);
         }
         let mut work = Work { model, forms: &forms, events, careful, faults: BTreeMap::new() };
         let plan = match work.fill(&mut batch, breaker).await {

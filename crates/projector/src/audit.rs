@@ -102,4 +102,3 @@ pub(crate) async fn audit(
     let lines = lines.into_values().collect();
     Ok(Audit { projection: model.name().to_owned(), lines, missing })
 }
-

@@ -9,8 +9,8 @@ use daemon::{Failure, healthcheck, init_logs};
 use crate::apply::ReadModel;
 use crate::code::Registry;
 use crate::commands::{
-    Audit, Check, Format, Parked, Rebuild, Topology, Verify, audit, check, drop_old, models, open_mysql, pause,
-    rebuild, resume, roll_back, say, status, verify,
+    Audit, Check, Format, Parked, Rebuild, Topology, Verify, audit, check, drop_old, models,
+    open_mysql, pause, rebuild, resume, roll_back, say, status, verify,
 };
 use crate::mysql::Migrated;
 use crate::run::{load, run};

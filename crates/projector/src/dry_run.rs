@@ -33,7 +33,10 @@ impl fmt::Display for DryRun {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { events, seconds, unhandled, parked } = self;
         let rate = *events as f64 / seconds.max(0.001);
-        writeln!(f, "{events} events in {seconds:.1} s, {rate:.0} events/s: a rebuild takes as long")?;
+        writeln!(
+            f,
+            "{events} events in {seconds:.1} s, {rate:.0} events/s: a rebuild takes as long"
+        )?;
         for (event_type, count) in unhandled {
             writeln!(f, "no handler for {event_type}: {count} events leave no trace")?;
         }

@@ -95,7 +95,9 @@ impl Forms {
             };
             let known = columns.entry(table).or_insert_with(|| column.clone());
             if known != column {
-                return Err(format!("{file}:{line}: another statement names the stream in {known}"));
+                return Err(format!(
+                    "{file}:{line}: another statement names the stream in {known}"
+                ));
             }
         }
         Ok(columns)

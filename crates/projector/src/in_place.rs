@@ -65,7 +65,7 @@ async fn fold(
         Trouble::NotOwned { projection, reason }
     })?;
     let (mut batch, gate) = session.begin(&live.ledger, forms.passage()).await?;
-    live.admit(&gate)?;
+    live.admit(&mut batch, &gate).await?;
     // Deliveries of the stream wait from here on.
     batch.lock(&[stream_id], &[]).await?;
     for (table, column) in &columns {
@@ -75,7 +75,8 @@ async fn fold(
     let mut folded = Folded { stream_id: stream_id.to_string(), events: 0, parked: None };
     let mut from = StreamVersion::FIRST;
     loop {
-        let to = StreamVersion::new(from.get() + i64::from(PAGE) - 1).unwrap_or(StreamVersion::LAST);
+        let to =
+            StreamVersion::new(from.get() + i64::from(PAGE) - 1).unwrap_or(StreamVersion::LAST);
         let wanted = Wanted { stream_id: stream_id.clone(), from, to };
         let events = store.read_streams(&[wanted], PAGE).await?;
         let page: Vec<&Event> = events.iter().collect();

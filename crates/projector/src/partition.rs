@@ -14,12 +14,12 @@ use daemon::{CancellationToken, Probe, chain};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
-use crate::run::host;
 use crate::apply::ReadModel;
 use crate::balance::assign;
 use crate::context::Context;
 use crate::live::Live;
 use crate::mysql::{Instance, Session};
+use crate::run::host;
 use crate::topology::Topology;
 use crate::trouble::Trouble;
 

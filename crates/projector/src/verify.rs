@@ -260,10 +260,8 @@ async fn level_within(
         loop {
             let here = batch.lock(&streams, &[]).await?;
             let to = |stream_id| there.get(stream_id).and_then(|head| head.last);
-            let wanted: Vec<Wanted> = page
-                .iter()
-                .filter_map(|id| missing(&here.heads, id, to(id)?.version))
-                .collect();
+            let wanted: Vec<Wanted> =
+                page.iter().filter_map(|id| missing(&here.heads, id, to(id)?.version)).collect();
             if wanted.is_empty() {
                 break;
             }
@@ -288,8 +286,7 @@ async fn misfits(
     let mut after = None;
     loop {
         // The bookkeeping first: whatever it has, the event store had before.
-        let page =
-            session.bookkeeping(&live.ledger, after.as_ref(), BOOKKEEPING_PAGE).await?;
+        let page = session.bookkeeping(&live.ledger, after.as_ref(), BOOKKEEPING_PAGE).await?;
         let Some((last, _)) = page.last() else { break };
         after = Some(last.clone());
         let applied: Vec<_> = page.iter().map(|(id, last)| (id, last.version)).collect();

@@ -78,11 +78,7 @@ fn write_text(text: &mut String, audit: &audit::Audit) -> std::fmt::Result {
         writeln!(
             text,
             "  missing: {} {} at position {}, version {} of {}",
-            event.event_type,
-            event.event_id,
-            event.position,
-            event.stream_version,
-            event.stream_id
+            event.event_type, event.event_id, event.position, event.stream_version, event.stream_id
         )?;
     }
     let listed = i64::try_from(audit.missing.len()).unwrap_or(i64::MAX);

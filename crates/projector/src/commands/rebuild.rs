@@ -170,7 +170,9 @@ fn lines(file: &Path) -> Result<Vec<String>, anyhow::Error> {
 fn told(folded: &Folded) -> String {
     let Folded { stream_id, events, parked } = folded;
     match (events, parked) {
-        (0, None) => format!("{stream_id}: the event store has no such stream; its rows are removed"),
+        (0, None) => {
+            format!("{stream_id}: the event store has no such stream; its rows are removed")
+        }
         (events, None) => format!("{stream_id}: {events} events"),
         (events, Some(parked)) => format!(
             "{stream_id}: {events} events, then parked at version {}: {}",

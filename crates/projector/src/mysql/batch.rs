@@ -34,8 +34,8 @@ pub(crate) enum Gate {
     Open {
         /// Tells whether other tables are in service than before.
         generation: u32,
-        /// Which tables these are, while a rebuild swaps them.
-        epoch: Option<Uuid>,
+        /// Whether a rebuild is about to swap the tables, or has, and did not come to noting it.
+        swapping: bool,
     },
     /// Nothing is applied until somebody resumes the projection.
     Paused {
@@ -197,6 +197,12 @@ impl Batch<'_> {
     /// How many streams were parked within the last seconds, by any instance.
     pub(crate) async fn recently_parked(&mut self, seconds: u64) -> Result<u64, Error> {
         self.ledger.recently_parked(&mut self.transaction, seconds).await
+    }
+
+    /// Which tables are in service. Not before the gate: who waits for that must not hold a table that is
+    /// to be swapped.
+    pub(crate) async fn epoch(&mut self) -> Result<Option<Uuid>, Error> {
+        self.ledger.epoch(&mut self.transaction).await
     }
 
     /// Deletes the rows of a table that belong to a stream.

@@ -164,23 +164,21 @@ impl Ledger {
                  FROM projector_projections WHERE name = ? FOR UPDATE"
             }
         };
-        let read = sqlx::query_as(sql).bind(&self.projection).fetch_optional(&mut *connection);
+        let read = sqlx::query_as(sql).bind(&self.projection).fetch_optional(connection);
         let found: Option<(Option<String>, u32, bool)> =
             within("waiting for the gate", read).await?;
         match found {
             None => Err(Error::NotMigrated { table: self.tables[0].clone() }),
             Some((Some(reason), ..)) => Ok(Gate::Paused { reason }),
-            Some((None, generation, false)) => Ok(Gate::Open { generation, epoch: None }),
-            // Behind the gate: who waits for it must not hold a table that is to be swapped.
-            Some((None, generation, true)) => {
-                let epoch = self.epoch(connection).await?;
-                Ok(Gate::Open { generation, epoch })
-            }
+            Some((None, generation, swapping)) => Ok(Gate::Open { generation, swapping }),
         }
     }
 
     /// Which tables are in service.
-    async fn epoch(&self, connection: &mut MySqlConnection) -> Result<Option<Uuid>, Error> {
+    pub(super) async fn epoch(
+        &self,
+        connection: &mut MySqlConnection,
+    ) -> Result<Option<Uuid>, Error> {
         let read = sqlx::query_scalar(self.read_epoch.clone()).fetch_optional(connection);
         within("reading the checkpoint", read).await
     }
@@ -373,8 +371,7 @@ async fn heads(
     streams: &[&StreamId],
 ) -> Result<HashMap<StreamId, Head>, Error> {
     let query = sqlx::query_as(sql).bind(names(streams));
-    let rows: Vec<HeadRow> =
-        within("reading the bookkeeping", query.fetch_all(connection)).await?;
+    let rows: Vec<HeadRow> = within("reading the bookkeeping", query.fetch_all(connection)).await?;
     Ok(rows.into_iter().filter_map(head).collect())
 }
 

@@ -40,8 +40,7 @@ impl Owned<'_> {
             target.fold_the_rest(&mut store).await?;
             crash::point("the gate is closed next");
             let closed = Instant::now();
-            let (mut batch, _gate) =
-                self.session.begin(&self.live.ledger, Passage::Alone).await?;
+            let (mut batch, _gate) = self.session.begin(&self.live.ledger, Passage::Alone).await?;
             crash::point("the gate is closed");
             target.fold_the_rest(&mut store).await?;
             crash::point("the new tables have everything");

@@ -173,8 +173,7 @@ impl Rebuilder {
             return Err(nothing());
         }
         session.close().await;
-        // Whoever was at it notices.
-        let mut owned = self.own_or_refuse().await?;
+        let mut owned = self.own_in_time().await?;
         if is_cutting_over {
             let state = owned.job.as_ref().map(|job| job.state);
             if state != Some(JobState::CuttingOver) || owned.is_swapped(&self.databases.new).await?
@@ -222,20 +221,22 @@ impl Rebuilder {
     }
 
     async fn own_or_refuse(&self) -> Result<Owned<'_>, Trouble> {
+        self.own()
+            .await?
+            .map_err(|_job| Trouble::AnotherRebuild { projection: self.projection.name.clone() })
+    }
+
+    /// Waits until who was at it has noticed that it was cancelled.
+    async fn own_in_time(&self) -> Result<Owned<'_>, Trouble> {
         let mut waited = Duration::ZERO;
-        loop {
-            match self.own().await? {
-                Ok(owned) => return Ok(owned),
-                Err(_) if waited > PATIENCE => {
-                    return Err(Trouble::AnotherRebuild {
-                        projection: self.projection.name.clone(),
-                    });
-                }
-                Err(_) => {}
+        while waited < PATIENCE {
+            if let Ok(owned) = self.own().await? {
+                return Ok(owned);
             }
             sleep(WATCH).await;
             waited += WATCH;
         }
+        self.own_or_refuse().await
     }
 
     /// Keeps rebuilds and other comparisons away, until the session ends.
@@ -356,12 +357,8 @@ impl Owned<'_> {
             self.note_swap().await?;
         } else {
             let mut target = rebuilder.target(&mut self.session, old).await?;
-            let mut course = Course::of_job(
-                &rebuilder.report,
-                Wishes::default(),
-                &mut self.session,
-                &self.live,
-            );
+            let mut course =
+                Course::of_job(&rebuilder.report, Wishes::default(), &mut self.session, &self.live);
             rebuilder.catch_up(&mut target, &mut course).await?;
             self.cut_over(&mut target, (JobState::RollingBack, old, new)).await?;
             target.close().await;

@@ -98,7 +98,8 @@ impl Attendant<'_> {
 
     /// Counts the events of the last hour that are missing; one instance of all does.
     async fn audit(&self, session: &mut Session, model: &ReadModel) -> Result<(), Trouble> {
-        let is_new = session.checkpoint(&model.ledger).await?.is_none_or(|it| it.replay_until.is_some());
+        let is_new =
+            session.checkpoint(&model.ledger).await?.is_none_or(|it| it.replay_until.is_some());
         if is_new || !session.try_own(&format!("{}.audit", model.name())).await? {
             return Ok(());
         }
