@@ -32,7 +32,7 @@ impl DryRun {
 impl fmt::Display for DryRun {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { events, seconds, unhandled, parked } = self;
-        let rate = *events as f64 / seconds.max(0.001);
+        let rate = f64::from(u32::try_from(*events).unwrap_or(u32::MAX)) / seconds.max(0.001);
         writeln!(
             f,
             "{events} events in {seconds:.1} s, {rate:.0} events/s: a rebuild takes as long"

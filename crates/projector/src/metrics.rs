@@ -144,27 +144,31 @@ impl Metrics {
             "Position up to which every event is known to be applied",
             metrics.checkpoint.clone(),
         );
+        metrics.register_rebuild(registry);
+        metrics
+    }
+
+    fn register_rebuild(&self, registry: &mut Registry) {
         registry.register(
             "rebuilding",
             "1 while a rebuild or a rollback is under way, or was interrupted",
-            metrics.rebuilding.clone(),
+            self.rebuilding.clone(),
         );
         registry.register(
             "rebuild_positions_left",
             "Positions of the event store that a rebuild has not applied yet",
-            metrics.rebuild_positions_left.clone(),
+            self.rebuild_positions_left.clone(),
         );
         registry.register(
             "rebuild_events_per_second",
             "Events that a rebuild applies in a second",
-            metrics.rebuild_rate.clone(),
+            self.rebuild_rate.clone(),
         );
         registry.register(
             "audit_missing_events",
             "Events of the last hour that are neither applied nor parked, nor on their way",
-            metrics.missing_events.clone(),
+            self.missing_events.clone(),
         );
-        metrics
     }
 
     pub(crate) fn count(&self, projection: &str, outcome: Outcome, events: usize) {

@@ -172,13 +172,11 @@ impl Rebuilder {
 impl Verification<'_> {
     async fn compare(&mut self, repair: bool) -> Result<Vec<Drift>, Trouble> {
         let report = &self.rebuilder.report;
-        match &self.sample {
-            Some(sample) => self.right.fold(&mut self.store, sample).await?,
-            None => {
-                let mut course = Course::alone(report);
-                self.rebuilder.catch_up(&mut self.right, &mut course).await?;
-            }
+        if self.sample.is_none() {
+            let mut course = Course::alone(report);
+            self.rebuilder.catch_up(&mut self.right, &mut course).await?;
         }
+        self.fold_the_rest().await?;
         let mut suspects = 0;
         for compared in &self.comparisons {
             suspects += self.session.collect_suspects(compared).await?;

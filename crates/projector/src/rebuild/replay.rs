@@ -247,8 +247,8 @@ impl<'c> Course<'c> {
         rebuilder: &Rebuilder,
     ) -> Result<(), Trouble> {
         if self.wishes.throttle > 0 {
-            let due = self.events as f64 / f64::from(self.wishes.throttle);
-            sleep(Duration::from_secs_f64(due).saturating_sub(self.begun.elapsed())).await;
+            let due = self.events.saturating_mul(1_000) / u64::from(self.wishes.throttle);
+            sleep(Duration::from_millis(due).saturating_sub(self.begun.elapsed())).await;
         }
         let limit = f64::from(self.wishes.max_lag);
         let Some((session, live)) = self.job.as_mut().filter(|_| limit > 0.0) else {

@@ -22,7 +22,7 @@ pub(crate) enum Report {
         /// Of which projection.
         projection: String,
         /// Where it is counted.
-        metrics: Metrics,
+        metrics: Box<Metrics>,
     },
 }
 

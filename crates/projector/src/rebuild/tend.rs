@@ -76,7 +76,8 @@ impl Attendant<'_> {
         self.session = Some(session);
         let Some(job) = job else { return Ok(()) };
         let is_ours = job.definition_hash == model.projection.definition_hash;
-        if !(is_ours && job.state.is_unfinished()) && !is_old(&job, context) {
+        let (is_old, is_open) = (is_old(&job, context), is_ours && job.state.is_unfinished());
+        if !is_old && !is_open {
             return Ok(());
         }
         let rebuilder = Rebuilder {
@@ -84,10 +85,13 @@ impl Attendant<'_> {
             mysql: context.mysql.clone(),
             store: context.store.clone(),
             databases: Databases::beside(&database),
-            report: Report::Log { projection: name.to_owned(), metrics: context.metrics.clone() },
+            report: Report::Log {
+                projection: name.to_owned(),
+                metrics: Box::new(context.metrics.clone()),
+            },
             host: host(),
         };
-        if is_old(&job, context) {
+        if is_old {
             rebuilder.drop_old().await?;
             tracing::info!(projection = name, "the tables of before its rebuild are dropped");
         } else if rebuilder.resume().await? {
