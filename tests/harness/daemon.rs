@@ -223,6 +223,16 @@ impl Daemon {
         timeout(Duration::from_mins(2), self.child.wait()).await.expect("it ends").expect("it ran")
     }
 
+    /// The number of its process, while it runs.
+    ///
+    /// # Panics
+    ///
+    /// When it cannot be asked.
+    pub fn running(&mut self) -> Option<u32> {
+        let ended = self.child.try_wait().expect("it is asked");
+        ended.is_none().then(|| self.child.id()).flatten()
+    }
+
     fn pid(&self) -> Pid {
         let id = self.child.id().and_then(|id| i32::try_from(id).ok());
         id.and_then(Pid::from_raw).expect("it runs")

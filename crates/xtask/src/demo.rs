@@ -23,8 +23,8 @@ use crate::workspace::{build, root, succeed, target};
 
 const PROJECTIONS: [&str; 3] = ["order_summary", "customer_value", "daily_revenue"];
 /// How long the daemons may take to become ready, and to catch up at the end.
-const READY_LIMIT: Duration = Duration::from_mins(1);
-const LEVEL_LIMIT: Duration = Duration::from_mins(1);
+const READY_LIMIT: Duration = Duration::from_mins(3);
+const LEVEL_LIMIT: Duration = Duration::from_mins(3);
 const FRAME: Duration = Duration::from_millis(500);
 
 /// Watch events flow: servers, both daemons, a sample workload, read models that fill.

@@ -3,6 +3,7 @@
 //! Light on purpose: it is compiled before anything else can start.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "commands print their results")]
 
+mod bench;
 mod demo;
 mod lint;
 mod process;
@@ -28,6 +29,8 @@ enum Command {
     Demo(demo::Demo),
     /// Run all tests on real servers.
     Test(test::Test),
+    /// Measure, beside what bare programs reach with the same servers.
+    Bench(bench::Bench),
     /// Look for mistakes: format, lints, documentation, banned dependencies.
     Lint,
     /// PostgreSQL, RabbitMQ and MySQL for development.
@@ -42,6 +45,7 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Demo(demo) => demo.run(),
         Command::Test(test) => test.run(),
+        Command::Bench(bench) => bench.run(),
         Command::Lint => lint::run(),
         Command::Servers(command) => command.run(),
     };

@@ -25,6 +25,11 @@ impl Process {
         Ok(Self { name: name.to_owned(), pid, started })
     }
 
+    /// Name and number.
+    pub(crate) fn text(&self) -> String {
+        format!("{}={}", self.name, self.pid)
+    }
+
     pub(crate) fn is_running(&self) -> bool {
         start_time(self.pid) == Some(self.started)
     }

@@ -16,6 +16,7 @@ use anyhow::{Context, Result, bail};
 use clap::Subcommand;
 use serde::{Deserialize, Serialize};
 
+use self::private::Durability;
 use crate::process::Process;
 use crate::workspace::target;
 
@@ -101,6 +102,33 @@ impl Drop for Borrowed {
     }
 }
 
+/// Servers that flush to disk, for benchmarks: those that the environment names, or new ones that end
+/// with this.
+pub(crate) struct Durable {
+    pub(crate) servers: Servers,
+}
+
+impl Durable {
+    pub(crate) fn up() -> Result<Self> {
+        if let Some(servers) = running()?.filter(|servers| servers.origin == Origin::Environment) {
+            return Ok(Self { servers });
+        }
+        let _turn = turn()?;
+        Ok(Self { servers: private::up(&folder(), Durability::Full)? })
+    }
+}
+
+impl Drop for Durable {
+    fn drop(&mut self) {
+        if self.servers.origin == Origin::Private {
+            self.servers.end();
+            if let Err(error) = private::remove_data(&folder(), Durability::Full) {
+                eprintln!("the servers' data could not be removed: {error:#}");
+            }
+        }
+    }
+}
+
 /// Finds or starts servers; says also whether they were started.
 fn up() -> Result<(Servers, bool)> {
     let _turn = turn()?;
@@ -112,7 +140,7 @@ fn up() -> Result<(Servers, bool)> {
         Err(why) => {
             eprintln!("docker compose is not used: {why:#}");
             eprintln!("starting private servers in {}", folder().display());
-            private::up(&folder())?
+            private::up(&folder(), Durability::None)?
         }
     };
     fs::write(record(), serde_json::to_string_pretty(&servers)?)?;
@@ -129,12 +157,8 @@ fn down() -> Result<()> {
         Origin::Environment => {}
         Origin::Compose => compose::down()?,
         Origin::Private => {
-            thread::scope(|scope| {
-                for process in &servers.processes {
-                    scope.spawn(|| process.end(Duration::from_mins(1)));
-                }
-            });
-            private::remove_data(&folder())?;
+            servers.end();
+            private::remove_data(&folder(), Durability::None)?;
         }
     }
     fs::remove_file(record())?;
@@ -184,6 +208,20 @@ impl Servers {
     fn with_tools<const N: usize>(mut self, tools: [(&str, String); N]) -> Self {
         self.tools = tools.into_iter().map(|(name, path)| (name.to_owned(), path)).collect();
         self
+    }
+
+    fn end(&self) {
+        thread::scope(|scope| {
+            for process in &self.processes {
+                scope.spawn(|| process.end(Duration::from_mins(1)));
+            }
+        });
+    }
+
+    /// Their names and process numbers, if they were started by us: `postgres=1,mysql=2`.
+    pub(crate) fn pids(&self) -> String {
+        let pids: Vec<String> = self.processes.iter().map(Process::text).collect();
+        pids.join(",")
     }
 
     /// Whether they were started for us alone.

@@ -1,13 +1,13 @@
 //! Private throwaway servers on loopback.
 //!
-//! They trade durability for speed: a killed server loses nothing, a lost machine may. Above all their
-//! speed no longer depends on the disk: where a flush takes a second, RabbitMQ alone would need a minute
-//! to declare the queues of a few tests.
+//! Those for tests trade durability for speed: a killed server loses nothing, a lost machine may. Above
+//! all their speed no longer depends on the disk: where a flush takes a second, RabbitMQ alone would need a
+//! minute to declare the queues of a few tests. Those for benchmarks keep what servers promise.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -36,22 +36,37 @@ struct Ports {
     mysql: u16,
 }
 
+/// Whether servers flush to disk what they have promised to keep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Durability {
+    /// For tests.
+    None,
+    /// As they come.
+    Full,
+}
+
+impl Durability {
+    fn data(self, folder: &Path) -> PathBuf {
+        folder.join(if self == Self::None { "data" } else { "durable" })
+    }
+}
+
 /// Starts all three with new data.
-pub(super) fn up(folder: &Path) -> Result<Servers> {
+pub(super) fn up(folder: &Path, durability: Durability) -> Result<Servers> {
     let tree = Tree::at(folder)?;
-    let data = folder.join("data");
+    let data = durability.data(folder);
     if let Ok(before) = data.canonicalize() {
         // Perhaps one of them has died, or a start was interrupted.
         end_strays(&before)?;
     }
-    remove_data(folder)?;
+    remove_data(folder, durability)?;
     for part in ["postgres", "mysql", "rabbitmq/db", "rabbitmq/log", "rabbitmq/generated", "tools"]
     {
         fs::create_dir_all(data.join(part))?;
     }
     let data = data.canonicalize()?;
     let ports = Ports::free()?;
-    let private = Private { tree, data: &data, ports };
+    let private = Private { tree, durability, data: &data, ports };
     let mut processes = Vec::new();
     let started = private.start(&mut processes).and_then(|()| {
         Ok([
@@ -95,13 +110,14 @@ pub(super) fn end_strays(data: &Path) -> Result<()> {
 }
 
 /// Removes what the servers have stored.
-pub(super) fn remove_data(folder: &Path) -> Result<()> {
-    let data = folder.join("data");
+pub(super) fn remove_data(folder: &Path, durability: Durability) -> Result<()> {
+    let data = durability.data(folder);
     if data.exists() { Ok(fs::remove_dir_all(data)?) } else { Ok(()) }
 }
 
 struct Private<'d> {
     tree: Tree,
+    durability: Durability,
     data: &'d Path,
     ports: Ports,
 }
@@ -175,8 +191,10 @@ impl Private<'_> {
             .arg(format!("--port={}", self.ports.mysql))
             .arg(format!("--pid-file={}", self.path("mysql/pid")))
             // Relative: the path of a socket must be short.
-            .args(["--socket=socket", "--max-connections=400", "--skip-log-bin"])
-            .args(["--innodb-flush-log-at-trx-commit=0", "--innodb-doublewrite=0"]);
+            .args(["--socket=socket", "--max-connections=400", "--skip-log-bin"]);
+        if self.durability == Durability::None {
+            command.args(["--innodb-flush-log-at-trx-commit=0", "--innodb-doublewrite=0"]);
+        }
         Ok(command)
     }
 
@@ -231,8 +249,12 @@ default_pass = {NAME}
         let version = version.iter().find(|name| name.starts_with("rabbitmq_server-"));
         let home = format!("{libraries}/{}", version.context("no RabbitMQ in the tree")?);
         let rabbitmq = |part: &str| self.path(&format!("rabbitmq/{part}"));
+        let no_flush = match self.durability {
+            Durability::None => self.tree.path(NO_FLUSH).display().to_string(),
+            Durability::Full => String::new(),
+        };
         let variables = [
-            ("LD_PRELOAD", self.tree.path(NO_FLUSH).display().to_string()),
+            ("LD_PRELOAD", no_flush),
             ("PGPASSWORD", NAME.to_owned()),
             ("RABBITMQ_NODENAME", "rabbit@localhost".to_owned()),
             ("RABBITMQ_NODE_IP_ADDRESS", "127.0.0.1".to_owned()),

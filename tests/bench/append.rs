@@ -1,0 +1,85 @@
+//! Appending: what the function and the trigger cost.
+
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use harness::{Stack, event};
+use serde_json::json;
+use sqlx::Executor;
+
+use crate::Scale;
+use crate::limits::rate;
+use crate::report::Report;
+
+/// Transactions of one event, in each measurement.
+const EVENTS: u32 = 8_000;
+
+#[derive(Clone, Copy)]
+enum How {
+    Function,
+    Insert,
+    WithoutTrigger,
+}
+
+pub(crate) async fn run(scale: Scale, report: &mut Report) {
+    let table = report.table(
+        "Append",
+        "One event in each transaction, every client with streams of its own. Beside `append_to_stream` the \
+         plain INSERT of the same rows, with the trigger that fills the outbox and without.",
+    );
+    for clients in [1, 4, 16] {
+        let mut rates = [Vec::new(), Vec::new(), Vec::new()];
+        for _ in 0..scale.runs {
+            for (how, rates) in
+                [How::WithoutTrigger, How::Insert, How::Function].into_iter().zip(&mut rates)
+            {
+                Stack::run(async |stack| {
+                    if matches!(how, How::WithoutTrigger) {
+                        let disable = "ALTER TABLE events DISABLE TRIGGER USER";
+                        stack.postgres().await.execute(disable).await.expect("no trigger");
+                    }
+                    rates.push(append(stack, clients, how).await);
+                })
+                .await;
+            }
+        }
+        let [without, insert, function] = rates;
+        let limit = format!("{clients} clients: INSERT without the trigger");
+        table.row(limit.clone(), "events/s", without);
+        table.row_of(format!("{clients} clients: INSERT"), "events/s", insert, &limit);
+        table.row_of(format!("{clients} clients: append_to_stream"), "events/s", function, &limit);
+    }
+}
+
+async fn append(stack: &Stack, clients: u32, how: How) -> f64 {
+    let each = EVENTS / clients;
+    let mut sessions = Vec::new();
+    for _ in 0..clients {
+        sessions.push(stack.postgres().await);
+    }
+    let begun = Instant::now();
+    let writing = (0..clients).zip(sessions).map(async |(client, mut session)| {
+        for number in 0..each {
+            let stream = format!("order-{client}-{}", number % 100);
+            let data = json!({ "n": number, "text": "x".repeat(470) });
+            if matches!(how, How::Function) {
+                let events = json!([event("Tested", &data)]);
+                harness::append(&mut session, &stream, None, &events).await.expect("appended");
+            } else {
+                sqlx::query(
+                    "INSERT INTO events (event_id, stream_id, stream_version, event_type, data)
+                     VALUES (gen_random_uuid(), $1, $2, 'Tested', $3::jsonb)",
+                )
+                .bind(stream)
+                .bind(i64::from(number / 100 + 1))
+                .bind(data.to_string())
+                .execute(&mut session)
+                .await
+                .expect("inserted");
+            }
+        }
+    });
+    join_all(writing).await;
+    let took: Duration = begun.elapsed();
+    rate(each * clients, took)
+}

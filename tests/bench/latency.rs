@@ -1,0 +1,108 @@
+//! From the commit of an append until the read model shows it.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use harness::{Stack, event};
+use serde_json::json;
+use tokio::time::{MissedTickBehavior, interval, sleep};
+
+use crate::Scale;
+use crate::process::cost;
+use crate::report::{Report, percentile};
+
+const PROJECTIONS: &str = "tests/bench/projections";
+
+pub(crate) async fn run(scale: Scale, report: &mut Report) {
+    let table = report.table(
+        "Latency",
+        "From the commit of an append until MySQL shows what it did, looked at every millisecond. The machine \
+         does nothing else but that and the looking.",
+    );
+    for notify in ["true", "false"] {
+        for rate in [10, 100, 1_000] {
+            let mut ages = Vec::new();
+            Stack::run(async |stack| {
+                stack.projector(PROJECTIONS).arg("migrate").succeed().await;
+                let _projector = stack.projector(PROJECTIONS).start_ready().await;
+                let relay = stack
+                    .relay()
+                    .env("OUTBOX_RELAY__RELAY__NOTIFY", notify)
+                    .env("OUTBOX_RELAY__RELAY__POLL_MAX", "250ms");
+                let _relay = relay.start_ready().await;
+                sleep(Duration::from_secs(1)).await;
+                ages = measure(stack, rate, scale.seconds).await;
+            })
+            .await;
+            let notify = if notify == "true" { "NOTIFY" } else { "polling" };
+            for (name, part) in [("p50", 0.5), ("p99", 0.99), ("max", 1.0)] {
+                let what = format!("{rate} events/s, {notify}, {name}");
+                table.row(what, "ms", vec![percentile(&ages, part)]);
+            }
+        }
+    }
+    Stack::run(async |stack| {
+        stack.projector(PROJECTIONS).arg("migrate").succeed().await;
+        let mut projector = stack.projector(PROJECTIONS).start_ready().await;
+        let relay = stack.relay().env("OUTBOX_RELAY__RELAY__POLL_MAX", "250ms");
+        let mut relay = relay.start_ready().await;
+        sleep(Duration::from_secs(2)).await;
+        let all = [("relay", relay.running()), ("projector", projector.running())];
+        let seconds = |pid: Option<u32>| cost(pid.expect("it runs")).seconds;
+        let before = all.map(|(_, pid)| seconds(pid));
+        sleep(Duration::from_secs(scale.seconds)).await;
+        for ((name, pid), before) in all.into_iter().zip(before) {
+            let spent = seconds(pid) - before;
+            let all = Duration::from_secs(scale.seconds).as_secs_f64();
+            table.row(format!("{name}, idle"), "% of a core", vec![100.0 * spent / all]);
+        }
+    })
+    .await;
+}
+
+/// Milliseconds for each event.
+async fn measure(stack: &Stack, rate: u32, seconds: u64) -> Vec<f64> {
+    let mut writer = stack.postgres().await;
+    let count = i64::from(rate) * i64::try_from(seconds).unwrap_or(1);
+    let mut committed = HashMap::new();
+    let mut seen = HashMap::new();
+    let writing = async {
+        let mut ticks = interval(Duration::from_secs(1) / rate);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
+        for number in 1..=count {
+            ticks.tick().await;
+            let events = json!([event("Seen", &json!({ "number": number }))]);
+            harness::append(&mut writer, &format!("order-{}", number % 500), None, &events)
+                .await
+                .expect("it is appended");
+            committed.insert(number, Instant::now());
+        }
+    };
+    let looking = async {
+        let mut reader = stack.mysql().await;
+        let mut below = 0_i64;
+        let begun = Instant::now();
+        while seen.len() < usize::try_from(count).unwrap_or(0) {
+            let new: Vec<i64> = sqlx::query_scalar("SELECT number FROM seen WHERE number > ?")
+                .bind(below)
+                .fetch_all(&mut reader)
+                .await
+                .expect("rows");
+            let now = Instant::now();
+            for number in new {
+                seen.entry(number).or_insert(now);
+            }
+            while seen.contains_key(&(below + 1)) {
+                below += 1;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(seconds + 60), "all are seen");
+            sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::join!(writing, looking);
+    let age = |(number, at): (&i64, &Instant)| {
+        let shown = seen.get(number)?;
+        Some(shown.saturating_duration_since(*at).as_secs_f64() * 1_000.0)
+    };
+    committed.iter().filter_map(age).collect()
+}

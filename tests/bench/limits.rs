@@ -1,0 +1,202 @@
+//! Bare programs: what the servers give without any of ours.
+
+use std::time::{Duration, Instant};
+
+use futures_util::future::try_join_all;
+use futures_util::{StreamExt, stream};
+use lapin::options::{
+    BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions, QueueBindOptions,
+    QueueDeclareOptions,
+};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{BasicProperties, ExchangeKind};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row};
+
+use harness::Stack;
+
+/// Messages that are on their way at once.
+const WINDOW: usize = 8;
+const CHUNK: usize = 256;
+
+/// Events a second.
+pub(crate) fn rate(events: u32, took: Duration) -> f64 {
+    f64::from(events) / took.as_secs_f64()
+}
+
+/// A quorum queue on the exchange of the events.
+pub(crate) async fn bind_queue(stack: &Stack, queue: &str) {
+    let connection = stack.amqp().await;
+    let channel = connection.create_channel().await.expect("a channel");
+    let durable = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
+    channel
+        .exchange_declare("events".into(), ExchangeKind::Topic, durable, FieldTable::default())
+        .await
+        .expect("the exchange");
+    let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+    channel.queue_declare(queue.into(), durable, arguments).await.expect("the queue");
+    channel
+        .queue_bind(
+            queue.into(),
+            "events".into(),
+            "order.#".into(),
+            QueueBindOptions::default(),
+            FieldTable::default(),
+        )
+        .await
+        .expect("the binding");
+    connection.close(200, "bye".into()).await.expect("it closes");
+}
+
+/// Empties a queue.
+pub(crate) async fn purge(stack: &Stack, queue: &str) {
+    stack
+        .manage(
+            "DELETE",
+            &format!("queues/{}/{queue}/contents", stack.name()),
+            &serde_json::Value::Null,
+        )
+        .await;
+}
+
+/// Publishes from memory, with confirms.
+pub(crate) async fn publish(stack: &Stack, messages: u32, payload: &str) -> f64 {
+    let connection = stack.amqp().await;
+    let channel = connection.create_channel().await.expect("a channel");
+    channel.confirm_select(ConfirmSelectOptions::default()).await.expect("confirms");
+    let chunks = messages as usize / CHUNK;
+    let begun = Instant::now();
+    let published = stream::iter(0..chunks).map(async |_| {
+        let publish = |_| {
+            channel.basic_publish(
+                "events".into(),
+                "order.Tested".into(),
+                BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() },
+                payload.as_bytes(),
+                BasicProperties::default().with_delivery_mode(2),
+            )
+        };
+        let confirms = try_join_all((0..CHUNK).map(publish)).await.expect("they are sent");
+        for confirm in confirms {
+            let confirm = confirm.await.expect("a confirm");
+            assert!(confirm.is_ack(), "it is confirmed");
+        }
+    });
+    published.buffered(WINDOW).collect::<Vec<()>>().await;
+    let took = begun.elapsed();
+    connection.close(200, "bye".into()).await.expect("it closes");
+    rate(u32::try_from(chunks * CHUNK).unwrap_or(u32::MAX), took)
+}
+
+/// Claims and marks rows of the outbox, without a broker.
+pub(crate) async fn claim_and_mark(stack: &Stack, rows: u32) -> f64 {
+    let mut connection = stack.postgres().await;
+    let begun = Instant::now();
+    let mut marked = 0;
+    while marked < u64::from(rows) {
+        let mut transaction = connection.begin().await.expect("a transaction");
+        let claimed: Vec<(i64, String)> = sqlx::query_as(
+            "SELECT id, payload::text FROM outbox WHERE processed_at IS NULL
+             ORDER BY lane, id LIMIT 1000 FOR UPDATE SKIP LOCKED",
+        )
+        .fetch_all(&mut *transaction)
+        .await
+        .expect("rows");
+        let ids: Vec<i64> = claimed.iter().map(|(id, _)| *id).collect();
+        if ids.is_empty() {
+            break;
+        }
+        let done = sqlx::query("UPDATE outbox SET processed_at = now() WHERE id = ANY ($1)")
+            .bind(&ids)
+            .execute(&mut *transaction)
+            .await
+            .expect("they are marked");
+        marked += done.rows_affected();
+        transaction.commit().await.expect("a commit");
+    }
+    rate(rows, begun.elapsed())
+}
+
+/// What a handler of `order_summary` needs of an event.
+pub(crate) struct Change {
+    values: String,
+}
+
+/// Reads all events in pages; gives how fast, and what an upsert of the same rows needs.
+pub(crate) async fn read(stack: &Stack, events: u32, keep: bool) -> (f64, Vec<Change>) {
+    let mut connection: PgConnection = stack.postgres().await;
+    let (mut after, mut count, mut kept) = (0_i64, 0, Vec::new());
+    let begun = Instant::now();
+    loop {
+        let page = sqlx::query(
+            "SELECT position, event_id, stream_id, stream_version, event_type, schema_version,
+                    data::text AS data, metadata::text AS metadata, occurred_at, recorded_at
+             FROM events WHERE position > $1 ORDER BY position LIMIT 5000",
+        )
+        .bind(after)
+        .fetch_all(&mut connection)
+        .await
+        .expect("events");
+        let Some(last) = page.last() else { break };
+        after = last.get("position");
+        count += page.len();
+        if keep {
+            kept.extend(page.iter().map(change));
+        }
+    }
+    let rate = rate(events, begun.elapsed());
+    assert_eq!(count, events as usize, "all events are read");
+    (rate, kept)
+}
+
+fn change(row: &sqlx::postgres::PgRow) -> Change {
+    let data: serde_json::Value = serde_json::from_str(row.get::<&str, _>("data")).expect("JSON");
+    let (stream_id, event_type): (&str, &str) = (row.get("stream_id"), row.get("event_type"));
+    let occurred_at: chrono::DateTime<chrono::Utc> = row.get("occurred_at");
+    let at = occurred_at.format("%Y-%m-%d %H:%M:%S%.6f");
+    let amount = data["amount"].to_string();
+    let text = |value: &serde_json::Value| {
+        value.as_str().unwrap_or("none").replace('\\', "").replace('\'', "''")
+    };
+    let paid = if event_type == "OrderPaid" { &*amount } else { "0" };
+    let refunded = if event_type == "OrderRefunded" { &*amount } else { "0" };
+    let parcels = u8::from(event_type == "OrderShipped");
+    let total = data["total"].as_f64().unwrap_or_default();
+    Change {
+        values: format!(
+            "('{stream_id}','{}','{}','{event_type}','{}',{total:.2},{paid},{refunded},{parcels},\
+             '{at}','{at}')",
+            text(&data["customer"]["id"]),
+            text(&data["customer"]["name"]),
+            data["currency"].as_str().unwrap_or("EUR"),
+        ),
+    }
+}
+
+/// One row for each event, a thousand in a statement and a transaction, and nothing else.
+pub(crate) async fn upsert(stack: &Stack, changes: &[Change]) -> f64 {
+    let mut connection = stack.mysql().await;
+    connection.execute("DROP TABLE IF EXISTS bare").await.expect("no table");
+    connection.execute("CREATE TABLE bare LIKE order_summary").await.expect("a table");
+    let statements: Vec<String> = changes
+        .chunks(1_000)
+        .map(|page| {
+            let rows: Vec<&str> = page.iter().map(|change| &*change.values).collect();
+            format!(
+                "INSERT INTO bare (order_id, customer_id, customer_name, status, currency, total, paid,
+                                   refunded, parcels, placed_at, updated_at)
+                 VALUES {} AS new
+                 ON DUPLICATE KEY UPDATE status = new.status, paid = bare.paid + new.paid,
+                     refunded = bare.refunded + new.refunded, parcels = bare.parcels + new.parcels,
+                     updated_at = new.updated_at",
+                rows.join(",")
+            )
+        })
+        .collect();
+    let begun = Instant::now();
+    for statement in statements {
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut connection).await.expect("an upsert");
+    }
+    rate(u32::try_from(changes.len()).unwrap_or(u32::MAX), begun.elapsed())
+}

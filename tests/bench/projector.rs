@@ -1,0 +1,151 @@
+//! The projector: how fast a queue, and the history, is applied.
+
+use std::time::{Duration, Instant};
+
+use harness::{Stack, root};
+use sqlx::{AssertSqlSafe, Executor};
+use tokio::time::sleep;
+
+use crate::process::{self, Cpu, cost};
+use crate::report::Report;
+use crate::{Scale, limits};
+
+const PROJECTIONS: &str = "config/projections";
+
+/// Appends events of the shop.
+async fn fill(stack: &Stack, events: u32) {
+    let streams = (events / 5).max(1);
+    stack
+        .workload()
+        .args(["generate", "--json", "--seed", "7", "--batch", "1000"])
+        .args(["--events".to_owned(), events.to_string()])
+        .args(["--streams".to_owned(), streams.to_string()])
+        .succeed()
+        .await;
+}
+
+pub(crate) async fn run(scale: Scale, report: &mut Report) {
+    let table = report.table(
+        "Projector",
+        "Events of the shop from a full queue. Beside it the plain multi-row upsert of one row for each of \
+         the same events, without queue and bookkeeping.",
+    );
+    let mut bare = Vec::new();
+    for projection in ["order_summary", "customer_value"] {
+        let (mut ours, mut own, mut memory) = (Vec::new(), Vec::new(), Vec::new());
+        let mut servers = Vec::new();
+        for _ in 0..scale.runs {
+            Stack::run(async |stack| {
+                let projector = stack
+                    .projector(PROJECTIONS)
+                    .env("PROJECTOR__PROJECTOR__PROJECTIONS", projection)
+                    .env("PROJECTOR__PROJECTOR__SWEEP_INTERVAL", "5s")
+                    .env("PROJECTOR__PROJECTOR__SWEEP_GRACE", "10s");
+                projector.clone().arg("migrate").succeed().await;
+                // It makes its queue, and has seen the empty history.
+                projector.start_ready().await.terminate().await;
+                fill(stack, scale.events).await;
+                publish_all(stack, scale.events).await;
+                let cpu = Cpu::start();
+                let (rate, cost) = apply(projector, projection, scale.events).await;
+                servers.push(cpu.spent());
+                ours.push(rate);
+                own.push(cost.seconds * 1e6 / f64::from(scale.events));
+                memory.push(cost.mebibytes);
+                if projection == "order_summary" {
+                    let (_, changes) = limits::read(stack, scale.events, true).await;
+                    bare.push(limits::upsert(stack, &changes).await);
+                }
+            })
+            .await;
+        }
+        if projection == "order_summary" {
+            table.row("bare upsert", "events/s", bare.clone());
+        }
+        table.row_of(projection, "events/s", ours, "bare upsert");
+        table.row(format!("{projection}, own CPU"), "µs/event", own);
+        table.row(format!("{projection}, peak memory"), "MiB", memory);
+        for name in ["rabbitmq", "mysql"] {
+            let each = servers.iter().filter_map(|spent| spent.get(name));
+            let each = each.map(|seconds| seconds * 1e6 / f64::from(scale.events)).collect();
+            table.row(format!("{projection}, CPU of {name}"), "µs/event", each);
+        }
+    }
+}
+
+async fn publish_all(stack: &Stack, events: u32) {
+    let mut relay = stack.relay().start_ready().await;
+    let published = "outbox_relay_messages_published_total{outcome=\"confirmed\"}";
+    while relay.metric(published).await < f64::from(events) {
+        sleep(Duration::from_millis(100)).await;
+    }
+    relay.terminate().await;
+}
+
+async fn apply(projector: harness::Program, projection: &str, events: u32) -> (f64, process::Cost) {
+    let mut daemon = projector.start();
+    let applied =
+        format!("projector_events_total{{projection=\"{projection}\",outcome=\"applied\"}}");
+    let begun = loop {
+        if daemon.get("/livez").await.is_some() && daemon.metric(&applied).await > 0.0 {
+            break Instant::now();
+        }
+        sleep(Duration::from_millis(1)).await;
+    };
+    let first = daemon.metric(&applied).await;
+    while daemon.metric(&applied).await < f64::from(events) {
+        assert!(begun.elapsed() < Duration::from_mins(5), "the projector applies");
+        sleep(Duration::from_millis(2)).await;
+    }
+    let rate = (f64::from(events) - first) / begun.elapsed().as_secs_f64();
+    let cost = cost(daemon.running().expect("it runs"));
+    daemon.terminate().await;
+    (rate, cost)
+}
+
+pub(crate) async fn run_rebuild(scale: Scale, report: &mut Report) {
+    let table = report.table(
+        "Rebuild",
+        "The history of the shop into new tables, until they are in service. Beside it a plain read of the \
+         event store in pages of 5,000, and the plain multi-row upsert of one row for each event.",
+    );
+    for events in [scale.history / 10, scale.history] {
+        let (mut read, mut bare) = (Vec::new(), Vec::new());
+        let projections = ["order_summary", "customer_value", "daily_revenue"];
+        let mut ours = projections.map(|_| (Vec::new(), Vec::new(), Vec::new()));
+        Stack::run(async |stack| {
+            let projector = || stack.projector(root().join(PROJECTIONS));
+            projector().arg("migrate").succeed().await;
+            fill(stack, events).await;
+            // Nobody publishes these.
+            stack.postgres().await.execute("TRUNCATE outbox CASCADE").await.expect("no outbox");
+            stack.postgres().await.execute("VACUUM ANALYZE events").await.expect("statistics");
+            for _ in 0..scale.runs {
+                let (_, changes) = limits::read(stack, events, true).await;
+                bare.push(limits::upsert(stack, &changes).await);
+                drop(changes);
+                read.push(limits::read(stack, events, false).await.0);
+                for (projection, (rates, own, memory)) in projections.iter().zip(&mut ours) {
+                    let rebuild = projector().args(["rebuild", projection]).start();
+                    let (took, cost) = process::run(rebuild).await;
+                    rates.push(limits::rate(events, took));
+                    own.push(cost.seconds * 1e6 / f64::from(events));
+                    memory.push(cost.mebibytes);
+                }
+            }
+            for suffix in ["new", "old", "verify"] {
+                let drop = format!("DROP DATABASE IF EXISTS `{}__{suffix}`", stack.name());
+                stack.mysql().await.execute(AssertSqlSafe(drop)).await.expect("it is dropped");
+            }
+        })
+        .await;
+        let limit = format!("{events}: bare upsert");
+        table.row(format!("{events}: plain read"), "events/s", read);
+        table.row(limit.clone(), "events/s", bare);
+        for (projection, (rates, own, memory)) in projections.iter().zip(ours) {
+            table.row_of(format!("{events}: {projection}"), "events/s", rates, &limit);
+            table.row(format!("{events}: {projection}, own CPU"), "µs/event", own);
+            table.row(format!("{events}: {projection}, peak memory"), "MiB", memory);
+        }
+    }
+}

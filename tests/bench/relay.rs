@@ -1,0 +1,107 @@
+//! The relay: how fast a backlog is published.
+
+use std::time::{Duration, Instant};
+
+use harness::Stack;
+use tokio::time::sleep;
+
+use crate::process::{Cpu, cost};
+use crate::report::Report;
+use crate::{Scale, limits};
+
+const QUEUE: &str = "bench";
+/// Bytes of a payload.
+const PAYLOAD: usize = 500;
+
+pub(crate) async fn run(scale: Scale, report: &mut Report) {
+    let table = report.table(
+        "Relay",
+        "A backlog of events of 500 B into a quorum queue, with confirms. Beside it a bare publisher that \
+         sends the same bytes from memory with as many confirms outstanding, and a bare loop that claims and \
+         marks rows without a broker.",
+    );
+    let (mut bare, mut marked, mut ours) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut own, mut memory, mut servers) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..scale.runs {
+        Stack::run(async |stack| {
+            limits::bind_queue(stack, QUEUE).await;
+            let payload = "x".repeat(PAYLOAD);
+            bare.push(limits::publish(stack, scale.events, &payload).await);
+            limits::purge(stack, QUEUE).await;
+            fill(stack, scale.events).await;
+            let cpu = Cpu::start();
+            let (rate, spent, mebibytes) = drain(stack, scale.events).await;
+            ours.push(rate);
+            own.push(spent * 1e6 / f64::from(scale.events));
+            memory.push(mebibytes);
+            servers.push(cpu.spent());
+            limits::purge(stack, QUEUE).await;
+            fill(stack, scale.events).await;
+            marked.push(limits::claim_and_mark(stack, scale.events).await);
+        })
+        .await;
+    }
+    table.row("bare publisher", "events/s", bare);
+    table.row("bare claim and mark", "events/s", marked);
+    table.row_of("relay", "events/s", ours, "bare publisher");
+    table.row("relay, own CPU", "µs/event", own);
+    table.row("relay, peak memory", "MiB", memory);
+    for name in ["postgres", "rabbitmq"] {
+        let each = servers.iter().filter_map(|spent| spent.get(name));
+        let each = each.map(|seconds| seconds * 1e6 / f64::from(scale.events)).collect();
+        table.row(format!("{name}, CPU"), "µs/event", each);
+    }
+    let (mut few, mut many) = (Vec::new(), Vec::new());
+    for _ in 0..scale.runs.min(3) {
+        for (events, rates) in [(10_000, &mut few), (1_000_000, &mut many)] {
+            Stack::run(async |stack| {
+                limits::bind_queue(stack, QUEUE).await;
+                fill(stack, events).await;
+                rates.push(drain(stack, 10_000).await.0);
+            })
+            .await;
+        }
+    }
+    table.row("the first 10,000 of 10,000", "events/s", few);
+    table.row_of("the first 10,000 of 1,000,000", "events/s", many, "the first 10,000 of 10,000");
+}
+
+/// Appends events to 1,000 streams, at whatever is left of them.
+async fn fill(stack: &Stack, events: u32) {
+    sqlx::query(
+        "INSERT INTO events (event_id, stream_id, stream_version, event_type, data)
+         SELECT gen_random_uuid(), 'order-' || n % 1000,
+                1 + n / 1000 + (SELECT coalesce(max(stream_version), 0) FROM events), 'Tested',
+                jsonb_build_object('n', n, 'text', repeat('x', 470))
+         FROM generate_series(0, $1 - 1) AS n",
+    )
+    .bind(i64::from(events))
+    .execute(&mut stack.postgres().await)
+    .await
+    .expect("events are appended");
+    sqlx::query("ANALYZE").execute(&mut stack.postgres().await).await.expect("statistics");
+}
+
+/// Publishes with the relay; gives the rate, its CPU seconds and its peak memory.
+async fn drain(stack: &Stack, events: u32) -> (f64, f64, f64) {
+    let relay = stack.relay().env("OUTBOX_RELAY__RELAY__POLL_MAX", "250ms");
+    let mut relay = relay.start();
+    while relay.get("/readyz").await.is_none_or(|(status, _)| status != 200) {
+        sleep(Duration::from_millis(1)).await;
+    }
+    let published = "outbox_relay_messages_published_total{outcome=\"confirmed\"}";
+    let (begun, first) = (Instant::now(), relay.metric(published).await);
+    let wanted = f64::from(events);
+    let last = loop {
+        let now = relay.metric(published).await;
+        if now >= wanted {
+            break now;
+        }
+        assert!(begun.elapsed() < Duration::from_mins(5), "the relay publishes");
+        sleep(Duration::from_millis(2)).await;
+    };
+    let rate = (last - first) / begun.elapsed().as_secs_f64();
+    let cost = cost(relay.running().expect("it runs"));
+    relay.terminate().await;
+    (rate, cost.seconds, cost.mebibytes)
+}

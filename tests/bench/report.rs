@@ -1,0 +1,147 @@
+//! What was measured.
+
+use std::fmt::Write;
+use std::fs;
+
+use serde::Serialize;
+
+/// All results.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Report {
+    tables: Vec<Table>,
+}
+
+/// What belongs together.
+#[derive(Debug, Serialize)]
+pub(crate) struct Table {
+    title: &'static str,
+    note: &'static str,
+    rows: Vec<Row>,
+}
+
+/// One measurement.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Row {
+    what: String,
+    unit: &'static str,
+    /// Of each run.
+    values: Vec<f64>,
+    median: f64,
+    /// By what it is measured, and the ratio of the medians.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ratio: Option<(String, f64)>,
+}
+
+impl Report {
+    /// Begins a table.
+    pub(crate) fn table(&mut self, title: &'static str, note: &'static str) -> &mut Table {
+        println!("\n== {title}");
+        self.tables.push(Table { title, note, rows: Vec::new() });
+        let last = self.tables.len() - 1;
+        &mut self.tables[last]
+    }
+
+    /// The tables.
+    pub(crate) fn markdown(&self) -> String {
+        let mut text = String::new();
+        for Table { title, note, rows } in &self.tables {
+            writeln!(text, "## {title}\n\n{note}\n").expect("a String");
+            text.push_str(
+                "| what | median | lowest to highest | unit | ratio |\n|---|--:|--:|---|---|\n",
+            );
+            for Row { what, unit, values, median, ratio } in rows {
+                let lowest = values.iter().copied().fold(f64::INFINITY, f64::min);
+                let highest = values.iter().copied().fold(0.0, f64::max);
+                let ratio = ratio
+                    .as_ref()
+                    .map_or_else(String::new, |(of, ratio)| format!("{ratio:.2} of {of}"));
+                writeln!(
+                    text,
+                    "| {what} | {} | {} to {} | {unit} | {ratio} |",
+                    number(*median),
+                    number(lowest),
+                    number(highest)
+                )
+                .expect("a String");
+            }
+            text.push('\n');
+        }
+        text
+    }
+
+    /// The tables with what they were measured on.
+    pub(crate) fn document(&self) -> String {
+        let cores = std::thread::available_parallelism().map_or(0, usize::from);
+        let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let memory: u64 = memory
+            .split_whitespace()
+            .nth(1)
+            .and_then(|kibibytes| kibibytes.parse().ok())
+            .unwrap_or_default();
+        format!(
+            "# Benchmarks\n\n\
+             Written by `cargo xtask bench --markdown BENCHMARKS.md` on a machine with {cores} cores and {} GiB \
+             of memory, which ours, the servers and the load shared; release builds, servers that flush to \
+             disk. Only the ratios within one table count: ours and the limit took turns.\n\n{}",
+            memory.div_ceil(1 << 20),
+            self.markdown()
+        )
+    }
+}
+
+impl Table {
+    /// Adds a measurement.
+    pub(crate) fn row(&mut self, what: impl Into<String>, unit: &'static str, values: Vec<f64>) {
+        let row = Row { what: what.into(), unit, median: median(&values), values, ratio: None };
+        println!("{:44} {:>12} {unit}", row.what, number(row.median));
+        self.rows.push(row);
+    }
+
+    /// Adds a measurement beside one that is there.
+    pub(crate) fn row_of(
+        &mut self,
+        what: impl Into<String>,
+        unit: &'static str,
+        values: Vec<f64>,
+        limit: &str,
+    ) {
+        self.row(what, unit, values);
+        let known = self.rows.iter().find(|row| row.what == limit).map(|row| row.median);
+        if let (Some(limit_median), Some(row)) = (known, self.rows.last_mut()) {
+            let ratio = row.median / limit_median;
+            println!("{:44} {ratio:>12.2} of {limit}", "");
+            row.ratio = Some((limit.to_owned(), ratio));
+        }
+    }
+}
+
+/// The middle of some values.
+pub(crate) fn median(values: &[f64]) -> f64 {
+    percentile(values, 0.5)
+}
+
+/// The value below which a part of all values lies.
+pub(crate) fn percentile(values: &[f64], part: f64) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let last = sorted.len().saturating_sub(1);
+    let mut index = 0;
+    // The smallest index that is not below the part, without a cast.
+    while index < last && (fraction(index, last)) < part {
+        index += 1;
+    }
+    sorted.get(index).copied().unwrap_or(f64::NAN)
+}
+
+fn fraction(index: usize, of: usize) -> f64 {
+    let exact = |count: usize| f64::from(u32::try_from(count).unwrap_or(u32::MAX));
+    exact(index) / exact(of)
+}
+
+fn number(value: f64) -> String {
+    match value {
+        _ if value >= 100.0 => format!("{value:.0}"),
+        _ if value >= 10.0 => format!("{value:.1}"),
+        _ => format!("{value:.2}"),
+    }
+}
