@@ -67,7 +67,7 @@ impl Program {
     ///
     /// When it does not start, or not end.
     pub async fn output(&self) -> Output {
-        let limit = Duration::from_mins(2);
+        let limit = Duration::from_mins(5);
         timeout(limit, self.command().output()).await.expect("it ends").expect("it starts")
     }
 

@@ -197,7 +197,7 @@ async fn a_rebuild_can_be_given_up_from_anywhere() {
         };
         let told = rebuild(&["--cancel"]).fail(1).await;
         assert!(told.contains("no rebuild of tally is under way"), "{told}");
-        let slow = rebuild(&["--throttle", "1000"]);
+        let slow = rebuild(&["--throttle", "100"]);
         let cancelling = async {
             eventually("the rebuild shows progress", async || {
                 let status = stack.projector(TALLY).arg("status").try_run().await.1;
@@ -207,12 +207,20 @@ async fn a_rebuild_can_be_given_up_from_anywhere() {
             .await;
             let told = stack.projector(TALLY).args(["rollback", "tally"]).fail(1).await;
             assert!(told.contains("another rebuild or comparison of tally is at work"), "{told}");
-            rebuild(&["--cancel"]).succeed().await
+            let mut second = slow.start();
+            eventually("the second command follows the first", async || {
+                second.log().contains("behind").then_some(())
+            })
+            .await;
+            let cancelled = rebuild(&["--cancel"]).succeed().await;
+            assert!(!second.ended().await.success());
+            (cancelled, second.log())
         };
-        let (one, other, cancelled) = tokio::join!(slow.try_run(), slow.try_run(), cancelling);
+        let ((ended, first), (cancelled, second)) = tokio::join!(slow.try_run(), cancelling);
         assert!(cancelled.contains("is cancelled"), "{cancelled}");
-        for (ended, told) in [one, other] {
-            assert!(!ended && told.contains("the rebuild of tally was cancelled"), "{told}");
+        assert!(!ended, "{first}");
+        for told in [first, second] {
+            assert!(told.contains("the rebuild of tally was cancelled"), "{told}");
         }
         rebuild(&["--json"]).succeed().await;
         all_at(stack, 50).await;

@@ -163,6 +163,8 @@ pub(crate) struct Course<'c> {
     job: Option<(&'c mut Session, &'c ReadModel)>,
     begun: Instant,
     told: Option<Instant>,
+    /// When the throttle lets another page through.
+    next: Instant,
     /// Events so far.
     pub(crate) events: u64,
     /// Of types that no handler is for.
@@ -178,6 +180,7 @@ impl<'c> Course<'c> {
             job: None,
             begun: Instant::now(),
             told: None,
+            next: Instant::now(),
             events: 0,
             unhandled: HashMap::new(),
         }
@@ -241,14 +244,25 @@ impl<'c> Course<'c> {
         }
     }
 
+    /// Events of a page: a throttle is felt several times a second.
+    fn page(&self) -> u32 {
+        match self.wishes.throttle {
+            0 => PAGE,
+            throttle => (throttle / 4).clamp(1, PAGE),
+        }
+    }
+
     async fn pace(
         &mut self,
+        events: u32,
         store: &mut Option<event_store::Session>,
         rebuilder: &Rebuilder,
     ) -> Result<(), Trouble> {
         if self.wishes.throttle > 0 {
-            let due = self.events.saturating_mul(1_000) / u64::from(self.wishes.throttle);
-            sleep(Duration::from_millis(due).saturating_sub(self.begun.elapsed())).await;
+            let due = Duration::from_secs(1) * events / self.wishes.throttle;
+            // What a wait has left unused is not made up for.
+            self.next = Instant::now().max(self.next + due);
+            sleep(self.next.saturating_duration_since(Instant::now())).await;
         }
         let limit = f64::from(self.wishes.max_lag);
         let Some((session, live)) = self.job.as_mut().filter(|_| limit > 0.0) else {
@@ -335,7 +349,8 @@ impl Rebuilder {
         let (sender, mut pages) = mpsc::channel(1);
         let mut reading = JoinSet::new();
         let categories = target.model.projection.categories.clone();
-        reading.spawn(read_pages(self.store.clone(), categories, (after, until), sender));
+        let page = course.page();
+        reading.spawn(read_pages(self.store.clone(), categories, (after, until), page, sender));
         let (mut store, mut moved) = (None, Instant::now());
         while let Some(page) = pages.recv().await {
             let (events, end) = page?;
@@ -349,7 +364,7 @@ impl Rebuilder {
                 crash::point("the checkpoint is moved");
             }
             course.passed(&target.model, &events, (after, end, until)).await?;
-            course.pace(&mut store, self).await?;
+            course.pace(u32::try_from(events.len()).unwrap_or(u32::MAX), &mut store, self).await?;
         }
         Ok(())
     }
@@ -361,6 +376,7 @@ async fn read_pages(
     store: event_store::Options,
     categories: Vec<domain_events::Category>,
     (mut after, until): (Position, Position),
+    page: u32,
     pages: mpsc::Sender<Page>,
 ) {
     let mut session = match event_store::Session::connect(&store).await {
@@ -372,12 +388,12 @@ async fn read_pages(
         }
     };
     while after < until {
-        let page = session.read_events(after, until, &categories, PAGE).await;
-        if let Ok((_, end)) = &page {
+        let read = session.read_events(after, until, &categories, page).await;
+        if let Ok((_, end)) = &read {
             after = *end;
         }
-        let failed = page.is_err();
-        if pages.send(page).await.is_err() || failed {
+        let failed = read.is_err();
+        if pages.send(read).await.is_err() || failed {
             return;
         }
     }
