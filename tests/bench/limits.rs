@@ -4,18 +4,20 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::try_join_all;
 use futures_util::{StreamExt, stream};
+use lapin::ExchangeKind;
+use lapin::message::Delivery;
 use lapin::options::{
-    BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions, QueueBindOptions,
-    QueueDeclareOptions,
+    BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions,
+    QueueBindOptions, QueueDeclareOptions,
 };
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::{BasicProperties, ExchangeKind};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row};
 
 use harness::Stack;
 
-/// Messages that are on their way at once.
+/// Chunks that are on their way at once.
 const WINDOW: usize = 8;
+/// Messages that are handed over together.
 const CHUNK: usize = 256;
 
 /// Events a second.
@@ -60,24 +62,40 @@ pub(crate) async fn purge(stack: &Stack, queue: &str) {
         .await;
 }
 
-/// Publishes from memory, with confirms.
-pub(crate) async fn publish(stack: &Stack, messages: u32, payload: &str) -> f64 {
+/// What the relay has published: taken out of the queue, with all properties and headers.
+pub(crate) async fn take(stack: &Stack, queue: &str, messages: u32) -> Vec<Delivery> {
+    let connection = stack.amqp().await;
+    let channel = connection.create_channel().await.expect("a channel");
+    let unlimited = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
+    let taken: Vec<Delivery> = channel
+        .basic_consume(queue.into(), "".into(), unlimited, FieldTable::default())
+        .await
+        .expect("a consumer")
+        .map(|delivery| delivery.expect("a delivery"))
+        .take(messages as usize)
+        .collect()
+        .await;
+    connection.close(200, "bye".into()).await.expect("it closes");
+    taken
+}
+
+/// Publishes messages from memory, with confirms.
+pub(crate) async fn publish(stack: &Stack, messages: &[Delivery]) -> f64 {
     let connection = stack.amqp().await;
     let channel = connection.create_channel().await.expect("a channel");
     channel.confirm_select(ConfirmSelectOptions::default()).await.expect("confirms");
-    let chunks = messages as usize / CHUNK;
     let begun = Instant::now();
-    let published = stream::iter(0..chunks).map(async |_| {
-        let publish = |_| {
+    let published = stream::iter(messages.chunks(CHUNK)).map(async |chunk| {
+        let sent = chunk.iter().map(|message| {
             channel.basic_publish(
-                "events".into(),
-                "order.Tested".into(),
+                message.exchange.clone(),
+                message.routing_key.clone(),
                 BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() },
-                payload.as_bytes(),
-                BasicProperties::default().with_delivery_mode(2),
+                &message.data,
+                message.properties.clone(),
             )
-        };
-        let confirms = try_join_all((0..CHUNK).map(publish)).await.expect("they are sent");
+        });
+        let confirms = try_join_all(sent).await.expect("they are sent");
         for confirm in confirms {
             let confirm = confirm.await.expect("a confirm");
             assert!(confirm.is_ack(), "it is confirmed");
@@ -86,7 +104,7 @@ pub(crate) async fn publish(stack: &Stack, messages: u32, payload: &str) -> f64 
     published.buffered(WINDOW).collect::<Vec<()>>().await;
     let took = begun.elapsed();
     connection.close(200, "bye".into()).await.expect("it closes");
-    rate(u32::try_from(chunks * CHUNK).unwrap_or(u32::MAX), took)
+    rate(u32::try_from(messages.len()).unwrap_or(u32::MAX), took)
 }
 
 /// Claims and marks rows of the outbox, without a broker.
@@ -97,7 +115,8 @@ pub(crate) async fn claim_and_mark(stack: &Stack, rows: u32) -> f64 {
     while marked < u64::from(rows) {
         let mut transaction = connection.begin().await.expect("a transaction");
         let claimed: Vec<(i64, String)> = sqlx::query_as(
-            "SELECT id, payload::text FROM outbox WHERE processed_at IS NULL
+            "SELECT id, payload::text FROM outbox
+             WHERE processed_at IS NULL AND NOT held AND available_at IS NULL
              ORDER BY lane, id LIMIT 1000 FOR UPDATE SKIP LOCKED",
         )
         .fetch_all(&mut *transaction)

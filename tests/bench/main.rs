@@ -43,6 +43,9 @@ struct Scale {
     /// Events of the relay and the projector.
     #[arg(long, default_value_t = 200_000)]
     events: u32,
+    /// Events of the relay's long backlog; 0 leaves that out.
+    #[arg(long, default_value_t = 1_000_000)]
+    backlog: u32,
     /// Events of the rebuild.
     #[arg(long, default_value_t = 1_000_000)]
     history: u32,

@@ -95,7 +95,7 @@ async fn apply(projector: harness::Program, projection: &str, events: u32) -> (f
     let first = daemon.metric(&applied).await;
     while daemon.metric(&applied).await < f64::from(events) {
         assert!(begun.elapsed() < Duration::from_mins(5), "the projector applies");
-        sleep(Duration::from_millis(2)).await;
+        sleep(Duration::from_millis(10)).await;
     }
     let rate = (f64::from(events) - first) / begun.elapsed().as_secs_f64();
     let cost = cost(daemon.running().expect("it runs"));

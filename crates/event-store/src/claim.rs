@@ -210,7 +210,11 @@ impl Claim<'_> {
                          ON h.stream_key = coalesce(o.stream_id, o.event_id::text)
                      LEFT JOIN LATERAL (
                          SELECT d.available_at FROM outbox d
-                         WHERE d.stream_id = o.stream_id AND d.id < o.id
+                         -- Asked once, not for each event.
+                         WHERE (SELECT EXISTS (
+                                    SELECT FROM outbox WHERE processed_at IS NULL
+                                    AND available_at IS NOT NULL AND stream_id IS NOT NULL))
+                           AND d.stream_id = o.stream_id AND d.id < o.id
                            AND d.processed_at IS NULL AND d.available_at IS NOT NULL
                          ORDER BY d.stream_id, d.id
                          LIMIT 1

@@ -16,10 +16,11 @@ const LOCK: i64 = 7_166_303;
 /// The table in which applied migrations are recorded; an application may keep sqlx's own.
 const TABLE: &str = "outbox_relay_migrations";
 
-const MIGRATIONS: [(i64, &str, &str); 3] = [
+const MIGRATIONS: [(i64, &str, &str); 4] = [
     (1, "event store", include_str!("../../../migrations/postgres/0001_event_store.sql")),
     (2, "outbox", include_str!("../../../migrations/postgres/0002_outbox.sql")),
     (3, "relay", include_str!("../../../migrations/postgres/0003_relay.sql")),
+    (4, "cheaper appends", include_str!("../../../migrations/postgres/0004_cheaper_appends.sql")),
 ];
 
 fn migrator() -> Migrator {
