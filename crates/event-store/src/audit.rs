@@ -159,8 +159,13 @@ impl Session {
                     date_bin(make_interval(secs => $5), e.recorded_at, 'epoch') AS bucket,
                     o.position IS NOT NULL AS pending
              FROM unnest($6::text[], $7::bigint[]) AS known (stream_id, stream_version)
-             JOIN events e ON e.stream_id = known.stream_id
-                          AND e.stream_version > known.stream_version
+             CROSS JOIN LATERAL (
+                 SELECT * FROM events
+                 WHERE events.stream_id = known.stream_id
+                   AND events.stream_version > known.stream_version
+                 -- Or all positions would be looked at for each stream.
+                 OFFSET 0
+             ) AS e
              LEFT JOIN (SELECT DISTINCT position FROM outbox WHERE processed_at IS NULL) AS o
                     ON o.position = e.position
              WHERE e.position > $1 AND e.position <= $2

@@ -1,6 +1,6 @@
 //! Whether everything that was appended was published, and applied.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -82,14 +82,14 @@ pub(crate) async fn audit(
     let mut missing = Vec::new();
     for page in behind(session, store, model, (after, until)).await?.chunks(STREAMS) {
         let streams: Vec<_> = page.iter().map(|one| (&one.stream_id, one.applied)).collect();
+        let parked: HashSet<&str> =
+            page.iter().filter(|one| one.is_parked).map(|one| one.stream_id.as_str()).collect();
         for event in store.events_beyond(&reach, &streams).await? {
             let Some(line) = lines.get_mut(&(event.category.clone(), event.bucket)) else {
                 continue;
             };
             line.applied -= 1;
-            let is_parked =
-                page.iter().any(|one| one.is_parked && one.stream_id.as_str() == event.stream_id);
-            if is_parked {
+            if parked.contains(&*event.stream_id) {
                 line.parked += 1;
             } else if !event.pending {
                 line.missing += 1;
