@@ -9,16 +9,29 @@ use sqlx::Executor;
 
 use crate::Scale;
 use crate::limits::rate;
+use crate::process::Cpu;
 use crate::report::Report;
 
 /// Transactions of one event, in each measurement.
 const EVENTS: u32 = 8_000;
 
+const HOW: [How; 3] = [How::WithoutTrigger, How::Insert, How::Function];
+
 #[derive(Clone, Copy)]
 enum How {
-    Function,
-    Insert,
     WithoutTrigger,
+    Insert,
+    Function,
+}
+
+impl How {
+    fn name(self) -> &'static str {
+        match self {
+            Self::WithoutTrigger => "INSERT without the trigger",
+            Self::Insert => "INSERT",
+            Self::Function => "append_to_stream",
+        }
+    }
 }
 
 pub(crate) async fn run(scale: Scale, report: &mut Report) {
@@ -28,26 +41,33 @@ pub(crate) async fn run(scale: Scale, report: &mut Report) {
          plain INSERT of the same rows, with the trigger that fills the outbox and without.",
     );
     for clients in [1, 4, 16] {
-        let mut rates = [Vec::new(), Vec::new(), Vec::new()];
+        let mut rates = [const { Vec::new() }; 3];
+        let mut spent = [const { Vec::new() }; 3];
         for _ in 0..scale.runs {
-            for (how, rates) in
-                [How::WithoutTrigger, How::Insert, How::Function].into_iter().zip(&mut rates)
-            {
+            for ((how, rates), spent) in HOW.into_iter().zip(&mut rates).zip(&mut spent) {
                 Stack::run(async |stack| {
                     if matches!(how, How::WithoutTrigger) {
                         let disable = "ALTER TABLE events DISABLE TRIGGER USER";
                         stack.postgres().await.execute(disable).await.expect("no trigger");
                     }
+                    let cpu = Cpu::start();
                     rates.push(append(stack, clients, how).await);
+                    let seconds = cpu.spent().get("postgres").copied().unwrap_or_default();
+                    spent.push(seconds * 1e6 / f64::from(EVENTS));
                 })
                 .await;
             }
         }
-        let [without, insert, function] = rates;
-        let limit = format!("{clients} clients: INSERT without the trigger");
-        table.row(limit.clone(), "events/s", without);
-        table.row_of(format!("{clients} clients: INSERT"), "events/s", insert, &limit);
-        table.row_of(format!("{clients} clients: append_to_stream"), "events/s", function, &limit);
+        let limit = format!("{clients} clients: {}", HOW[0].name());
+        for ((how, rates), spent) in HOW.into_iter().zip(rates).zip(spent) {
+            let what = format!("{clients} clients: {}", how.name());
+            if what == limit {
+                table.row(what.clone(), "events/s", rates);
+            } else {
+                table.row_of(what.clone(), "events/s", rates, &limit);
+            }
+            table.row(format!("{what}, CPU of postgres"), "µs/event", spent);
+        }
     }
 }
 

@@ -5,23 +5,26 @@ use std::time::{Duration, Instant};
 
 use harness::{Stack, event};
 use serde_json::json;
+use sqlx::PgConnection;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
-use crate::Scale;
 use crate::process::cost;
 use crate::report::{Report, percentile};
+use crate::{Scale, limits};
 
 const PROJECTIONS: &str = "tests/bench/projections";
+const QUEUE: &str = "bench";
 
 pub(crate) async fn run(scale: Scale, report: &mut Report) {
     let table = report.table(
         "Latency",
-        "From the commit of an append until MySQL shows what it did, looked at every millisecond. The machine \
-         does nothing else but that and the looking.",
+        "From the commit of an append until a quorum queue has delivered its message to a bare consumer, which \
+         is just after its confirm; and until MySQL shows what it did, looked at every millisecond. The machine \
+         does nothing else.",
     );
     for notify in ["true", "false"] {
         for rate in [10, 100, 1_000] {
-            let mut ages = Vec::new();
+            let mut latency = Latency::default();
             Stack::run(async |stack| {
                 stack.projector(PROJECTIONS).arg("migrate").succeed().await;
                 let _projector = stack.projector(PROJECTIONS).start_ready().await;
@@ -31,13 +34,15 @@ pub(crate) async fn run(scale: Scale, report: &mut Report) {
                     .env("OUTBOX_RELAY__RELAY__POLL_MAX", "250ms");
                 let _relay = relay.start_ready().await;
                 sleep(Duration::from_secs(1)).await;
-                ages = measure(stack, rate, scale.seconds).await;
+                latency = measure(stack, rate, scale.seconds).await;
             })
             .await;
             let notify = if notify == "true" { "NOTIFY" } else { "polling" };
-            for (name, part) in [("p50", 0.5), ("p99", 0.99), ("max", 1.0)] {
-                let what = format!("{rate} events/s, {notify}, {name}");
-                table.row(what, "ms", vec![percentile(&ages, part)]);
+            for (until, ages) in [("published", latency.published), ("shown", latency.shown)] {
+                for (name, part) in [("p50", 0.5), ("p99", 0.99), ("max", 1.0)] {
+                    let what = format!("{rate} events/s, {notify}, {until}, {name}");
+                    table.row(what, "ms", vec![percentile(&ages, part)]);
+                }
             }
         }
     }
@@ -61,9 +66,21 @@ pub(crate) async fn run(scale: Scale, report: &mut Report) {
 }
 
 /// Milliseconds for each event.
-async fn measure(stack: &Stack, rate: u32, seconds: u64) -> Vec<f64> {
+#[derive(Default)]
+struct Latency {
+    published: Vec<f64>,
+    shown: Vec<f64>,
+}
+
+async fn measure(stack: &Stack, rate: u32, seconds: u64) -> Latency {
     let mut writer = stack.postgres().await;
     let count = i64::from(rate) * i64::try_from(seconds).unwrap_or(1);
+    limits::bind_queue(stack, QUEUE).await;
+    // Every lane has its connection and its statements before the first event that counts.
+    for number in -50..0 {
+        append(&mut writer, number).await;
+        sleep(Duration::from_millis(10)).await;
+    }
     let mut committed = HashMap::new();
     let mut seen = HashMap::new();
     let writing = async {
@@ -71,10 +88,7 @@ async fn measure(stack: &Stack, rate: u32, seconds: u64) -> Vec<f64> {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
         for number in 1..=count {
             ticks.tick().await;
-            let events = json!([event("Seen", &json!({ "number": number }))]);
-            harness::append(&mut writer, &format!("order-{}", number % 500), None, &events)
-                .await
-                .expect("it is appended");
+            append(&mut writer, number).await;
             committed.insert(number, Instant::now());
         }
     };
@@ -99,10 +113,22 @@ async fn measure(stack: &Stack, rate: u32, seconds: u64) -> Vec<f64> {
             sleep(Duration::from_millis(1)).await;
         }
     };
-    tokio::join!(writing, looking);
+    let messages = usize::try_from(count).unwrap_or(0);
+    let (published, (), ()) =
+        tokio::join!(limits::arrivals(stack, QUEUE, messages), writing, looking);
+    Latency { published: ages(&committed, &published), shown: ages(&committed, &seen) }
+}
+
+async fn append(writer: &mut PgConnection, number: i64) {
+    let events = json!([event("Seen", &json!({ "number": number }))]);
+    let stream = format!("order-{}", number.rem_euclid(500));
+    harness::append(writer, &stream, None, &events).await.expect("it is appended");
+}
+
+fn ages(committed: &HashMap<i64, Instant>, reached: &HashMap<i64, Instant>) -> Vec<f64> {
     let age = |(number, at): (&i64, &Instant)| {
-        let shown = seen.get(number)?;
-        Some(shown.saturating_duration_since(*at).as_secs_f64() * 1_000.0)
+        let reached = reached.get(number)?;
+        Some(reached.saturating_duration_since(*at).as_secs_f64() * 1_000.0)
     };
     committed.iter().filter_map(age).collect()
 }

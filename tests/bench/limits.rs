@@ -1,8 +1,9 @@
 //! Bare programs: what the servers give without any of ours.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use futures_util::future::try_join_all;
+use futures_util::future::{ready, try_join_all};
 use futures_util::{StreamExt, stream};
 use lapin::ExchangeKind;
 use lapin::message::Delivery;
@@ -77,6 +78,29 @@ pub(crate) async fn take(stack: &Stack, queue: &str, messages: u32) -> Vec<Deliv
         .await;
     connection.close(200, "bye".into()).await.expect("it closes");
     taken
+}
+
+/// When each event of a sequence arrives, by its `number` from 1.
+pub(crate) async fn arrivals(stack: &Stack, queue: &str, messages: usize) -> HashMap<i64, Instant> {
+    let connection = stack.amqp().await;
+    let channel = connection.create_channel().await.expect("a channel");
+    let unlimited = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
+    let arrived = channel
+        .basic_consume(queue.into(), "".into(), unlimited, FieldTable::default())
+        .await
+        .expect("a consumer")
+        .map(|delivery| {
+            let now = Instant::now();
+            let data = delivery.expect("a delivery").data;
+            let data: serde_json::Value = serde_json::from_slice(&data).expect("JSON");
+            (data["number"].as_i64().expect("a number"), now)
+        })
+        .filter(|(number, _)| ready(*number > 0))
+        .take(messages)
+        .collect()
+        .await;
+    connection.close(200, "bye".into()).await.expect("it closes");
+    arrived
 }
 
 /// Publishes messages from memory, with confirms.

@@ -1,5 +1,6 @@
 //! The projector: how fast a queue, and the history, is applied.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use harness::{Stack, root};
@@ -7,7 +8,7 @@ use sqlx::{AssertSqlSafe, Executor};
 use tokio::time::sleep;
 
 use crate::process::{self, Cpu, cost};
-use crate::report::Report;
+use crate::report::{Report, Runs};
 use crate::{Scale, limits};
 
 const PROJECTIONS: &str = "config/projections";
@@ -32,26 +33,11 @@ pub(crate) async fn run(scale: Scale, report: &mut Report) {
     );
     let mut bare = Vec::new();
     for projection in ["order_summary", "customer_value"] {
-        let (mut ours, mut own, mut memory) = (Vec::new(), Vec::new(), Vec::new());
-        let mut servers = Vec::new();
+        let mut ours = Runs::of(scale.events);
         for _ in 0..scale.runs {
             Stack::run(async |stack| {
-                let projector = stack
-                    .projector(PROJECTIONS)
-                    .env("PROJECTOR__PROJECTOR__PROJECTIONS", projection)
-                    .env("PROJECTOR__PROJECTOR__SWEEP_INTERVAL", "5s")
-                    .env("PROJECTOR__PROJECTOR__SWEEP_GRACE", "10s");
-                projector.clone().arg("migrate").succeed().await;
-                // It makes its queue, and has seen the empty history.
-                projector.start_ready().await.terminate().await;
-                fill(stack, scale.events).await;
-                publish_all(stack, scale.events).await;
-                let cpu = Cpu::start();
-                let (rate, cost) = apply(projector, projection, scale.events).await;
-                servers.push(cpu.spent());
-                ours.push(rate);
-                own.push(cost.seconds * 1e6 / f64::from(scale.events));
-                memory.push(cost.mebibytes);
+                let (rate, cost, spent) = drain(stack, projection, scale.events).await;
+                ours.push(rate, cost, spent);
                 if projection == "order_summary" {
                     let (_, changes) = limits::read(stack, scale.events, true).await;
                     bare.push(limits::upsert(stack, &changes).await);
@@ -62,15 +48,43 @@ pub(crate) async fn run(scale: Scale, report: &mut Report) {
         if projection == "order_summary" {
             table.row("bare upsert", "events/s", bare.clone());
         }
-        table.row_of(projection, "events/s", ours, "bare upsert");
-        table.row(format!("{projection}, own CPU"), "µs/event", own);
-        table.row(format!("{projection}, peak memory"), "MiB", memory);
-        for name in ["rabbitmq", "mysql"] {
-            let each = servers.iter().filter_map(|spent| spent.get(name));
-            let each = each.map(|seconds| seconds * 1e6 / f64::from(scale.events)).collect();
-            table.row(format!("{projection}, CPU of {name}"), "µs/event", each);
-        }
+        table.runs(projection, ours, "bare upsert");
     }
+    if scale.backlog == 0 {
+        return;
+    }
+    let [few, many] =
+        [10_000, scale.backlog].map(|events| (events, format!("order_summary, {events} events")));
+    for (events, what) in [&few, &many] {
+        let mut ours = Runs::of(*events);
+        Stack::run(async |stack| {
+            let (rate, cost, spent) = drain(stack, "order_summary", *events).await;
+            ours.push(rate, cost, spent);
+        })
+        .await;
+        table.runs(what, ours, &few.1);
+    }
+}
+
+/// Fills a queue and has it applied; gives the rate, and what that cost us and the servers.
+async fn drain(
+    stack: &Stack,
+    projection: &str,
+    events: u32,
+) -> (f64, process::Cost, BTreeMap<String, f64>) {
+    let projector = stack
+        .projector(PROJECTIONS)
+        .env("PROJECTOR__PROJECTOR__PROJECTIONS", projection)
+        .env("PROJECTOR__PROJECTOR__SWEEP_INTERVAL", "5s")
+        .env("PROJECTOR__PROJECTOR__SWEEP_GRACE", "10s");
+    projector.clone().arg("migrate").succeed().await;
+    // It makes its queue, and has seen the empty history.
+    projector.start_ready().await.terminate().await;
+    fill(stack, events).await;
+    publish_all(stack, events).await;
+    let cpu = Cpu::start();
+    let (rate, cost) = apply(projector, projection, events).await;
+    (rate, cost, cpu.spent())
 }
 
 async fn publish_all(stack: &Stack, events: u32) {
@@ -112,7 +126,7 @@ pub(crate) async fn run_rebuild(scale: Scale, report: &mut Report) {
     for events in [scale.history / 10, scale.history] {
         let (mut read, mut bare) = (Vec::new(), Vec::new());
         let projections = ["order_summary", "customer_value", "daily_revenue"];
-        let mut ours = projections.map(|_| (Vec::new(), Vec::new(), Vec::new()));
+        let mut ours = projections.map(|_| Runs::of(events));
         Stack::run(async |stack| {
             let projector = || stack.projector(root().join(PROJECTIONS));
             projector().arg("migrate").succeed().await;
@@ -125,12 +139,11 @@ pub(crate) async fn run_rebuild(scale: Scale, report: &mut Report) {
                 bare.push(limits::upsert(stack, &changes).await);
                 drop(changes);
                 read.push(limits::read(stack, events, false).await.0);
-                for (projection, (rates, own, memory)) in projections.iter().zip(&mut ours) {
+                for (projection, ours) in projections.iter().zip(&mut ours) {
+                    let cpu = Cpu::start();
                     let rebuild = projector().args(["rebuild", projection]).start();
                     let (took, cost) = process::run(rebuild).await;
-                    rates.push(limits::rate(events, took));
-                    own.push(cost.seconds * 1e6 / f64::from(events));
-                    memory.push(cost.mebibytes);
+                    ours.push(limits::rate(events, took), cost, cpu.spent());
                 }
             }
             for suffix in ["new", "old", "verify"] {
@@ -142,10 +155,8 @@ pub(crate) async fn run_rebuild(scale: Scale, report: &mut Report) {
         let limit = format!("{events}: bare upsert");
         table.row(format!("{events}: plain read"), "events/s", read);
         table.row(limit.clone(), "events/s", bare);
-        for (projection, (rates, own, memory)) in projections.iter().zip(ours) {
-            table.row_of(format!("{events}: {projection}"), "events/s", rates, &limit);
-            table.row(format!("{events}: {projection}, own CPU"), "µs/event", own);
-            table.row(format!("{events}: {projection}, peak memory"), "MiB", memory);
+        for (projection, ours) in projections.iter().zip(ours) {
+            table.runs(&format!("{events}: {projection}"), ours, &limit);
         }
     }
 }

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use harness::Stack;
 use tokio::time::sleep;
 
-use crate::process::{Cpu, cost};
-use crate::report::Report;
+use crate::process::{Cost, Cpu, cost};
+use crate::report::{Report, Runs};
 use crate::{Scale, limits};
 
 const QUEUE: &str = "bench";
@@ -18,18 +18,14 @@ pub(crate) async fn run(scale: Scale, report: &mut Report) {
          sends the same bytes from memory with 2,048 confirms outstanding, and a bare loop that claims and \
          marks rows without a broker.",
     );
-    let (mut bare, mut marked, mut ours) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut own, mut memory, mut servers) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut bare, mut marked, mut ours) = (Vec::new(), Vec::new(), Runs::of(scale.events));
     for _ in 0..scale.runs {
         Stack::run(async |stack| {
             limits::bind_queue(stack, QUEUE).await;
             fill(stack, scale.events).await;
             let cpu = Cpu::start();
-            let (rate, spent, mebibytes) = drain(stack, scale.events).await;
-            ours.push(rate);
-            own.push(spent * 1e6 / f64::from(scale.events));
-            memory.push(mebibytes);
-            servers.push(cpu.spent());
+            let (rate, cost) = drain(stack, scale.events).await;
+            ours.push(rate, cost, cpu.spent());
             let messages = limits::take(stack, QUEUE, scale.events).await;
             bare.push(limits::publish(stack, &messages).await);
             limits::purge(stack, QUEUE).await;
@@ -40,14 +36,7 @@ pub(crate) async fn run(scale: Scale, report: &mut Report) {
     }
     table.row("bare publisher", "events/s", bare);
     table.row("bare claim and mark", "events/s", marked);
-    table.row_of("relay", "events/s", ours, "bare publisher");
-    table.row("relay, own CPU", "µs/event", own);
-    table.row("relay, peak memory", "MiB", memory);
-    for name in ["postgres", "rabbitmq"] {
-        let each = servers.iter().filter_map(|spent| spent.get(name));
-        let each = each.map(|seconds| seconds * 1e6 / f64::from(scale.events)).collect();
-        table.row(format!("{name}, CPU"), "µs/event", each);
-    }
+    table.runs("relay", ours, "bare publisher");
     if scale.backlog == 0 {
         return;
     }
@@ -83,8 +72,8 @@ async fn fill(stack: &Stack, events: u32) {
     sqlx::query("ANALYZE").execute(&mut stack.postgres().await).await.expect("statistics");
 }
 
-/// Publishes with the relay; gives the rate, its CPU seconds and its peak memory.
-async fn drain(stack: &Stack, events: u32) -> (f64, f64, f64) {
+/// Publishes with the relay; gives the rate, and what it cost.
+async fn drain(stack: &Stack, events: u32) -> (f64, Cost) {
     let relay = stack.relay().env("OUTBOX_RELAY__RELAY__POLL_MAX", "250ms");
     let mut relay = relay.start();
     while relay.get("/readyz").await.is_none_or(|(status, _)| status != 200) {
@@ -104,5 +93,5 @@ async fn drain(stack: &Stack, events: u32) -> (f64, f64, f64) {
     let rate = (last - first) / begun.elapsed().as_secs_f64();
     let cost = cost(relay.running().expect("it runs"));
     relay.terminate().await;
-    (rate, cost.seconds, cost.mebibytes)
+    (rate, cost)
 }

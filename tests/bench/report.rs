@@ -1,9 +1,12 @@
 //! What was measured.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::fs;
 
 use serde::Serialize;
+
+use crate::process::Cost;
 
 /// All results.
 #[derive(Debug, Default, Serialize)]
@@ -30,6 +33,31 @@ pub(crate) struct Row {
     /// By what it is measured, and the ratio of the medians.
     #[serde(skip_serializing_if = "Option::is_none")]
     ratio: Option<(String, f64)>,
+}
+
+/// What one of our programs did, several times.
+#[derive(Default)]
+pub(crate) struct Runs {
+    /// In each run.
+    events: u32,
+    rates: Vec<f64>,
+    costs: Vec<Cost>,
+    /// CPU seconds of each server.
+    servers: Vec<BTreeMap<String, f64>>,
+}
+
+impl Runs {
+    /// Of so many events each.
+    pub(crate) fn of(events: u32) -> Self {
+        Self { events, ..Self::default() }
+    }
+
+    /// Adds one: events a second, what it cost, and what it cost the servers.
+    pub(crate) fn push(&mut self, rate: f64, cost: Cost, servers: BTreeMap<String, f64>) {
+        self.rates.push(rate);
+        self.costs.push(cost);
+        self.servers.push(servers);
+    }
 }
 
 impl Report {
@@ -82,7 +110,8 @@ impl Report {
             "# Benchmarks\n\n\
              Written by `cargo xtask bench --markdown BENCHMARKS.md` on a machine with {cores} cores and {} GiB \
              of memory, which ours, the servers and the load shared; release builds, servers that flush to \
-             disk. Only the ratios within one table count: ours and the limit took turns.\n\n{}",
+             disk. Only the ratios within one table count: ours and the limit took turns. 1 µs of CPU for each event is 0.01 s \
+             for 10,000.\n\n{}",
             memory.div_ceil(1 << 20),
             self.markdown()
         )
@@ -95,6 +124,23 @@ impl Table {
         let row = Row { what: what.into(), unit, median: median(&values), values, ratio: None };
         println!("{:44} {:>12} {unit}", row.what, number(row.median));
         self.rows.push(row);
+    }
+
+    /// Adds what one of our programs did, beside a limit that is there.
+    pub(crate) fn runs(&mut self, what: &str, runs: Runs, limit: &str) {
+        let Runs { events, rates, costs, servers } = runs;
+        let each = |seconds: f64| seconds * 1e6 / f64::from(events);
+        self.row_of(what, "events/s", rates, limit);
+        let own = costs.iter().map(|cost| each(cost.seconds)).collect();
+        self.row(format!("{what}, own CPU"), "µs/event", own);
+        let names: BTreeSet<&String> = servers.iter().flat_map(BTreeMap::keys).collect();
+        for name in names {
+            let spent = servers.iter().filter_map(|spent| spent.get(name));
+            let spent = spent.map(|seconds| each(*seconds)).collect();
+            self.row(format!("{what}, CPU of {name}"), "µs/event", spent);
+        }
+        let memory = costs.iter().map(|cost| cost.mebibytes).collect();
+        self.row(format!("{what}, peak memory"), "MiB", memory);
     }
 
     /// Adds a measurement beside one that is there.

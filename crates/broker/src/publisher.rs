@@ -185,7 +185,7 @@ impl Publisher {
 
     async fn send(&self, messages: &[Message]) -> Result<Vec<Confirmation>, Error> {
         let failed = |source| Error::Call { operation: "publishing", source };
-        let mut confirms = Vec::with_capacity(messages.len());
+        let mut outstanding = Vec::with_capacity(messages.len());
         for chunk in messages.chunks(CHUNK) {
             let mut publishes = Vec::with_capacity(chunk.len());
             for message in chunk {
@@ -197,9 +197,14 @@ impl Publisher {
                     properties::of(message, &self.app_id),
                 ));
             }
-            confirms.extend(try_join_all(publishes).await.map_err(failed)?);
+            outstanding.extend(try_join_all(publishes).await.map_err(failed)?);
         }
-        try_join_all(confirms).await.map_err(failed)
+        // One after another: they arrive without being asked for, and a channel that fails fails them all.
+        let mut confirmations = Vec::with_capacity(outstanding.len());
+        for confirm in outstanding {
+            confirmations.push(confirm.await.map_err(failed)?);
+        }
+        Ok(confirmations)
     }
 }
 
