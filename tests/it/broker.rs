@@ -143,12 +143,12 @@ async fn a_message_that_the_broker_refuses_is_told_from_its_neighbours() {
         let mut batch: Vec<_> = (0..300).map(|number| message("good", number)).collect();
         for poison in [7, 290] {
             // RabbitMQ wants a list here.
-            let header = ("CC".to_owned(), HeaderValue::Text("good".to_owned()));
+            let header = ("CC".into(), HeaderValue::Text("good".to_owned()));
             batch[poison].headers.extend([header]);
         }
         // And this is wider than a frame.
         let wide = HeaderValue::Text("x".repeat(200_000));
-        batch[100].headers.insert("wide".to_owned(), wide);
+        batch[100].headers.insert("wide".into(), wide);
         for _ in 0..2 {
             let outcomes = publisher.publish(&batch).await.unwrap();
             for (number, outcome) in outcomes.iter().enumerate() {

@@ -198,7 +198,7 @@ async fn what_is_not_an_event_is_dead_lettered_with_its_reason() {
         let unversioned = changed(&|message| drop(message.headers.remove("stream_version")));
         let wrong_type = changed(&|message| {
             let value = HeaderValue::Text("1".to_owned());
-            message.headers.insert("stream_version".to_owned(), value);
+            message.headers.insert("stream_version".into(), value);
         });
         let (_connection, mut publisher) = publisher(stack).await;
         let batch = [garbage, foreign, truncated, unversioned, wrong_type, good];
@@ -270,7 +270,7 @@ async fn a_version_out_of_nowhere_is_dead_lettered() {
         let mut beyond = stored(stack, "order-1", 2).await;
         beyond.event_id = EventId::new(Uuid::new_v4()).unwrap();
         let mut beyond = Message::encode(beyond, "order.Tested".to_owned());
-        beyond.headers.insert("stream_version".to_owned(), HeaderValue::Integer(9));
+        beyond.headers.insert("stream_version".into(), HeaderValue::Integer(9));
         let (_connection, mut publisher) = publisher(stack).await;
         publisher.publish(&[beyond]).await.unwrap();
         let reasons = dead_letters(stack, 1).await;

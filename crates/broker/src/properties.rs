@@ -1,6 +1,8 @@
 //! Between a [`Message`] and the properties that lapin sends and receives.
 
-use domain_events::{HeaderValue, Message};
+use std::borrow::Cow;
+
+use domain_events::{HeaderValue, Message, header};
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 
@@ -46,7 +48,7 @@ pub(crate) fn of(message: &Message, app_id: &ShortString) -> BasicProperties {
 pub(crate) fn header_bytes(message: &Message) -> usize {
     // The frame, the five properties that are short texts, and the numbers.
     const OTHERS: usize = 5 * 256 + 64;
-    let header = |(name, value): (&String, &HeaderValue)| {
+    let header = |(name, value): (&Cow<'static, str>, &HeaderValue)| {
         name.len()
             + match value {
                 HeaderValue::Text(text) => text.len() + 6,
@@ -67,7 +69,7 @@ pub(crate) fn message(
         headers
             .inner()
             .iter()
-            .map(|(name, value)| (name.as_str().to_owned(), header_value(value)))
+            .map(|(name, value)| (header::named(name.as_str()), header_value(value)))
             .collect()
     });
     Message {

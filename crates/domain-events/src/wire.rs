@@ -11,6 +11,7 @@
 //! | headers           | see [`header`]                                                         |
 //! | body              | `data`, as stored                                                      |
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 
 use chrono::{DateTime, SecondsFormat, Timelike, Utc};
@@ -23,6 +24,8 @@ use crate::{
 
 /// Names of the message headers.
 pub mod header {
+    use std::borrow::Cow;
+
     /// Text; absent for an event without a stream. A hash exchange spreads by it.
     pub const STREAM_ID: &str = "stream_id";
     /// Integer from 1; absent for an unversioned event.
@@ -39,6 +42,25 @@ pub mod header {
     pub const METADATA: &str = "metadata";
     /// Text: `metadata.traceparent`, where W3C trace context tooling looks for it.
     pub const TRACEPARENT: &str = "traceparent";
+
+    const ALL: [&str; 8] = [
+        STREAM_ID,
+        STREAM_VERSION,
+        POSITION,
+        SCHEMA_VERSION,
+        OCCURRED_AT,
+        RECORDED_AT,
+        METADATA,
+        TRACEPARENT,
+    ];
+
+    /// A name that came with a message; one of these takes no memory of its own.
+    pub fn named(name: &str) -> Cow<'static, str> {
+        match ALL.iter().find(|known| **known == name) {
+            Some(known) => Cow::Borrowed(known),
+            None => Cow::Owned(name.to_owned()),
+        }
+    }
 }
 
 /// A message, without anything that only a broker library knows.
@@ -59,7 +81,7 @@ pub struct Message {
     /// AMQP property.
     pub correlation_id: Option<String>,
     /// AMQP headers.
-    pub headers: BTreeMap<String, HeaderValue>,
+    pub headers: BTreeMap<Cow<'static, str>, HeaderValue>,
     /// The body.
     pub body: Vec<u8>,
 }
@@ -124,8 +146,8 @@ impl Message {
     /// The message that carries an event.
     pub fn encode(event: Event, routing_key: String) -> Self {
         let mut headers = BTreeMap::new();
-        let mut set = |name: &str, value| {
-            headers.insert(name.to_owned(), value);
+        let mut set = |name: &'static str, value| {
+            headers.insert(Cow::Borrowed(name), value);
         };
         match event.origin {
             Origin::Stream { stream_id, version, position } => {

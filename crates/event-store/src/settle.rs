@@ -111,7 +111,10 @@ impl Claim<'_> {
             query("DELETE FROM outbox WHERE id = ANY ($1) AND processed_at IS NULL")
         } else {
             query(
-                "UPDATE outbox SET processed_at = clock_timestamp(), held = false
+                "UPDATE outbox
+                 SET processed_at = clock_timestamp(), held = false,
+                     -- Or PostgreSQL would read the definition of the generated column again for each row.
+                     stream_id = stream_id
                  WHERE id = ANY ($1) AND processed_at IS NULL",
             )
         };

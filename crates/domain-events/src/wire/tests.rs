@@ -48,15 +48,15 @@ fn the_form_on_the_wire_is_a_contract() {
         ("stream_version", HeaderValue::Integer(3)),
         ("traceparent", text("00-ab-cd-01")),
     ];
-    let headers: Vec<_> = message.headers.iter().map(|(n, v)| (n.as_str(), v.clone())).collect();
+    let headers: Vec<_> = message.headers.iter().map(|(n, v)| (&**n, v.clone())).collect();
     assert_eq!(headers, expected);
 }
 
 #[test]
 fn each_fault_of_a_message_has_its_reason() {
     type Fault = fn(&mut Message);
-    let number = |m: &mut Message, name: &str, n| {
-        m.headers.insert(name.to_owned(), HeaderValue::Integer(n));
+    let number = |m: &mut Message, name: &'static str, n| {
+        m.headers.insert(name.into(), HeaderValue::Integer(n));
     };
     let faults: [(&str, Fault); 14] = [
         ("message_id is missing", |m| m.message_id = None),
@@ -197,7 +197,7 @@ proptest! {
         body in any::<Vec<u8>>(),
     ) {
         let mut altered = message();
-        altered.headers.extend(headers);
+        altered.headers.extend(headers.into_iter().map(|(name, value)| (name.into(), value)));
         altered.body = body;
         if let Some(id) = id { altered.message_id = Some(id); }
         if let Some(kind) = kind { altered.message_type = Some(kind); }
