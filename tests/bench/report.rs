@@ -136,8 +136,10 @@ impl Table {
         let names: BTreeSet<&String> = servers.iter().flat_map(BTreeMap::keys).collect();
         for name in names {
             let spent = servers.iter().filter_map(|spent| spent.get(name));
-            let spent = spent.map(|seconds| each(*seconds)).collect();
-            self.row(format!("{what}, CPU of {name}"), "µs/event", spent);
+            let spent: Vec<f64> = spent.map(|seconds| each(*seconds)).collect();
+            if spent.iter().any(|spent| *spent >= 0.1) {
+                self.row(format!("{what}, CPU of {name}"), "µs/event", spent);
+            }
         }
         let memory = costs.iter().map(|cost| cost.mebibytes).collect();
         self.row(format!("{what}, peak memory"), "MiB", memory);
