@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use harness::{Stack, event, eventually};
 use serde_json::{Value, json};
-use sqlx::Executor;
+use sqlx::{Connection, Executor};
 use tokio::time::sleep;
 
 use crate::projector::TALLY;
@@ -111,6 +111,32 @@ async fn spread_at(stack: &Stack, version: i64) {
             .await
             .unwrap();
         (right == STREAMS).then_some(())
+    })
+    .await;
+}
+
+/// A comparison that has to wait for a transaction that has appended keeps its connections: with
+/// `TEST_SECONDS=70`, for longer than MySQL lets them be idle.
+#[tokio::test(flavor = "multi_thread")]
+async fn verify_waits_for_an_open_append() {
+    Stack::run(async |stack| {
+        stack.projector(SPREAD).arg("migrate").succeed().await;
+        let _projector = stack.projector(SPREAD).start_ready().await;
+        let _relay = stack.relay().start_ready().await;
+        append_version(stack, 1).await;
+        spread_at(stack, 1).await;
+        let mut writer = stack.postgres().await;
+        let mut open = writer.begin().await.unwrap();
+        let late = json!([event("Tested", &json!({ "n": 1.25 }))]);
+        harness::append(&mut open, "order-7", Some(1), &late).await.unwrap();
+        let seconds = std::env::var("TEST_SECONDS").ok().and_then(|n| n.parse().ok()).unwrap_or(6);
+        let holding = async {
+            sleep(Duration::from_secs(seconds)).await;
+            open.commit().await.unwrap();
+        };
+        let verify = stack.projector(SPREAD).args(["verify", "spread"]);
+        let (told, ()) = tokio::join!(verify.succeed(), holding);
+        assert!(told.contains("spread is what the event store gives"), "{told}");
     })
     .await;
 }

@@ -62,7 +62,7 @@ impl Rebuilder {
         session.drop_tables(database, &tables).await?;
         let begun = Instant::now();
         let mut target = self.target(&mut session, database).await?;
-        let mut course = Course::alone(&self.report);
+        let mut course = Course::of_look(&self.report, &mut session);
         self.come_nearer(&mut target, &mut course).await?;
         let seconds = begun.elapsed().as_secs_f64();
         let (built, model) = target.session();
@@ -74,8 +74,6 @@ impl Rebuilder {
             .collect();
         let found = DryRun { events: course.events, seconds, unhandled, parked };
         target.close().await;
-        // A new session: the one that owned this may have been idle for too long.
-        let mut session = Session::connect(&self.mysql).await?;
         session.drop_tables(database, &tables).await?;
         session.close().await;
         Ok(found)

@@ -13,6 +13,8 @@ use crate::rebuild::{Course, EVENTS_AT_ONCE, Rebuilder, STREAMS_AT_ONCE, Target,
 use crate::sequence::Last;
 use crate::trouble::Trouble;
 
+/// Streams of a sample that are folded before the session is used again.
+const SAMPLED_AT_ONCE: usize = 1_000;
 /// Streams of the bookkeeping that are compared at once.
 const BOOKKEEPING_PAGE: u32 = 1_000;
 
@@ -173,7 +175,7 @@ impl Verification<'_> {
     async fn compare(&mut self, repair: bool) -> Result<Vec<Drift>, Trouble> {
         let report = &self.rebuilder.report;
         if self.sample.is_none() {
-            let mut course = Course::alone(report);
+            let mut course = Course::of_look(report, &mut self.session);
             self.rebuilder.catch_up(&mut self.right, &mut course).await?;
         }
         self.fold_the_rest().await?;
@@ -181,6 +183,7 @@ impl Verification<'_> {
         for compared in &self.comparisons {
             suspects += self.session.collect_suspects(compared).await?;
         }
+        self.right.revive().await?;
         if suspects == 0 {
             return Ok(Vec::new());
         }
@@ -210,7 +213,14 @@ impl Verification<'_> {
     }
 
     async fn fold_the_rest(&mut self) -> Result<(), Trouble> {
-        fold_the_rest(&mut self.right, &mut self.store, self.sample.as_deref()).await
+        let Some(sample) = &self.sample else {
+            return self.right.fold_the_rest(&mut self.store).await;
+        };
+        for part in sample.chunks(SAMPLED_AT_ONCE) {
+            self.right.fold(&mut self.store, part).await?;
+            self.session.stay().await?;
+        }
+        Ok(())
     }
 }
 

@@ -101,6 +101,11 @@ impl Session {
         Ok(self)
     }
 
+    /// Lets the server know that this is still in use, with what it holds.
+    pub(crate) async fn stay(&mut self) -> Result<(), Error> {
+        within("a ping", self.connection.ping()).await
+    }
+
     /// Says goodbye to the server.
     pub(crate) async fn close(self) {
         // Whatever the answer, the connection is gone.

@@ -88,7 +88,7 @@ impl Owned<'_> {
         let session = Session::connect(&rebuilder.mysql).await?;
         let mut target = Target::of(rebuilder.model(), session, &rebuilder.mysql).await?;
         crash::point("levelling next");
-        let mut course = Course::alone(&rebuilder.report);
+        let mut course = Course::of_look(&rebuilder.report, &mut self.session);
         match rebuilder.catch_up(&mut target, &mut course).await {
             // Then the sweeper does it, as soon as somebody resumes the projection.
             Ok(()) | Err(Trouble::Paused { .. }) => {}

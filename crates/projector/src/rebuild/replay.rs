@@ -44,6 +44,7 @@ pub(crate) struct Target {
     pub(crate) model: ReadModel,
     /// One for each lane.
     sessions: Vec<Session>,
+    options: Options,
 }
 
 impl Target {
@@ -62,7 +63,15 @@ impl Target {
         for _ in 1..lanes {
             sessions.push(Session::connect(options).await?);
         }
-        Ok(Self { model, sessions })
+        Ok(Self { model, sessions, options: options.clone() })
+    }
+
+    /// Connects anew where a session was idle for too long.
+    pub(crate) async fn revive(&mut self) -> Result<(), Trouble> {
+        for session in std::mem::take(&mut self.sessions) {
+            self.sessions.push(session.or_new(&self.options).await?);
+        }
+        Ok(())
     }
 
     /// For what is done once.
@@ -79,7 +88,8 @@ impl Target {
 
     /// Applies events, each stream in order.
     pub(crate) async fn apply(&mut self, events: &[Event]) -> Result<(), Trouble> {
-        let Self { model, sessions } = self;
+        self.revive().await?;
+        let Self { model, sessions, .. } = self;
         let mut parts: Vec<Vec<&Event>> = vec![Vec::new(); sessions.len()];
         for event in events {
             let mut hasher = DefaultHasher::new();
@@ -159,10 +169,14 @@ pub(crate) fn missing(
 pub(crate) struct Course<'c> {
     report: &'c Report,
     wishes: Wishes,
-    /// The session that owns the rebuild, and the bookkeeping of the live tables.
-    job: Option<(&'c mut Session, &'c ReadModel)>,
+    /// The session that keeps others away; it must not fall idle.
+    owner: &'c mut Session,
+    /// Of a rebuild: the live tables, in whose bookkeeping it stands.
+    live: Option<&'c ReadModel>,
     begun: Instant,
     told: Option<Instant>,
+    /// What was told last.
+    progress: Progress,
     /// When the throttle lets another page through.
     next: Instant,
     /// Events so far.
@@ -173,13 +187,15 @@ pub(crate) struct Course<'c> {
 
 impl<'c> Course<'c> {
     /// Of tables that are only looked at.
-    pub(crate) fn alone(report: &'c Report) -> Self {
+    pub(crate) fn of_look(report: &'c Report, owner: &'c mut Session) -> Self {
         Self {
             report,
             wishes: Wishes::default(),
-            job: None,
+            owner,
+            live: None,
             begun: Instant::now(),
             told: None,
+            progress: Progress::default(),
             next: Instant::now(),
             events: 0,
             unhandled: HashMap::new(),
@@ -193,7 +209,7 @@ impl<'c> Course<'c> {
         session: &'c mut Session,
         live: &'c ReadModel,
     ) -> Self {
-        Self { wishes, job: Some((session, live)), ..Self::alone(report) }
+        Self { wishes, live: Some(live), ..Self::of_look(report, session) }
     }
 
     async fn passed(
@@ -213,13 +229,13 @@ impl<'c> Course<'c> {
             return Ok(());
         }
         self.told = Some(Instant::now());
-        let progress = self.progress(from, at, until);
-        self.report.progress(&progress);
-        self.note(&progress).await
+        self.progress = self.measure(from, at, until);
+        self.report.progress(&self.progress);
+        self.note().await
     }
 
     /// Positions may lie far apart where other categories are, so what is left is an estimate.
-    fn progress(&self, from: Position, at: Position, until: Position) -> Progress {
+    fn measure(&self, from: Position, at: Position, until: Position) -> Progress {
         let elapsed = self.begun.elapsed();
         let done = u128::from((at.get() - from.get()).unsigned_abs());
         let left = u128::from((until.get() - at.get()).unsigned_abs());
@@ -234,10 +250,9 @@ impl<'c> Course<'c> {
         }
     }
 
-    /// Also keeps the session of the owner alive.
-    async fn note(&mut self, progress: &Progress) -> Result<(), Trouble> {
-        let Some((session, live)) = &mut self.job else { return Ok(()) };
-        if session.note_progress(&live.ledger, progress).await? {
+    async fn note(&mut self) -> Result<(), Trouble> {
+        let Some(live) = self.live else { return Ok(self.owner.stay().await?) };
+        if self.owner.note_progress(&live.ledger, &self.progress).await? {
             Ok(())
         } else {
             Err(Trouble::Cancelled { projection: live.name().to_owned() })
@@ -265,16 +280,14 @@ impl<'c> Course<'c> {
             sleep(self.next.saturating_duration_since(Instant::now())).await;
         }
         let limit = f64::from(self.wishes.max_lag);
-        let Some((session, live)) = self.job.as_mut().filter(|_| limit > 0.0) else {
-            return Ok(());
-        };
+        let Some(live) = self.live.filter(|_| limit > 0.0) else { return Ok(()) };
         if store.is_none() {
             *store = Some(event_store::Session::connect(&rebuilder.store).await?);
         }
         let Some(store) = store else { return Ok(()) };
         let mut told = false;
         loop {
-            let (events, seconds) = lag(session, store, live).await?;
+            let (events, seconds) = lag(self.owner, store, live).await?;
             if seconds <= limit {
                 return Ok(());
             }
@@ -283,6 +296,8 @@ impl<'c> Course<'c> {
                 self.report.say(&format!("waiting: {name} is {events} events behind"));
                 told = true;
             }
+            // So that it can be cancelled.
+            self.note().await?;
             sleep(TELL).await;
         }
     }
@@ -316,8 +331,8 @@ impl Rebuilder {
                 Err(writers) => {
                     course.report.say(&format!("waiting: {writers}"));
                     let at = target.position().await?;
-                    let progress = course.progress(at, at, at);
-                    course.note(&progress).await?;
+                    course.progress = course.measure(at, at, at);
+                    course.note().await?;
                 }
             }
         };

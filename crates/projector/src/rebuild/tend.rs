@@ -92,8 +92,14 @@ impl Attendant<'_> {
             host: host(),
         };
         if is_old {
-            rebuilder.drop_old().await?;
-            tracing::info!(projection = name, "the tables of before its rebuild are dropped");
+            match rebuilder.drop_old().await {
+                // Later.
+                Err(Trouble::AnotherRebuild { .. }) => {}
+                dropped => {
+                    dropped?;
+                    tracing::info!(projection = name, "the tables of before its rebuild are dropped");
+                }
+            }
         } else if rebuilder.resume().await? {
             tracing::info!(projection = name, "a rebuild that was interrupted is done");
         }
