@@ -97,7 +97,10 @@ impl Attendant<'_> {
                 Err(Trouble::AnotherRebuild { .. }) => {}
                 dropped => {
                     dropped?;
-                    tracing::info!(projection = name, "the tables of before its rebuild are dropped");
+                    tracing::info!(
+                        projection = name,
+                        "the tables of before its rebuild are dropped"
+                    );
                 }
             }
         } else if rebuilder.resume().await? {
