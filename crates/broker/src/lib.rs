@@ -13,6 +13,9 @@
 mod connection;
 mod consumer;
 mod error;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod pattern;
 mod properties;
 mod publisher;

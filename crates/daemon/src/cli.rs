@@ -1,7 +1,7 @@
 //! What the command lines of both daemons share.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
@@ -38,9 +38,17 @@ impl Common {
             Some((name.into_string().ok()?, value.into_string().ok()?))
         };
         let environment: BTreeMap<String, String> = std::env::vars_os().filter_map(text).collect();
-        let file = self.config.as_deref();
-        Layers { defaults: DEFAULTS, file, aliases: &ALIASES, prefix, environment }.load()
+        layers(self.config.as_deref(), prefix, environment).load()
     }
+}
+
+/// The layers of a daemon whose environment variables start with `prefix`.
+pub(crate) fn layers<'a>(
+    file: Option<&'a Path>,
+    prefix: &'static str,
+    environment: BTreeMap<String, String>,
+) -> Layers<'a> {
+    Layers { defaults: DEFAULTS, file, aliases: &ALIASES, prefix, environment }
 }
 
 impl From<Errors> for Failure {
@@ -52,15 +60,22 @@ impl From<Errors> for Failure {
 /// Prints a configuration as TOML, each key with its origin.
 #[expect(clippy::print_stdout, reason = "the result of a command")]
 pub fn print_settings(shown: &[Shown]) {
-    let mut section = "";
+    print!("{}", settings_text(shown));
+}
+
+/// A configuration as TOML, each key with its origin.
+pub(crate) fn settings_text(shown: &[Shown]) -> String {
+    let (mut text, mut section) = (String::new(), "");
     for Shown { key, value, origin } in shown {
         let (of, name) = key.split_once('.').unwrap_or(("", key));
         if of != section {
-            println!("{}[{of}]", if section.is_empty() { "" } else { "\n" });
+            let gap = if section.is_empty() { "" } else { "\n" };
+            text.extend([gap, "[", of, "]\n"]);
             section = of;
         }
-        println!("{name} = {value}  # {origin}");
+        text.extend([name, " = ", value, "  # ", origin, "\n"]);
     }
+    text
 }
 
 /// Ends a command: prints what went wrong, if anything did.

@@ -6,6 +6,8 @@
 pub mod backoff;
 pub mod cli;
 mod exit;
+#[doc(hidden)]
+pub mod fuzzing;
 mod health;
 mod http;
 mod lifecycle;

@@ -14,7 +14,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 
-use chrono::{DateTime, SecondsFormat, Timelike, Utc};
+use chrono::{DateTime, Datelike, SecondsFormat, SubsecRound, Timelike, Utc};
 use serde_json::value::RawValue;
 
 use crate::{
@@ -269,7 +269,9 @@ impl Message {
             .ok()
             // A leap second has no place in the databases.
             .filter(|time| time.nanosecond() < 1_000_000_000)
-            .map(|time| time.to_utc())
+            .map(|time| time.to_utc().trunc_subsecs(6))
+            // An offset can lead out of the years that RFC 3339 has.
+            .filter(|time| (0..=9999).contains(&time.year()))
             .ok_or(DecodeError::Time(header))
     }
 }

@@ -12,6 +12,9 @@
 pub mod cli;
 mod commands;
 mod disposition;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod hint;
 mod metrics;
 mod pass;

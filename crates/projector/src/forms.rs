@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use sqlx::SqlStr;
 
-use crate::mysql::{self, Delta, Owner, Passage, Session, SetForm, merge};
+use crate::mysql::{self, Delta, Owner, Passage, Session, SetForm, TableInfo, merge};
 use crate::projection::{Handler, Projection, Statement};
 
 /// How the statements of a projection run, given its tables as they are.
@@ -24,15 +24,20 @@ impl Forms {
         for table in &projection.tables {
             tables.insert(table.name.clone(), session.table_info(&table.name).await?);
         }
+        Ok(Self::of_tables(projection, &tables))
+    }
+
+    /// The same, with what is known of the tables.
+    pub(crate) fn of_tables(projection: &Projection, tables: &HashMap<String, TableInfo>) -> Self {
         let mut statements: Vec<&Statement> = projection.statements().collect();
         // A file can stand for two event types.
         statements.sort_by_key(|statement| statement.id);
         statements.dedup_by_key(|statement| statement.id);
-        let delta = |it: &&Statement| Some((it.id, Delta::of(it, &tables)?));
+        let delta = |it: &&Statement| Some((it.id, Delta::of(it, tables)?));
         let deltas: Vec<_> = statements.iter().filter_map(delta).collect();
-        let mut merged = merge(&deltas, &tables);
-        let form = |it: &Statement| SetForm::of(it, &tables, merged.remove(&it.id));
-        Ok(Self { sets: statements.into_iter().map(form).collect() })
+        let mut merged = merge(&deltas, tables);
+        let form = |it: &Statement| SetForm::of(it, tables, merged.remove(&it.id));
+        Self { sets: statements.into_iter().map(form).collect() }
     }
 
     /// The forms of a handler's statements, or why it runs event by event.

@@ -18,6 +18,9 @@ mod commands;
 mod context;
 mod dry_run;
 mod forms;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod history;
 mod in_place;
 mod inbox;

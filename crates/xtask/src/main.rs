@@ -5,6 +5,7 @@
 
 mod bench;
 mod demo;
+mod fuzz;
 mod lint;
 mod process;
 mod servers;
@@ -31,6 +32,7 @@ enum Command {
     Test(test::Test),
     /// Measure, beside what bare programs reach with the same servers.
     Bench(bench::Bench),
+    Fuzz(fuzz::Fuzz),
     /// Look for mistakes: format, lints, documentation, banned dependencies.
     Lint,
     /// PostgreSQL, RabbitMQ and MySQL for development.
@@ -46,6 +48,7 @@ fn main() -> ExitCode {
         Command::Demo(demo) => demo.run(),
         Command::Test(test) => test.run(),
         Command::Bench(bench) => bench.run(),
+        Command::Fuzz(fuzz) => fuzz.run(),
         Command::Lint => lint::run(),
         Command::Servers(command) => command.run(),
     };

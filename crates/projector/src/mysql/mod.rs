@@ -24,6 +24,9 @@ mod show;
 mod tables;
 
 pub(crate) use batch::{Batch, Committed, Gate, Passage};
+pub(crate) use columns::TableInfo;
+#[cfg(any(test, fuzzing))]
+pub(crate) use columns::{Column, Kind};
 pub(crate) use compare::{Comparison, Drift, Rows};
 pub(crate) use error::{Error, Refusal};
 pub(crate) use instances::Instance;

@@ -1,6 +1,8 @@
 //! Projections: directories with SQL, one file for each event type.
 
 mod directive;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod load;
 mod parameter;
 mod refuse;

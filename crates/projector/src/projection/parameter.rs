@@ -1,9 +1,12 @@
 //! Named parameters: which part of an event a placeholder stands for.
 
+use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::fmt;
 
 use domain_events::{Event, Json, Position};
+use serde::de::Visitor;
+use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use super::Value;
@@ -13,7 +16,7 @@ use super::value::NotBindable;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Parameter {
     pub(crate) source: Source,
-    path: Vec<Step>,
+    pub(super) path: Vec<Step>,
     optional: bool,
 }
 
@@ -137,7 +140,8 @@ fn find<'j>(json: &'j str, path: &[Step]) -> Option<&'j str> {
     let part = match step {
         // A key that is there twice counts with its last value, as in PostgreSQL's jsonb.
         Step::Field(name) => {
-            serde_json::from_str::<HashMap<String, &RawValue>>(json).ok()?.get(name).copied()?
+            let members: HashMap<Key, &RawValue> = serde_json::from_str(json).ok()?;
+            members.get(name.as_bytes()).copied()?
         }
         Step::Index(index) => {
             serde_json::from_str::<Vec<&RawValue>>(json).ok()?.get(*index).copied()?
@@ -146,13 +150,52 @@ fn find<'j>(json: &'j str, path: &[Step]) -> Option<&'j str> {
     find(part.get(), rest)
 }
 
+/// Whether a name needs no backticks.
+fn is_plain(name: &str) -> bool {
+    let is_letter =
+        |c: char| c.is_ascii_alphabetic() || c == '_' || ('\u{80}'..='\u{ffff}').contains(&c);
+    name.starts_with(is_letter) && name.chars().all(|c| is_letter(c) || c.is_ascii_digit())
+}
+
+/// The key of a member, as bytes: half a surrogate pair, which JSON can write and UTF-8 cannot, must
+/// not hide the members beside it.
+#[derive(PartialEq, Eq, Hash)]
+struct Key(Vec<u8>);
+
+impl Borrow<[u8]> for Key {
+    fn borrow(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl<'de> Deserialize<'de> for Key {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Bytes;
+
+        impl Visitor<'_> for Bytes {
+            type Value = Key;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a key")
+            }
+
+            fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Key, E> {
+                Ok(Key(bytes.to_vec()))
+            }
+        }
+
+        deserializer.deserialize_bytes(Bytes)
+    }
+}
+
 impl fmt::Display for Parameter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = SOURCES.iter().find(|(_, source)| *source == self.source);
         write!(f, ":{}", name.map_or("", |(name, _)| name))?;
         for step in &self.path {
             match step {
-                Step::Field(name) => write!(f, ".{name}")?,
+                Step::Field(name) if is_plain(name) => write!(f, ".{name}")?,
+                Step::Field(name) => write!(f, ".`{}`", name.replace('`', "``"))?,
                 Step::Index(index) => write!(f, "[{index}]")?,
             }
         }

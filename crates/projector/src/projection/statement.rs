@@ -154,6 +154,8 @@ pub(super) fn parse(
     }
     let shape = if one_by_one {
         Err("a directive says so".to_owned())
+    } else if tokens.iter().filter_map(Placed::name).any(|name| name.starts_with('?')) {
+        Err("a name begins with ?, as parameters do while it is looked at".to_owned())
     } else {
         parsed.and_then(|parsed| shape(&parsed))
     };
@@ -201,7 +203,8 @@ fn parameter(tokens: &[Placed], mut end: usize) -> Result<(Parameter, usize, usi
                 let Some(name) = field.name() else {
                     return Err(format!("expected a name after :{root}…."));
                 };
-                path.push(Step::Field(name.to_owned()));
+                // Within backticks, two stand for one.
+                path.push(Step::Field(name.replace("``", "`")));
                 end = field.bytes.end;
                 2
             }

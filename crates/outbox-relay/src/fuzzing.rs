@@ -1,0 +1,27 @@
+//! What must hold for every configuration; called with the seeds and by `cargo xtask fuzz`.
+
+use crate::{Servers, Settings};
+
+/// Reads a configuration; for the input and the rules see [`daemon::fuzzing`].
+///
+/// # Panics
+///
+/// When something does not hold.
+pub fn settings(input: &[u8]) {
+    daemon::fuzzing::settings(input, "OUTBOX_RELAY", |reader| {
+        Settings::read(reader, Servers { postgres: false, rabbitmq: true }).map(|(_, shown)| shown)
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn seeds() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fuzz/seeds/settings");
+        for seed in std::fs::read_dir(folder).unwrap() {
+            let path = seed.unwrap().path();
+            println!("{}", path.display());
+            super::settings(&std::fs::read(path).unwrap());
+        }
+    }
+}

@@ -1,0 +1,44 @@
+//! What must hold for every configuration, projection and parameter; called with the seeds and by
+//! `cargo xtask fuzz`.
+
+use crate::{Servers, Settings};
+
+pub use crate::projection::fuzzing::{parameter, projection};
+
+/// Reads a configuration; for the input and the rules see [`daemon::fuzzing`].
+///
+/// # Panics
+///
+/// When something does not hold.
+pub fn settings(input: &[u8]) {
+    daemon::fuzzing::settings(input, "PROJECTOR", |reader| {
+        Settings::read(reader, Servers { sources: false, mysql: true }).map(|(_, shown)| shown)
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    fn run_seeds(target: &str, run: fn(&[u8])) {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fuzz/seeds/");
+        for seed in std::fs::read_dir(format!("{folder}{target}")).unwrap() {
+            let path = seed.unwrap().path();
+            println!("{}", path.display());
+            run(&std::fs::read(path).unwrap());
+        }
+    }
+
+    #[test]
+    fn projection_seeds() {
+        run_seeds("projection", super::projection);
+    }
+
+    #[test]
+    fn parameter_seeds() {
+        run_seeds("parameter", super::parameter);
+    }
+
+    #[test]
+    fn settings_seeds() {
+        run_seeds("settings", super::settings);
+    }
+}
