@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
-use crate::workspace::{root, succeed, target};
+use crate::workspace::{nightly, root, succeed, target};
 
 /// Feed messages, projections, parameters and configurations that nobody would write to the code that
 /// reads them.
@@ -40,9 +40,7 @@ impl Fuzz {
         require_tools()?;
         // Without its own lock file, so that what is fuzzed is what is shipped.
         fs::copy(root().join("Cargo.lock"), folder().join("Cargo.lock"))?;
-        for target in &targets {
-            succeed(&mut fuzz("build", target))?;
-        }
+        succeed(&mut fuzz("build"))?;
         let mut broken = Vec::new();
         for target in targets {
             let outcome = run(&target, self.seconds)?;
@@ -97,31 +95,21 @@ fn require_tools() -> Result<()> {
     Ok(())
 }
 
-/// cargo of the nightly toolchain, whatever toolchain this program was started with.
-fn nightly() -> Command {
-    let mut command = Command::new("cargo");
-    command.arg("+nightly").current_dir(root());
-    for name in ["CARGO", "RUSTC", "RUSTDOC", "RUSTUP_TOOLCHAIN", "CARGO_MANIFEST_DIR"] {
-        command.env_remove(name);
-    }
-    command
-}
-
-fn fuzz(command: &str, name: &str) -> Command {
+fn fuzz(command: &str) -> Command {
     let mut fuzz = nightly();
     fuzz.args(["fuzz", command, "--fuzz-dir"]).arg(folder());
     fuzz.arg("--target-dir").arg(target().join("fuzz"));
     // Sanitizers look for mistakes of unsafe code, of which there is none here; and cost half of the
     // executions.
-    fuzz.args(["--sanitizer", "none", name]);
+    fuzz.args(["--sanitizer", "none"]);
     fuzz
 }
 
 fn run(name: &str, seconds: u64) -> Result<Outcome> {
     let (corpus, seeds) = (folder().join("corpus").join(name), folder().join("seeds").join(name));
     fs::create_dir_all(&corpus)?;
-    let mut command = fuzz("run", name);
-    command.args([&corpus, &seeds]).arg("--");
+    let mut command = fuzz("run");
+    command.arg(name).args([&corpus, &seeds]).arg("--");
     command.arg(format!("-max_total_time={seconds}"));
     command.args(["-timeout=10", "-rss_limit_mb=2048", "-print_final_stats=1"]);
     let output = command.output().context("starting the target")?;
@@ -134,8 +122,9 @@ fn run(name: &str, seconds: u64) -> Result<Outcome> {
     let (executions, coverage) = (last("stat::number_of_executed_units:"), last("cov: "));
     let input = log.lines().find_map(|line| line.split("Test unit written to ").nth(1));
     let found = (!output.status.success()).then(|| input.unwrap_or("none was kept").to_owned());
-    // What the fuzzer says of its progress helps nobody.
-    let progress = |line: &&str| !line.starts_with('#');
-    let log = log.lines().filter(progress).collect::<Vec<_>>().join("\n");
+    // The panic; what the tools say before and after it helps nobody.
+    let from = log.lines().skip_while(|line| !line.contains("panicked at"));
+    let panic = from.take_while(|line| !line.starts_with("stack backtrace"));
+    let log = panic.take(20).collect::<Vec<_>>().join("\n");
     Ok(Outcome { executions, coverage, log, found })
 }

@@ -20,7 +20,24 @@ pub(crate) fn target() -> PathBuf {
 /// cargo itself, in the workspace.
 pub(crate) fn cargo(arguments: &[&str]) -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.args(arguments).current_dir(root());
+    command.args(arguments);
+    in_workspace(&mut command);
+    command
+}
+
+/// cargo of the nightly toolchain, whatever toolchain this program was started with.
+pub(crate) fn nightly() -> Command {
+    let mut command = Command::new("cargo");
+    command.arg("+nightly");
+    in_workspace(&mut command);
+    for name in ["CARGO", "RUSTC", "RUSTDOC", "RUSTUP_TOOLCHAIN"] {
+        command.env_remove(name);
+    }
+    command
+}
+
+fn in_workspace(command: &mut Command) {
+    command.current_dir(root());
     // Those of this program would make cargo build everything anew.
     for (name, _) in env::vars_os() {
         if name.to_string_lossy().starts_with("CARGO_PKG_") {
@@ -28,7 +45,6 @@ pub(crate) fn cargo(arguments: &[&str]) -> Command {
         }
     }
     command.env_remove("CARGO_MANIFEST_DIR").env_remove("CARGO_MANIFEST_PATH");
-    command
 }
 
 /// Runs a command to its end.

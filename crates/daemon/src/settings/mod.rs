@@ -44,8 +44,11 @@ impl Layers<'_> {
     pub fn load(self) -> Result<Reader, Errors> {
         let mut builder =
             Config::builder().add_source(File::from_str(self.defaults, FileFormat::Toml));
+        let mut refused = Vec::new();
         if let Some(file) = self.file {
-            require_toml(file)?;
+            let table = require_toml(file)?;
+            let indexed = table.keys().filter(|key| is_indexed(key));
+            refused.extend(indexed.map(|key| format!("unknown key {key} ({})", file.display())));
             builder = builder.add_source(File::from(file).format(FileFormat::Toml));
         }
         let aliases = self.aliases.iter().map(|(name, key)| (*name, (*key).to_owned()));
@@ -54,22 +57,36 @@ impl Layers<'_> {
             let key = name.strip_prefix(&prefix)?;
             Some((name.as_str(), key.to_lowercase().replace("__", ".")))
         });
+        let (indexed, prefixed): (Vec<_>, Vec<_>) = prefixed.partition(|(_, key)| is_indexed(key));
+        refused.extend(
+            indexed
+                .iter()
+                .map(|(name, key)| format!("unknown key {key} (environment variable {name})")),
+        );
+        if !refused.is_empty() {
+            return Err(Errors(refused));
+        }
         let config = builder
             .add_source(Variables::of(&self.environment, aliases))
-            .add_source(Variables::of(&self.environment, prefixed))
+            .add_source(Variables::of(&self.environment, prefixed.into_iter()))
             .build()
             .map_err(|error| Errors(vec![error.to_string()]))?;
         Ok(Reader::new(config, self.prefix))
     }
 }
 
+/// Whether config would take a key for a place in a list, and make the list as long as that needs.
+fn is_indexed(key: &str) -> bool {
+    key.contains('[')
+}
+
 /// Makes sure that a file is TOML. What is wrong is told without the line, which may hold a password.
-fn require_toml(file: &Path) -> Result<(), Errors> {
+fn require_toml(file: &Path) -> Result<toml::Table, Errors> {
     let shown = file.display();
     let text = std::fs::read_to_string(file)
         .map_err(|error| Errors(vec![format!("{shown} cannot be read: {error}")]))?;
     match text.parse::<toml::Table>() {
-        Ok(_) => Ok(()),
+        Ok(table) => Ok(table),
         Err(error) => {
             let start = error.span().map_or(0, |span| span.start);
             let line = text[..start.min(text.len())].lines().count().max(1);

@@ -200,8 +200,9 @@ impl Reader {
         let parsed = text_of(value).and_then(|text| parse(&text));
         if parsed.is_some() {
             let value = match &value.kind {
-                ValueKind::String(text) => format!("{text:?}"),
-                ValueKind::Array(_) => format!("{:?}", text_of(value).unwrap_or_default()),
+                ValueKind::String(_) | ValueKind::Array(_) => {
+                    toml(text_of(value).unwrap_or_default())
+                }
                 other => other.to_string(),
             };
             self.shown.push(Shown { key, value, origin });
@@ -261,12 +262,18 @@ fn variable(key: &str) -> String {
 
 /// The URL without its password, and without a query, which may hold one too.
 fn redacted(url: &str) -> Option<String> {
-    let mut url = Url::parse(url).ok()?;
+    // Without `//` everything behind the colon is a path, the password too.
+    let mut url = Url::parse(url).ok().filter(Url::has_authority)?;
     if url.password().is_some() {
         url.set_password(Some("***")).ok()?;
     }
     if url.query().is_some() {
         url.set_query(Some("***"));
     }
-    Some(format!("{:?}", url.as_str()))
+    Some(toml(url.into()))
+}
+
+/// A text as TOML has it.
+fn toml(text: String) -> String {
+    toml::Value::String(text).to_string()
 }
