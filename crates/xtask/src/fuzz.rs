@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
@@ -24,6 +24,9 @@ pub(crate) struct Fuzz {
     /// The targets; otherwise all of them: the files in `fuzz/fuzz_targets`.
     targets: Vec<String>,
 }
+
+/// A file system in memory, where there is one.
+const MEMORY: &str = "/dev/shm";
 
 /// What a run of a target came to.
 struct Outcome {
@@ -112,6 +115,10 @@ fn run(name: &str, seconds: u64) -> Result<Outcome> {
     command.arg(name).args([&corpus, &seeds]).arg("--");
     command.arg(format!("-max_total_time={seconds}"));
     command.args(["-timeout=10", "-rss_limit_mb=2048", "-print_final_stats=1"]);
+    // The targets write files, which costs less in memory.
+    if Path::new(MEMORY).is_dir() {
+        command.env("TMPDIR", MEMORY);
+    }
     let output = command.output().context("starting the target")?;
     let log = String::from_utf8_lossy(&output.stderr).into_owned();
     let number = |line: &str, before: &str| {

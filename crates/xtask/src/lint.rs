@@ -10,6 +10,7 @@ const BANNED: [&str; 4] = ["openssl", "openssl-sys", "native-tls", "rsa"];
 
 pub(crate) fn run() -> Result<()> {
     succeed(&mut cargo(&["fmt", "--all", "--check"]))?;
+    succeed(&mut cargo(&["fmt", "--manifest-path", "fuzz/Cargo.toml", "--check"]))?;
     let clippy = ["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"];
     succeed(&mut cargo(&clippy))?;
     let document = ["doc", "--workspace", "--no-deps", "--document-private-items"];

@@ -2,6 +2,7 @@
 
 use std::any::TypeId;
 use std::ops::Range;
+use std::str::Chars;
 
 use sqlparser::ast::Statement;
 use sqlparser::dialect::{Dialect, MySqlDialect};
@@ -68,7 +69,7 @@ pub(super) fn statements(sql: &str) -> Result<Vec<Vec<Placed>>, Untokenisable> {
         .with_unescape(false)
         .tokenize_with_location()
         .map_err(|error| Untokenisable { line: error.location.line, reason: error.message })?;
-    let places = Places::of(sql);
+    let mut places = Places::of(sql);
     let mut statements = vec![Vec::new()];
     for token in tokens {
         let (line, column) = (token.span.start.line, token.span.start.column);
@@ -153,31 +154,28 @@ impl Placed {
 }
 
 /// From the tokeniser's lines and columns to bytes.
+///
+/// Walks through the text once, because the tokens of a long line are many.
 struct Places<'s> {
-    lines: Vec<(usize, &'s str)>,
+    rest: Chars<'s>,
     end: usize,
+    here: Location,
 }
 
 impl<'s> Places<'s> {
     fn of(sql: &'s str) -> Self {
-        let mut start = 0;
-        let lines = sql
-            .split_inclusive('\n')
-            .map(|line| {
-                let place = (start, line);
-                start += line.len();
-                place
-            })
-            .collect();
-        Self { lines, end: sql.len() }
+        Self { rest: sql.chars(), end: sql.len(), here: Location::new(1, 1) }
     }
 
-    /// Lines and columns count from 1, columns in characters.
-    fn offset(&self, location: Location) -> usize {
-        let line = usize::try_from(location.line).unwrap_or(usize::MAX).saturating_sub(1);
-        let column = usize::try_from(location.column).unwrap_or(usize::MAX).saturating_sub(1);
-        let Some((start, text)) = self.lines.get(line) else { return self.end };
-        let within = text.char_indices().nth(column).map_or(text.len(), |(offset, _)| offset);
-        start + within
+    /// Lines and columns count from 1, columns in characters; no place is before that of the last call.
+    fn offset(&mut self, location: Location) -> usize {
+        while self.here < location {
+            match self.rest.next() {
+                Some('\n') => self.here = Location::new(self.here.line + 1, 1),
+                Some(_) => self.here.column += 1,
+                None => break,
+            }
+        }
+        self.end - self.rest.as_str().len()
     }
 }
