@@ -44,11 +44,13 @@ impl Layers<'_> {
     pub fn load(self) -> Result<Reader, Errors> {
         let mut builder =
             Config::builder().add_source(File::from_str(self.defaults, FileFormat::Toml));
+        // config takes these for paths: `[9999]` for a place in a list, which it makes so long, and what
+        // is a section for a value, or for a section, as it comes.
         let mut refused = Vec::new();
         if let Some(file) = self.file {
             let table = require_toml(file)?;
-            let indexed = table.keys().filter(|key| is_indexed(key));
-            refused.extend(indexed.map(|key| format!("unknown key {key} ({})", file.display())));
+            let paths = table.keys().filter(|key| key.contains(['.', '[']));
+            refused.extend(paths.map(|key| format!("unknown key {key} ({})", file.display())));
             builder = builder.add_source(File::from(file).format(FileFormat::Toml));
         }
         let aliases = self.aliases.iter().map(|(name, key)| (*name, (*key).to_owned()));
@@ -57,27 +59,20 @@ impl Layers<'_> {
             let key = name.strip_prefix(&prefix)?;
             Some((name.as_str(), key.to_lowercase().replace("__", ".")))
         });
-        let (indexed, prefixed): (Vec<_>, Vec<_>) = prefixed.partition(|(_, key)| is_indexed(key));
-        refused.extend(
-            indexed
-                .iter()
-                .map(|(name, key)| format!("unknown key {key} (environment variable {name})")),
-        );
+        let (usable, unusable): (Vec<_>, Vec<_>) =
+            prefixed.partition(|(_, key)| key.contains('.') && !key.contains('['));
+        let unknown = |(name, key)| format!("unknown key {key} (environment variable {name})");
+        refused.extend(unusable.into_iter().map(unknown));
         if !refused.is_empty() {
             return Err(Errors(refused));
         }
-        let config = builder
-            .add_source(Variables::of(&self.environment, aliases))
-            .add_source(Variables::of(&self.environment, prefixed.into_iter()))
-            .build()
-            .map_err(|error| Errors(vec![error.to_string()]))?;
+        // One after the other, so that of two which are at odds always the same one wins.
+        for (name, key) in aliases.chain(usable) {
+            builder = builder.add_source(Variable::of(&self.environment, name, key));
+        }
+        let config = builder.build().map_err(|error| Errors(vec![error.to_string()]))?;
         Ok(Reader::new(config, self.prefix))
     }
-}
-
-/// Whether config would take a key for a place in a list, and make the list as long as that needs.
-fn is_indexed(key: &str) -> bool {
-    key.contains('[')
 }
 
 /// Makes sure that a file is TOML. What is wrong is told without the line, which may hold a password.
@@ -95,27 +90,23 @@ fn require_toml(file: &Path) -> Result<toml::Table, Errors> {
     }
 }
 
-/// Environment variables, each as text, with its name as the origin.
+/// An environment variable, if it is set, as text, with its name as the origin.
 ///
 /// config's own source reads `no` as 0 and `7.9` as 8; here a value is text until it is read.
 #[derive(Debug, Clone)]
-struct Variables(Map<String, Value>);
+struct Variable(Map<String, Value>);
 
-impl Variables {
-    fn of<'a>(
-        environment: &BTreeMap<String, String>,
-        names: impl Iterator<Item = (&'a str, String)>,
-    ) -> Self {
-        let value = |(name, key): (&str, String)| {
-            let value = environment.get(name)?;
+impl Variable {
+    fn of(environment: &BTreeMap<String, String>, name: &str, key: String) -> Self {
+        let value = environment.get(name).map(|value| {
             let origin = format!("environment variable {name}");
-            Some((key, Value::new(Some(&origin), ValueKind::String(value.clone()))))
-        };
-        Self(names.filter_map(value).collect())
+            (key, Value::new(Some(&origin), ValueKind::String(value.clone())))
+        });
+        Self(value.into_iter().collect())
     }
 }
 
-impl Source for Variables {
+impl Source for Variable {
     fn clone_into_box(&self) -> Box<dyn Source + Send + Sync> {
         Box::new(self.clone())
     }

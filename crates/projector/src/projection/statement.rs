@@ -11,7 +11,7 @@ use super::directive::{Directives, directives};
 use super::parameter::{Parameter, Source, Step};
 use super::refuse::{foreign_table, refusals};
 use super::shape::{Action, Shape, shape};
-use super::tokens::{Placed, parsed, statements};
+use super::tokens::{Placed, nesting, parsed, statements};
 use super::{BindError, Fault, Value};
 
 /// A statement ready to be prepared: its named parameters are placeholders.
@@ -37,6 +37,9 @@ pub(crate) struct Statement {
 
 /// What a handler may do: change rows, nothing that commits or outlives the transaction.
 const VERBS: [&str; 5] = ["INSERT", "UPDATE", "DELETE", "REPLACE", "WITH"];
+
+/// So deep a parsed statement may be, at most: a sum of a thousand terms would exhaust the stack.
+const NESTING_MAX: usize = 120;
 
 impl Statement {
     /// The values of the parameters for an event.
@@ -145,7 +148,11 @@ pub(super) fn parse(
         Directives::default()
     });
     faults.extend(refusals(tokens).into_iter().map(fault));
-    let parsed = parsed(&marked);
+    let parsed = if nesting(tokens) > NESTING_MAX {
+        Err("an expression of it is too long to be foreseen".to_owned())
+    } else {
+        parsed(&marked)
+    };
     if let Some(reason) = parsed.as_ref().ok().and_then(foreign_table) {
         faults.push(fault((line, reason)));
     }

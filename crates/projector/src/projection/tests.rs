@@ -123,6 +123,16 @@ fn a_parameter_is_any_part_of_an_event() {
 }
 
 #[test]
+fn a_statement_may_be_long() {
+    for (terms, foreseen) in [(100, true), (100_000, false)] {
+        let sum = "1 + ".repeat(terms);
+        let sql = format!("UPDATE orders SET a = {sum} :data.a WHERE id = :stream_id");
+        let found = statements(&sql);
+        assert_eq!((found[0].parameters.len(), found[0].shape.is_ok()), (2, foreseen));
+    }
+}
+
+#[test]
 fn comments_hold_no_parameters() {
     for comment in ["# :data.a", "-- :data.a", "/* :data.a */"] {
         assert_eq!(bind(&format!("x = 1 {comment}\n"), "{}").unwrap(), [], "{comment}");

@@ -6,6 +6,7 @@ use std::str::Chars;
 
 use sqlparser::ast::Statement;
 use sqlparser::dialect::{Dialect, MySqlDialect};
+use sqlparser::keywords::Keyword;
 use sqlparser::parser::Parser;
 use sqlparser::tokenizer::{Location, Token, Tokenizer, Whitespace};
 
@@ -94,6 +95,37 @@ pub(super) fn statements(sql: &str) -> Result<Vec<Vec<Placed>>, Untokenisable> {
     Ok(statements)
 }
 
+/// How deep a statement is when it is parsed, at most.
+pub(super) fn nesting(tokens: &[Placed]) -> usize {
+    // Since the last comma: within the innermost parenthesis, and outside each that is open.
+    let (mut here, mut outside) = (0, Vec::new());
+    let (mut depth, mut deepest) = (0, 0);
+    for placed in tokens {
+        match placed.token {
+            Token::LParen => {
+                outside.push(here);
+                depth += 1;
+                here = 1;
+            }
+            Token::RParen => {
+                depth -= here;
+                here = outside.pop().unwrap_or_default();
+            }
+            Token::Comma => {
+                depth -= here;
+                here = 0;
+            }
+            _ if placed.may_nest() => {
+                depth += 1;
+                here += 1;
+            }
+            _ => {}
+        }
+        deepest = deepest.max(depth);
+    }
+    deepest
+}
+
 /// Parses one statement; string literals keep their escapes.
 pub(super) fn parsed(sql: &str) -> Result<Statement, String> {
     let tokens = Tokenizer::new(&PlainMySql(MySqlDialect {}), sql)
@@ -134,6 +166,18 @@ impl Placed {
     /// Whether this ends an expression.
     pub(super) fn ends(&self) -> bool {
         matches!(self.token, Token::Comma | Token::RParen)
+    }
+
+    /// Whether what stands before this may become a part of what begins with it, as with operators.
+    fn may_nest(&self) -> bool {
+        match &self.token {
+            Token::Word(word) => word.keyword != Keyword::NoKeyword,
+            Token::Whitespace(_)
+            | Token::Period
+            | Token::Number(..)
+            | Token::SingleQuotedString(_) => false,
+            _ => true,
+        }
     }
 
     /// The keyword or name, in upper case, unless it is quoted.
