@@ -1,5 +1,6 @@
 //! A TCP proxy that disturbs.
 
+use std::future::pending;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,6 +23,8 @@ pub enum Mode {
     BlackHole,
     /// Lets nothing through in one direction.
     BlackHoleTowards(Side),
+    /// Ends one direction of every connection: that side is told that nothing more comes.
+    HalfClose(Side),
     /// Resets every connection, and each new one.
     Reset,
     /// Lets everything through, each piece after a while.
@@ -116,6 +119,11 @@ impl Proxy {
         *self.cuts.armed.lock().unwrap_or_else(PoisonError::into_inner) = Some(cut);
     }
 
+    /// Lets the moment pass, if it has not come.
+    pub fn cut_nowhere(&self) {
+        *self.cuts.armed.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     /// How often a connection was reset at such a moment.
     pub fn cuts(&self) -> usize {
         self.cuts.fired.load(Ordering::Relaxed)
@@ -193,6 +201,13 @@ async fn reset(mut mode: watch::Receiver<Mode>) {
     }
 }
 
+/// Ends when a direction is to be closed.
+async fn half_closed(mode: &mut watch::Receiver<Mode>, towards: Side) {
+    if mode.wait_for(|mode| *mode == Mode::HalfClose(towards)).await.is_err() {
+        pending().await
+    }
+}
+
 /// One direction of a connection.
 struct Flow<'c> {
     towards: Side,
@@ -206,9 +221,20 @@ impl Flow<'_> {
     /// Copies until one end is gone, or the connection is to be reset.
     async fn copy(mut self, mut from: OwnedReadHalf, mut to: OwnedWriteHalf) {
         let mut buffer = vec![0; 1 << 16];
-        while let Ok(length @ 1..) = from.read(&mut buffer).await {
+        let towards = self.towards;
+        loop {
+            let length = tokio::select! {
+                read = from.read(&mut buffer) => match read {
+                    Ok(length @ 1..) => length,
+                    _ => return,
+                },
+                () = half_closed(&mut self.mode, towards) => {
+                    // Until the other end, or whoever was told, ends the connection.
+                    drop(to.shutdown().await);
+                    return pending().await;
+                }
+            };
             let bytes = &buffer[..length];
-            let towards = self.towards;
             if self.mode.wait_for(|mode| !mode.stops(towards)).await.is_err() || self.cuts(bytes) {
                 return;
             }

@@ -65,6 +65,7 @@ pub(crate) async fn pass(
     };
     metrics.claim_seconds.observe(claiming.elapsed().as_secs_f64());
     if claim.taken_over {
+        tracing::info!("taking over lanes whose last claim was broken off");
         sleep(TAKE_OVER_PAUSE).await;
     }
     let batch = Batch::of(&mut claim, policy.max_message_bytes);

@@ -4,6 +4,7 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "commands print their results")]
 
 mod bench;
+mod chaos;
 mod demo;
 mod fuzz;
 mod lint;
@@ -33,6 +34,8 @@ enum Command {
     /// Measure, beside what bare programs reach with the same servers.
     Bench(bench::Bench),
     Fuzz(fuzz::Fuzz),
+    /// Break everything that can break, and look for events that are lost, doubled or out of order.
+    Chaos(chaos::Chaos),
     /// Look for mistakes: format, lints, documentation, banned dependencies.
     Lint,
     /// PostgreSQL, RabbitMQ and MySQL for development.
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
         Command::Test(test) => test.run(),
         Command::Bench(bench) => bench.run(),
         Command::Fuzz(fuzz) => fuzz.run(),
+        Command::Chaos(chaos) => chaos.run(),
         Command::Lint => lint::run(),
         Command::Servers(command) => command.run(),
     };

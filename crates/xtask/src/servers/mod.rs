@@ -16,7 +16,7 @@ use anyhow::{Context, Result, bail};
 use clap::Subcommand;
 use serde::{Deserialize, Serialize};
 
-use self::private::Durability;
+use self::private::Purpose;
 use crate::process::Process;
 use crate::workspace::target;
 
@@ -114,7 +114,7 @@ impl Durable {
             return Ok(Self { servers });
         }
         let _turn = turn()?;
-        Ok(Self { servers: private::up(&folder(), Durability::Full)? })
+        Ok(Self { servers: private::up(&folder(), Purpose::Bench)? })
     }
 }
 
@@ -122,9 +122,29 @@ impl Drop for Durable {
     fn drop(&mut self) {
         if self.servers.origin == Origin::Private {
             self.servers.end();
-            if let Err(error) = private::remove_data(&folder(), Durability::Full) {
+            if let Err(error) = private::remove_data(&folder(), Purpose::Bench) {
                 eprintln!("the servers' data could not be removed: {error:#}");
             }
+        }
+    }
+}
+
+/// Private servers that are there to be broken; they end with this.
+pub(crate) struct Breakable {
+    pub(crate) servers: Servers,
+}
+
+impl Breakable {
+    pub(crate) fn up() -> Result<Self> {
+        let _turn = turn()?;
+        Ok(Self { servers: private::up(&folder(), Purpose::Chaos)? })
+    }
+}
+
+impl Drop for Breakable {
+    fn drop(&mut self) {
+        if let Err(error) = private::end(&folder(), Purpose::Chaos) {
+            eprintln!("the servers could not be removed: {error:#}");
         }
     }
 }
@@ -140,7 +160,7 @@ fn up() -> Result<(Servers, bool)> {
         Err(why) => {
             eprintln!("docker compose is not used: {why:#}");
             eprintln!("starting private servers in {}", folder().display());
-            private::up(&folder(), Durability::None)?
+            private::up(&folder(), Purpose::Tests)?
         }
     };
     fs::write(record(), serde_json::to_string_pretty(&servers)?)?;
@@ -158,7 +178,7 @@ fn down() -> Result<()> {
         Origin::Compose => compose::down()?,
         Origin::Private => {
             servers.end();
-            private::remove_data(&folder(), Durability::None)?;
+            private::remove_data(&folder(), Purpose::Tests)?;
         }
     }
     fs::remove_file(record())?;

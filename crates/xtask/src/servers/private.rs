@@ -13,10 +13,12 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use rustix::process::getuid;
 
 use super::tree::Tree;
 use super::{Origin, Servers, script};
 use crate::process::Process;
+use crate::workspace::succeed;
 
 /// User, password and database of all three.
 const NAME: &str = "dev";
@@ -25,6 +27,10 @@ const FIRST_PORT: u16 = 20_000;
 const LAST_PORT: u16 = 32_000;
 /// Makes every flush to disk do nothing.
 const NO_FLUSH: &str = "usr/lib/x86_64-linux-gnu/libeatmydata.so";
+/// Each has a folder of its own.
+const SERVERS: [&str; 3] = ["postgres", "mysql", "rabbitmq"];
+/// More than a campaign of a million events fills.
+const DISK_SIZE: &str = "6g";
 const START_LIMIT: Duration = Duration::from_mins(2);
 
 struct Ports {
@@ -36,42 +42,57 @@ struct Ports {
     mysql: u16,
 }
 
-/// Whether servers flush to disk what they have promised to keep.
+/// What servers are for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Durability {
-    /// For tests.
-    None,
-    /// As they come.
-    Full,
+pub(super) enum Purpose {
+    /// Development and tests: they do not flush to disk.
+    Tests,
+    /// Benchmarks: as they come.
+    Bench,
+    /// To be broken: as they come, each with a small file system of its own where that is possible, and
+    /// scripts that start them again.
+    Chaos,
 }
 
-impl Durability {
+impl Purpose {
     fn data(self, folder: &Path) -> PathBuf {
-        folder.join(if self == Self::None { "data" } else { "durable" })
+        folder.join(match self {
+            Self::Tests => "data",
+            Self::Bench => "durable",
+            Self::Chaos => "chaos",
+        })
     }
 }
 
 /// Starts all three with new data.
-pub(super) fn up(folder: &Path, durability: Durability) -> Result<Servers> {
+pub(super) fn up(folder: &Path, purpose: Purpose) -> Result<Servers> {
     let tree = Tree::at(folder)?;
-    let data = durability.data(folder);
+    let data = purpose.data(folder);
     if let Ok(before) = data.canonicalize() {
         // Perhaps one of them has died, or a start was interrupted.
         end_strays(&before)?;
     }
-    remove_data(folder, durability)?;
+    remove_data(folder, purpose)?;
+    if purpose == Purpose::Chaos {
+        for server in SERVERS {
+            let disk = data.join(server);
+            fs::create_dir_all(&disk)?;
+            mount(&disk)?;
+        }
+    }
     for part in ["postgres", "mysql", "rabbitmq/db", "rabbitmq/log", "rabbitmq/generated", "tools"]
     {
         fs::create_dir_all(data.join(part))?;
     }
     let data = data.canonicalize()?;
     let ports = Ports::free()?;
-    let private = Private { tree, durability, data: &data, ports };
+    let private = Private { tree, purpose, data: &data, ports };
     let mut processes = Vec::new();
     let started = private.start(&mut processes).and_then(|()| {
         Ok([
             ("RABBITMQCTL", private.tool("rabbitmqctl")?),
             ("PGBOUNCER", private.tool("pgbouncer")?),
+            ("SERVER_DATA", data.display().to_string()),
         ])
     });
     let tools = match started {
@@ -109,15 +130,43 @@ pub(super) fn end_strays(data: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Ends servers that may have been started again since, and removes what they have stored.
+pub(super) fn end(folder: &Path, purpose: Purpose) -> Result<()> {
+    end_strays(&purpose.data(folder).canonicalize()?)?;
+    remove_data(folder, purpose)
+}
+
 /// Removes what the servers have stored.
-pub(super) fn remove_data(folder: &Path, durability: Durability) -> Result<()> {
-    let data = durability.data(folder);
+pub(super) fn remove_data(folder: &Path, purpose: Purpose) -> Result<()> {
+    let data = purpose.data(folder);
+    for server in SERVERS {
+        let disk = data.join(server);
+        if is_mounted(&disk)? {
+            succeed(Command::new("umount").arg(disk))?;
+        }
+    }
     if data.exists() { Ok(fs::remove_dir_all(data)?) } else { Ok(()) }
+}
+
+/// Mounts a file system in memory, which can be made full; without the right to, nothing is mounted.
+fn mount(folder: &Path) -> Result<()> {
+    if !getuid().is_root() {
+        return Ok(());
+    }
+    let size = format!("size={DISK_SIZE},mode=0755");
+    succeed(Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(folder))
+}
+
+fn is_mounted(folder: &Path) -> Result<bool> {
+    let Ok(folder) = folder.canonicalize() else { return Ok(false) };
+    let mounts = fs::read_to_string("/proc/self/mounts")?;
+    let at = folder.display().to_string();
+    Ok(mounts.lines().any(|mount| mount.split(' ').nth(1) == Some(at.as_str())))
 }
 
 struct Private<'d> {
     tree: Tree,
-    durability: Durability,
+    purpose: Purpose,
     data: &'d Path,
     ports: Ports,
 }
@@ -130,6 +179,11 @@ impl Private<'_> {
         self.spawn("mysql", &mut self.mysqld()?)?;
         self.initialise_postgres()?;
         self.spawn("postgres", &mut self.postgres()?)?;
+        if self.purpose == Purpose::Chaos {
+            self.start_script("rabbitmq", &self.rabbitmq()?)?;
+            self.start_script("mysql", &self.mysqld()?)?;
+            self.start_script("postgres", &self.postgres()?)?;
+        }
 
         processes.push(self.process("postgres", "postgres/postmaster.pid")?);
         wait("postgres", || self.psql("postgres", "SELECT 1").is_ok())?;
@@ -192,7 +246,7 @@ impl Private<'_> {
             .arg(format!("--pid-file={}", self.path("mysql/pid")))
             // Relative: the path of a socket must be short.
             .args(["--socket=socket", "--max-connections=400", "--skip-log-bin"]);
-        if self.durability == Durability::None {
+        if self.purpose == Purpose::Tests {
             command.args(["--innodb-flush-log-at-trx-commit=0", "--innodb-doublewrite=0"]);
         }
         Ok(command)
@@ -249,9 +303,9 @@ default_pass = {NAME}
         let version = version.iter().find(|name| name.starts_with("rabbitmq_server-"));
         let home = format!("{libraries}/{}", version.context("no RabbitMQ in the tree")?);
         let rabbitmq = |part: &str| self.path(&format!("rabbitmq/{part}"));
-        let no_flush = match self.durability {
-            Durability::None => self.tree.path(NO_FLUSH).display().to_string(),
-            Durability::Full => String::new(),
+        let no_flush = match self.purpose {
+            Purpose::Tests => self.tree.path(NO_FLUSH).display().to_string(),
+            Purpose::Bench | Purpose::Chaos => String::new(),
         };
         let variables = [
             ("LD_PRELOAD", no_flush),
@@ -277,6 +331,11 @@ default_pass = {NAME}
     /// A script that runs a program of the tree; it sees files beside itself.
     fn tool(&self, program: &str) -> Result<String> {
         script(&self.data.join("tools").join(program), &self.command(program)?)
+    }
+
+    /// Starts a server again as it was started first.
+    fn start_script(&self, server: &str, command: &Command) -> Result<()> {
+        script(&self.data.join("tools").join(format!("start-{server}")), command).map(drop)
     }
 
     fn run(&self, log: &str, command: &mut Command) -> Result<()> {

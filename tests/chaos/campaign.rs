@@ -1,0 +1,353 @@
+//! A campaign: daemons and writers at work, faults, and the reckoning.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::pin::pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use harness::{Stack, root};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+
+use crate::Arguments;
+use crate::account::{Account, lock};
+use crate::broker::Management;
+use crate::checker::{self, Findings, Wrong};
+use crate::databases;
+use crate::faults::{Fault, Kind};
+use crate::fleet::{Fleet, NAMES};
+use crate::inject::Harm;
+use crate::probe::{RECOVERY_LIMIT, recovery};
+use crate::report::{Report, Tried};
+use crate::schedule;
+use crate::sights::{Lookout, Sight};
+use crate::wire::Wire;
+use crate::writers::Writers;
+
+/// After the last fault, everything must be applied within this.
+const LEVEL_LIMIT: Duration = Duration::from_mins(4);
+
+/// Runs a campaign.
+pub(crate) async fn run(arguments: &Arguments) -> Report {
+    let mut report = None;
+    Stack::run(async |stack| {
+        let campaign = Campaign::start(stack, arguments).await;
+        let result = campaign.run().await;
+        if !result.is_clean() {
+            keep_logs(stack.folder());
+        }
+        report = Some(result);
+    })
+    .await;
+    report.expect("a campaign has a result")
+}
+
+struct Campaign<'s> {
+    stack: &'s Stack,
+    arguments: &'s Arguments,
+    begun: Instant,
+    harm: Arc<Harm>,
+    writers: Writers,
+    wire: Wire,
+    lookout: Lookout,
+    /// Faults that last.
+    active: Arc<AtomicUsize>,
+    tried: Mutex<BTreeMap<Kind, Tried>>,
+    findings: Arc<Mutex<Findings>>,
+}
+
+impl<'s> Campaign<'s> {
+    async fn start(stack: &'s Stack, arguments: &'s Arguments) -> Self {
+        stack.projector(Path::new("tests/chaos/projections")).arg("migrate").succeed().await;
+        let wire = Wire::watch(&stack.amqp_url);
+        let fleet = Fleet::start(stack, arguments).await;
+        let harm = Arc::new(Harm::new(stack, fleet));
+        let active = Arc::<AtomicUsize>::default();
+        let lookout = Lookout::start(&harm, &stack.mysql_url, &active);
+        Self {
+            stack,
+            arguments,
+            begun: Instant::now(),
+            harm,
+            writers: Writers::start(&stack.postgres_url, arguments.seed, arguments.events),
+            wire,
+            lookout,
+            active,
+            tried: Mutex::default(),
+            findings: Arc::default(),
+        }
+    }
+
+    async fn run(self) -> Report {
+        let mut guard = JoinSet::new();
+        guard.spawn(revive(Arc::clone(&self.harm), Arc::clone(&self.findings)));
+        self.say("events flow before anything is broken");
+        self.writers.allow(200.min(self.arguments.events));
+        if recovery(&self.stack.postgres_url, &self.stack.mysql_url).await.is_none() {
+            self.found(Wrong::NotRecovered, "events did not flow at all");
+        }
+        self.inflict_all().await;
+        self.writers.allow(self.arguments.events);
+        while self.writers.account.appended() < self.arguments.events {
+            sleep(Duration::from_millis(100)).await;
+        }
+        self.say("the faults are over");
+        self.reckon().await
+    }
+
+    fn say(&self, what: &str) {
+        say(self.begun, what);
+    }
+
+    fn found(&self, wrong: Wrong, what: &str) {
+        lock(&self.findings).add(wrong, || what.to_owned());
+    }
+
+    /// Some faults at a time, in the order of the schedule.
+    async fn inflict_all(&self) {
+        let Arguments { seed, faults, events, at_once, only, .. } = self.arguments;
+        let mut under_way = FuturesUnordered::new();
+        for fault in schedule::draw(*seed, *faults, only) {
+            self.writers.allow(events * fault.number as u64 / *faults as u64);
+            while under_way.len() >= *at_once {
+                under_way.next().await;
+            }
+            under_way.push(self.inflict(fault));
+            let mut pause = pin!(sleep(fault.pause));
+            loop {
+                tokio::select! {
+                    () = &mut pause => break,
+                    Some(()) = under_way.next() => {}
+                }
+            }
+        }
+        while under_way.next().await.is_some() {}
+    }
+
+    /// One fault, until events flow again.
+    async fn inflict(&self, fault: Fault) {
+        let turn = self.harm.turn(&fault).await;
+        self.active.fetch_add(1, Ordering::Relaxed);
+        self.say(&format!("{fault}: {:.1} s", fault.lasts.as_secs_f64()));
+        let done = self.harm.inflict(&fault).await;
+        self.active.fetch_sub(1, Ordering::Relaxed);
+        drop(turn);
+        if let Err(why) = done {
+            self.say(&format!("{fault}: missed: {why}"));
+            if why.starts_with("SIGTERM") {
+                self.found(Wrong::Daemon, &format!("{fault}: {why}"));
+            }
+            lock(&self.tried).entry(fault.kind).or_default().missed += 1;
+            return;
+        }
+        let recovered = recovery(&self.stack.postgres_url, &self.stack.mysql_url).await;
+        let mut tried = lock(&self.tried);
+        let tried = tried.entry(fault.kind).or_default();
+        tried.done += 1;
+        if let Some(took) = recovered {
+            tried.recoveries.push(took);
+            self.say(&format!("{fault}: recovered within {:.2} s", took.as_secs_f64()));
+        } else {
+            let what = format!("{fault}: not within {} s", RECOVERY_LIMIT.as_secs());
+            self.say(&what);
+            self.found(Wrong::NotRecovered, &what);
+        }
+    }
+
+    /// Waits until nothing is left to do, and compares.
+    async fn reckon(mut self) -> Report {
+        let account = self.writers.stop().await;
+        let took = self.begun.elapsed();
+        let (stack, findings) = (self.stack, &self.findings);
+        if timeout(LEVEL_LIMIT, level(stack)).await.is_err() {
+            say(self.begun, "not everything is applied");
+        }
+        let mut postgres = stack.postgres().await;
+        let mut mysql = stack.mysql().await;
+        let streams = checker::read_streams(&mut postgres).await.expect("the event store is read");
+        let mut found = std::mem::take(&mut *lock(findings));
+        checker::compare(&streams, &mut mysql, &mut found).await.expect("read models are read");
+        self.compare_wire(&account, &streams, &mut found).await;
+        given_up(stack, &mut found).await;
+        let sights = self.sights(&mut found);
+        let seen = lock(&self.wire.seen);
+        Report {
+            seed: self.arguments.seed,
+            took,
+            events: streams.values().map(|events| events.len() as u64).sum(),
+            streams: streams.len(),
+            rolled_back: account.rolled_back().len(),
+            unknown: account.unknown.load(Ordering::Relaxed),
+            relays: self.arguments.relays,
+            projectors: self.arguments.projectors,
+            published: seen.copies.values().copied().map(u64::from).sum(),
+            duplicates: seen.duplicates(),
+            inversions: seen.inversions,
+            faults: std::mem::take(&mut *lock(&self.tried)),
+            sights,
+            findings: found,
+        }
+    }
+
+    /// Every event that is marked was published, and nothing else was.
+    async fn compare_wire(
+        &self,
+        account: &Account,
+        streams: &checker::Streams,
+        findings: &mut Findings,
+    ) {
+        let mut postgres = self.stack.postgres().await;
+        let outbox: Vec<(uuid::Uuid, bool)> =
+            sqlx::query_as("SELECT event_id, processed_at IS NOT NULL FROM outbox")
+                .fetch_all(&mut postgres)
+                .await
+                .expect("the outbox is read");
+        let seen = lock(&self.wire.seen);
+        for (id, processed) in outbox {
+            if !processed {
+                findings.add(Wrong::LeftBehind, || id.to_string());
+            } else if !seen.copies.contains_key(&id) {
+                findings.add(Wrong::Unpublished, || id.to_string());
+            }
+        }
+        let stored: std::collections::HashSet<_> =
+            streams.values().flatten().map(|event| event.id).collect();
+        for id in account.committed().difference(&stored) {
+            findings.add(Wrong::NotStored, || id.to_string());
+        }
+        for id in account.rolled_back() {
+            if stored.contains(&id) || seen.copies.contains_key(&id) {
+                findings.add(Wrong::RolledBack, || id.to_string());
+            }
+        }
+        let excused = lock(&self.tried).keys().any(|kind| kind.refuses_single_messages());
+        if seen.inversions > 0 && !excused {
+            findings.add(Wrong::InvertedOnTheWire, || format!("{} times", seen.inversions));
+        }
+    }
+
+    fn sights(&self, findings: &mut Findings) -> BTreeMap<Sight, u64> {
+        let sights = &self.lookout.sights;
+        sights.add(Sight::Duplicate, lock(&self.wire.seen).duplicates());
+        sights.add(Sight::UnknownCommit, self.harm.fleet.cuts() as u64);
+        for log in logs(self.stack.folder()) {
+            let text = fs::read_to_string(&log).unwrap_or_default();
+            let taken = text.matches("taking over lanes").count();
+            sights.add(Sight::LaneTakenOver, taken as u64);
+            if let Some(line) = text.lines().find(|line| line.contains("panicked at")) {
+                findings.add(Wrong::Daemon, || line.to_owned());
+            }
+        }
+        let counts = sights.counts();
+        if self.arguments.only.is_empty() {
+            for (sight, name) in Sight::ALL {
+                if counts.get(&sight).copied().unwrap_or(0) == 0 {
+                    findings.add(Wrong::TooWeak, || format!("never seen: {name}"));
+                }
+            }
+        }
+        counts
+    }
+}
+
+fn say(begun: Instant, what: &str) {
+    println!("[{:8.2}] {what}", begun.elapsed().as_secs_f64());
+}
+
+/// Starts daemons again that ended by themselves, as whoever runs containers does; none should.
+async fn revive(harm: Arc<Harm>, findings: Arc<Mutex<Findings>>) {
+    loop {
+        for (number, slot) in harm.fleet.slots.iter().enumerate() {
+            let Some(_free) = harm.is_free(number) else { continue };
+            if slot.revive().await {
+                lock(&findings).add(Wrong::Daemon, || format!("{} ended by itself", slot.name));
+            }
+        }
+        sleep(Duration::from_secs(1)).await;
+    }
+}
+
+/// Waits until every event is published and applied, and no rebuild is under way.
+async fn level(stack: &Stack) {
+    let mut postgres = databases::postgres(&stack.postgres_url).await;
+    let mut mysql = databases::mysql(&stack.mysql_url).await;
+    loop {
+        let (stored, accounts, pending): (i64, i64, i64) = sqlx::query_as(
+            "SELECT (SELECT count(*) FROM events),
+                    (SELECT count(*) FROM events WHERE stream_id LIKE 'account-%'),
+                    (SELECT count(*) FROM outbox WHERE processed_at IS NULL)",
+        )
+        .fetch_one(&mut postgres)
+        .await
+        .expect("the event store is read");
+        let (ledger, chain, counter, rebuilds): (i64, i64, i64, i64) = sqlx::query_as(
+            "SELECT CAST((SELECT COALESCE(SUM(applied), 0) FROM ledger_streams) AS SIGNED),
+                    CAST((SELECT COALESCE(SUM(applied), 0) FROM chain) AS SIGNED),
+                    CAST((SELECT COALESCE(SUM(events), 0) FROM counter) AS SIGNED),
+                    (SELECT count(*) FROM projector_rebuilds
+                     WHERE state NOT IN ('done', 'rolled_back', 'old_dropped', 'cancelled', 'failed'))",
+        )
+        .fetch_one(&mut mysql)
+        .await
+        .expect("the read models are read");
+        if (ledger, chain, counter, pending, rebuilds) == (stored, accounts, accounts, 0, 0) {
+            // The join has nothing that is counted; it is fed by the same relays.
+            sleep(Duration::from_secs(2)).await;
+            return;
+        }
+        sleep(Duration::from_millis(250)).await;
+    }
+}
+
+/// Nothing must be left that waits for a person.
+async fn given_up(stack: &Stack, findings: &mut Findings) {
+    let mut mysql = stack.mysql().await;
+    for name in NAMES {
+        let parked = sqlx::AssertSqlSafe(format!(
+            "SELECT CAST(COALESCE(SUM(parked), 0) AS SIGNED) FROM {name}__streams"
+        ));
+        let parked: i64 = sqlx::query_scalar(parked).fetch_one(&mut mysql).await.expect("a count");
+        if parked > 0 {
+            findings.add(Wrong::GivenUp, || format!("{parked} streams of {name} are parked"));
+        }
+    }
+    let stopped: Vec<(String, String)> = sqlx::query_as(
+        "SELECT name, paused_reason FROM projector_projections WHERE paused_reason IS NOT NULL
+         UNION ALL
+         SELECT projection, COALESCE(reason, '') FROM projector_rebuilds WHERE state = 'failed'",
+    )
+    .fetch_all(&mut mysql)
+    .await
+    .expect("the projections are read");
+    for (name, reason) in stopped {
+        findings.add(Wrong::GivenUp, || format!("{name}: {reason}"));
+    }
+    match Management::of(stack.name()).dead_letters().await {
+        Ok(0) => {}
+        Ok(dead) => findings.add(Wrong::GivenUp, || format!("{dead} dead letters")),
+        Err(error) => findings.add(Wrong::GivenUp, || error),
+    }
+}
+
+fn logs(folder: &Path) -> impl Iterator<Item = std::path::PathBuf> {
+    let files = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    files.filter(|path| path.extension().is_some_and(|extension| extension == "log"))
+}
+
+/// Of a campaign that failed.
+fn keep_logs(folder: &Path) {
+    let to = root().join("target/chaos");
+    drop(fs::remove_dir_all(&to));
+    fs::create_dir_all(&to).expect("a folder for logs");
+    for log in logs(folder) {
+        if let Some(name) = log.file_name() {
+            fs::copy(&log, to.join(name)).expect("a log is kept");
+        }
+    }
+    println!("the logs of the daemons are in {}", to.display());
+}

@@ -1,0 +1,148 @@
+//! The daemons, each with ways of its own to the servers.
+
+use std::path::Path;
+
+use harness::{Daemon, Program, Proxy, Stack};
+use tokio::sync::Mutex;
+
+use crate::Arguments;
+use crate::faults::Server;
+
+const PROJECTIONS: &str = "tests/chaos/projections";
+/// The names of the projections.
+pub(crate) const NAMES: [&str; 4] = ["ledger", "chain", "counter", "contacts"];
+
+/// A daemon, and the proxies that it sees the servers through.
+pub(crate) struct Slot {
+    pub(crate) name: String,
+    program: Program,
+    daemon: Mutex<Option<Daemon>>,
+    wires: Vec<(Server, Proxy)>,
+}
+
+/// All daemons.
+pub(crate) struct Fleet {
+    pub(crate) slots: Vec<Slot>,
+    relays: usize,
+}
+
+impl Fleet {
+    pub(crate) async fn start(stack: &Stack, arguments: &Arguments) -> Self {
+        let mut slots = Vec::new();
+        for number in 1..=arguments.relays {
+            slots.push(Slot::relay(stack, number).await);
+        }
+        for number in 1..=arguments.projectors {
+            slots.push(Slot::projector(stack, number, arguments.no_sweep).await);
+        }
+        for slot in &slots {
+            slot.start().await;
+        }
+        Self { slots, relays: arguments.relays }
+    }
+
+    /// The places of the relays.
+    pub(crate) fn relays(&self) -> std::ops::Range<usize> {
+        0..self.relays
+    }
+
+    /// The places of the projectors.
+    pub(crate) fn projectors(&self) -> std::ops::Range<usize> {
+        self.relays..self.slots.len()
+    }
+
+    /// The places of the daemons that use a server.
+    pub(crate) fn users(&self, server: Server) -> std::ops::Range<usize> {
+        if server == Server::MySql { self.projectors() } else { 0..self.slots.len() }
+    }
+
+    /// A rebuild, on the same way as one of the projectors.
+    pub(crate) fn rebuild(&self, which: usize) -> Program {
+        let projectors = self.projectors();
+        let slot = &self.slots[projectors.start + which % projectors.len()];
+        slot.program.clone().args(["rebuild", NAMES[which % NAMES.len()]])
+    }
+
+    /// How often one of the proxies has cut a connection at a certain moment.
+    pub(crate) fn cuts(&self) -> usize {
+        self.slots.iter().flat_map(|slot| &slot.wires).map(|(_, proxy)| proxy.cuts()).sum()
+    }
+}
+
+impl Slot {
+    async fn relay(stack: &Stack, number: usize) -> Self {
+        let mut wires = Wires::default();
+        let program = stack
+            .relay()
+            .env("EVENT_STORE_URL", &wires.to(Server::PostgreSql, &stack.postgres_url).await)
+            .env("AMQP_URL", &wires.to(Server::RabbitMq, &stack.amqp_url).await)
+            .env("OUTBOX_RELAY__RELAY__CONFIRM_TIMEOUT", "4s")
+            .env("OUTBOX_RELAY__RELAY__CLAIM_TIMEOUT", "6s");
+        Self::of(format!("relay-{number}"), program, wires)
+    }
+
+    async fn projector(stack: &Stack, number: usize, no_sweep: bool) -> Self {
+        let mut wires = Wires::default();
+        let mut program = stack
+            .projector(Path::new(PROJECTIONS))
+            .env("EVENT_STORE_URL", &wires.to(Server::PostgreSql, &stack.postgres_url).await)
+            .env("AMQP_URL", &wires.to(Server::RabbitMq, &stack.amqp_url).await)
+            .env("READ_MODEL_URL", &wires.to(Server::MySql, &stack.mysql_url).await);
+        if no_sweep {
+            program = program.env("PROJECTOR__PROJECTOR__SWEEP_INTERVAL", "1h");
+        }
+        Self::of(format!("projector-{number}"), program, wires)
+    }
+
+    fn of(name: String, program: Program, Wires(wires): Wires) -> Self {
+        Self { name, program, daemon: Mutex::default(), wires }
+    }
+
+    /// Starts the daemon, in place of the one that ran before.
+    pub(crate) async fn start(&self) {
+        *self.daemon.lock().await = Some(self.program.start());
+    }
+
+    /// Does something to the daemon, if it runs.
+    pub(crate) async fn with<T>(&self, act: impl AsyncFnOnce(&mut Daemon) -> T) -> Option<T> {
+        let mut daemon = self.daemon.lock().await;
+        let daemon = daemon.as_mut()?;
+        if daemon.running().is_none() {
+            return None;
+        }
+        Some(act(daemon).await)
+    }
+
+    /// Starts it again if it has ended by itself; gives whether it has.
+    pub(crate) async fn revive(&self) -> bool {
+        let mut slot = self.daemon.lock().await;
+        let ended = slot.as_mut().is_some_and(|daemon| daemon.running().is_none());
+        if ended {
+            *slot = Some(self.program.start());
+        }
+        ended
+    }
+
+    /// A page of the daemon.
+    pub(crate) async fn page(&self, path: &str) -> Option<String> {
+        let daemon = self.daemon.try_lock().ok()?;
+        Some(daemon.as_ref()?.get(path).await?.1)
+    }
+
+    /// The way to a server.
+    pub(crate) fn wire(&self, server: Server) -> Option<&Proxy> {
+        self.wires.iter().find(|(to, _)| *to == server).map(|(_, proxy)| proxy)
+    }
+}
+
+#[derive(Default)]
+struct Wires(Vec<(Server, Proxy)>);
+
+impl Wires {
+    /// A URL that leads to a server through a proxy.
+    async fn to(&mut self, server: Server, url: &str) -> String {
+        let (proxy, through) = Proxy::before(url).await;
+        self.0.push((server, proxy));
+        through
+    }
+}

@@ -1,0 +1,410 @@
+//! Doing harm, and undoing it.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use harness::{Cut, Mode, Proxy, Stack};
+use rand::RngExt;
+use rustix::process::Signal;
+use tokio::sync::{Mutex as Turn, OwnedMutexGuard};
+use tokio::time::{sleep, timeout};
+
+use crate::account::lock;
+use crate::broker::{Management, control};
+use crate::databases;
+use crate::faults::{Fault, Kind, Server};
+use crate::fleet::Fleet;
+use crate::servers::Servers;
+
+/// How long to wait for the moment of a cut.
+const CUT_LIMIT: Duration = Duration::from_secs(5);
+/// Longer than anything takes that heals.
+const UNDO_LIMIT: Duration = Duration::from_mins(2);
+/// A rebuild may take so long.
+const REBUILD_LIMIT: Duration = Duration::from_mins(4);
+/// Each stream of those that everybody uses.
+const HOT_STREAMS: u32 = 20;
+
+/// What one fault at a time is done to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Target {
+    Daemon(usize),
+    Way(usize, Server),
+    Server(Server),
+    Rebuild,
+}
+
+/// Everything that can be broken.
+pub(crate) struct Harm {
+    pub(crate) fleet: Fleet,
+    servers: Servers,
+    management: Management,
+    postgres_url: String,
+    mysql_url: String,
+    turns: Mutex<BTreeMap<Target, Arc<Turn<()>>>>,
+}
+
+impl Harm {
+    pub(crate) fn new(stack: &Stack, fleet: Fleet) -> Self {
+        Self {
+            fleet,
+            servers: Servers::of(stack),
+            management: Management::of(stack.name()),
+            postgres_url: stack.postgres_url.clone(),
+            mysql_url: stack.mysql_url.clone(),
+            turns: Mutex::default(),
+        }
+    }
+
+    /// Waits for a fault's turn with what it is done to.
+    pub(crate) async fn turn(&self, fault: &Fault) -> Vec<OwnedMutexGuard<()>> {
+        let mut targets = self.targets(fault);
+        // In one order, so that two faults do not wait for each other.
+        targets.sort();
+        let mut guards = Vec::new();
+        for target in targets {
+            guards.push(self.turn_of(target).lock_owned().await);
+        }
+        guards
+    }
+
+    /// Whether a daemon may be started again: nobody is doing something to it.
+    pub(crate) fn is_free(&self, slot: usize) -> Option<OwnedMutexGuard<()>> {
+        self.turn_of(Target::Daemon(slot)).try_lock_owned().ok()
+    }
+
+    fn turn_of(&self, target: Target) -> Arc<Turn<()>> {
+        Arc::clone(lock(&self.turns).entry(target).or_default())
+    }
+
+    fn targets(&self, fault: &Fault) -> Vec<Target> {
+        use Kind as K;
+        match (fault.kind, fault.server) {
+            (K::KillRelay | K::StopRelay | K::FreezeRelay, _) => {
+                vec![Target::Daemon(self.relay(fault))]
+            }
+            (K::KillProjector | K::StopProjector | K::FreezeProjector, _) => {
+                vec![Target::Daemon(self.projector(fault))]
+            }
+            (K::Rebuild | K::KillRebuild | K::FreezeRebuild, _) => vec![Target::Rebuild],
+            (
+                K::Reset
+                | K::HalfClose
+                | K::BlackHole
+                | K::BlackHoleOneWay
+                | K::Latency
+                | K::Slice
+                | K::CutAtCommit
+                | K::CutAtCommitAnswer
+                | K::CutAtConfirm,
+                Some(server),
+            ) => {
+                self.ways(fault, server).into_iter().map(|slot| Target::Way(slot, server)).collect()
+            }
+            (_, Some(server)) => vec![Target::Server(server)],
+            (_, None) => Vec::new(),
+        }
+    }
+
+    fn relay(&self, fault: &Fault) -> usize {
+        let relays = self.fleet.relays();
+        relays.start + fault.which % relays.len()
+    }
+
+    fn projector(&self, fault: &Fault) -> usize {
+        let projectors = self.fleet.projectors();
+        projectors.start + fault.which % projectors.len()
+    }
+
+    /// The daemons whose way to a server a fault is done to.
+    fn ways(&self, fault: &Fault, server: Server) -> Vec<usize> {
+        let users = match fault.kind {
+            // Only relays are confirmed something, and commit in PostgreSQL.
+            Kind::CutAtConfirm => self.fleet.relays(),
+            Kind::CutAtCommit | Kind::CutAtCommitAnswer if server == Server::PostgreSql => {
+                self.fleet.relays()
+            }
+            _ => self.fleet.users(server),
+        };
+        if fault.everybody {
+            users.collect()
+        } else {
+            vec![users.start + fault.which % users.len()]
+        }
+    }
+
+    /// Does what a fault says, for as long as it says, and undoes it.
+    pub(crate) async fn inflict(&self, fault: &Fault) -> Result<(), String> {
+        use Kind as K;
+        match (fault.kind, fault.server) {
+            (K::KillRelay | K::StopRelay | K::FreezeRelay, _) => {
+                self.daemon(fault, self.relay(fault)).await
+            }
+            (K::KillProjector | K::StopProjector | K::FreezeProjector, _) => {
+                self.daemon(fault, self.projector(fault)).await
+            }
+            (K::Rebuild | K::KillRebuild | K::FreezeRebuild, _) => self.rebuild(fault).await,
+            (K::CutAtCommit | K::CutAtCommitAnswer | K::CutAtConfirm, Some(server)) => {
+                self.cut(fault, server).await
+            }
+            (
+                K::Reset | K::HalfClose | K::BlackHole | K::BlackHoleOneWay | K::Latency | K::Slice,
+                Some(server),
+            ) => {
+                self.disturb(fault, server).await;
+                Ok(())
+            }
+            (K::RestartServer | K::KillServer | K::FreezeServer | K::FillDisk, Some(server)) => {
+                self.server(fault, server).await
+            }
+            (K::EndSessions, Some(Server::PostgreSql)) => self.end_postgres_sessions().await,
+            (K::EndSessions, _) => self.end_mysql_sessions().await,
+            (K::Deadlock, _) => self.deadlock(fault.lasts).await,
+            (K::HoldRows, _) => self.hold_rows(fault.lasts).await,
+            _ => self.broker(fault).await,
+        }
+    }
+
+    async fn daemon(&self, fault: &Fault, slot: usize) -> Result<(), String> {
+        let slot = &self.fleet.slots[slot];
+        let away = "it was not running".to_owned();
+        match fault.kind {
+            Kind::FreezeRelay | Kind::FreezeProjector => {
+                let stop = async |daemon: &mut harness::Daemon| daemon.signal(Signal::STOP);
+                slot.with(stop).await.ok_or(away)?;
+                sleep(fault.lasts).await;
+                slot.with(async |daemon| daemon.signal(Signal::CONT)).await;
+            }
+            Kind::StopRelay | Kind::StopProjector => {
+                let ended = slot.with(async |daemon| daemon.terminate().await).await.ok_or(away)?;
+                slot.start().await;
+                let (status, took) = ended;
+                if !status.success() || took > Duration::from_secs(30) {
+                    return Err(format!("SIGTERM: {status} after {took:?}"));
+                }
+            }
+            _ => {
+                slot.with(async |daemon| daemon.kill().await).await.ok_or(away)?;
+                sleep(fault.lasts / 4).await;
+                slot.start().await;
+            }
+        }
+        Ok(())
+    }
+
+    async fn rebuild(&self, fault: &Fault) -> Result<(), String> {
+        let mut rebuild = self.fleet.rebuild(fault.which).start();
+        if fault.kind == Kind::Rebuild {
+            return match timeout(REBUILD_LIMIT, rebuild.ended()).await {
+                Ok(_) => Ok(()),
+                Err(_) => Err("it did not end".to_owned()),
+            };
+        }
+        sleep(fault.lasts).await;
+        if rebuild.running().is_none() {
+            return Ok(());
+        }
+        if fault.kind == Kind::KillRebuild {
+            rebuild.kill().await;
+            return Ok(());
+        }
+        rebuild.signal(Signal::STOP);
+        sleep(fault.lasts).await;
+        rebuild.signal(Signal::CONT);
+        let ended = timeout(REBUILD_LIMIT, rebuild.ended()).await;
+        ended.map(drop).map_err(|_| "it did not end".to_owned())
+    }
+
+    async fn disturb(&self, fault: &Fault, server: Server) {
+        let mode = match fault.kind {
+            Kind::Reset => Mode::Reset,
+            Kind::HalfClose => Mode::HalfClose(fault.side),
+            Kind::BlackHole => Mode::BlackHole,
+            Kind::BlackHoleOneWay => Mode::BlackHoleTowards(fault.side),
+            Kind::Latency => Mode::Latency(fault.lasts / 20),
+            _ => Mode::Slice(1 + fault.which % 7),
+        };
+        let proxies: Vec<&Proxy> = self.proxies(fault, server);
+        for proxy in &proxies {
+            proxy.set(mode);
+        }
+        sleep(fault.lasts).await;
+        for proxy in &proxies {
+            proxy.set(Mode::Pass);
+        }
+    }
+
+    async fn cut(&self, fault: &Fault, server: Server) -> Result<(), String> {
+        let cut = match fault.kind {
+            Kind::CutAtCommit => Cut::Commit,
+            Kind::CutAtCommitAnswer => Cut::CommitAnswer,
+            _ => Cut::Confirm,
+        };
+        let proxies = self.proxies(fault, server);
+        let before: usize = proxies.iter().map(|proxy| proxy.cuts()).sum();
+        for proxy in &proxies {
+            proxy.cut_at(cut);
+        }
+        let begun = Instant::now();
+        while proxies.iter().map(|proxy| proxy.cuts()).sum::<usize>() < before + proxies.len() {
+            if begun.elapsed() > CUT_LIMIT {
+                for proxy in &proxies {
+                    proxy.cut_nowhere();
+                }
+                return Err("the moment did not come".to_owned());
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+        Ok(())
+    }
+
+    fn proxies(&self, fault: &Fault, server: Server) -> Vec<&Proxy> {
+        let ways = self.ways(fault, server);
+        ways.into_iter().filter_map(|slot| self.fleet.slots[slot].wire(server)).collect()
+    }
+
+    async fn server(&self, fault: &Fault, server: Server) -> Result<(), String> {
+        match fault.kind {
+            Kind::FreezeServer => {
+                self.servers.signal(server, Signal::STOP)?;
+                sleep(fault.lasts).await;
+                self.servers.signal(server, Signal::CONT)?;
+            }
+            Kind::FillDisk => {
+                self.servers.fill(server).await?;
+                sleep(fault.lasts).await;
+                self.servers.empty(server).await?;
+                if server == Server::RabbitMq {
+                    // Its log of quorum queues does not come back by itself.
+                    drop(self.servers.stop(server).await);
+                    self.servers.start(server).await;
+                }
+            }
+            Kind::KillServer => {
+                self.servers.kill(server).await?;
+                self.servers.start(server).await;
+            }
+            _ => {
+                self.servers.stop(server).await?;
+                self.servers.start(server).await;
+            }
+        }
+        self.servers.ensure(server).await;
+        Ok(())
+    }
+
+    async fn broker(&self, fault: &Fault) -> Result<(), String> {
+        let management = &self.management;
+        match fault.kind {
+            Kind::MemoryAlarm => {
+                control(&["set_vm_memory_high_watermark", "0.00001"]).await?;
+                sleep(fault.lasts).await;
+                undo(async || control(&["set_vm_memory_high_watermark", "0.6"]).await).await
+            }
+            Kind::DiskAlarm => {
+                control(&["set_disk_free_limit", "1000GB"]).await?;
+                sleep(fault.lasts).await;
+                undo(async || control(&["set_disk_free_limit", "50MB"]).await).await
+            }
+            Kind::RemoveBindings => {
+                let bindings = management.unbind().await?;
+                sleep(fault.lasts).await;
+                undo(async || management.bind(&bindings).await).await
+            }
+            Kind::RefuseMessages => {
+                management.refuse().await?;
+                sleep(fault.lasts).await;
+                undo(async || management.take_again().await).await
+            }
+            kind => {
+                let queues = management.queues().await?;
+                let queue = &queues[fault.which % queues.len()];
+                if kind == Kind::DeleteQueue {
+                    management.delete_queue(queue).await
+                } else {
+                    management.purge_queue(queue).await
+                }
+            }
+        }
+    }
+
+    async fn end_postgres_sessions(&self) -> Result<(), String> {
+        let mut connection = databases::postgres(&self.postgres_url).await;
+        let end = sqlx::query(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+             WHERE datname = current_database() AND application_name <> '' AND random() < 0.5",
+        );
+        within(end.execute(&mut connection)).await
+    }
+
+    async fn end_mysql_sessions(&self) -> Result<(), String> {
+        let mut connection = databases::mysql(&self.mysql_url).await;
+        let find = sqlx::query_scalar(
+            "SELECT CAST(id AS SIGNED) FROM information_schema.processlist
+             WHERE db = DATABASE() AND id <> CONNECTION_ID() AND RAND() < 0.5",
+        );
+        let ids: Vec<i64> = timeout(databases::LIMIT, find.fetch_all(&mut connection))
+            .await
+            .map_err(|_| "MySQL was silent")?
+            .map_err(|error| error.to_string())?;
+        for id in ids {
+            // It may have ended meanwhile.
+            drop(within(sqlx::query("KILL ?").bind(id).execute(&mut connection)).await);
+        }
+        Ok(())
+    }
+
+    /// Locks the rows of streams in another order than batches do, many times.
+    async fn deadlock(&self, lasts: Duration) -> Result<(), String> {
+        let begun = Instant::now();
+        while begun.elapsed() < lasts {
+            let mut connection = databases::mysql(&self.mysql_url).await;
+            within(sqlx::raw_sql("BEGIN").execute(&mut connection)).await?;
+            for _ in 0..4 {
+                let stream = format!("account-{}", rand::rng().random_range(1..=HOT_STREAMS));
+                let update =
+                    sqlx::query("UPDATE ledger_streams SET total = total + 1 WHERE stream_id = ?");
+                if within(update.bind(stream).execute(&mut connection)).await.is_err() {
+                    break;
+                }
+                sleep(Duration::from_millis(10)).await;
+            }
+            // Rolled back, one way or another.
+            drop(within(sqlx::raw_sql("ROLLBACK").execute(&mut connection)).await);
+        }
+        Ok(())
+    }
+
+    async fn hold_rows(&self, lasts: Duration) -> Result<(), String> {
+        let mut connection = databases::mysql(&self.mysql_url).await;
+        within(sqlx::raw_sql("BEGIN").execute(&mut connection)).await?;
+        let hold = sqlx::query(
+            "SELECT stream_id FROM ledger__streams
+             WHERE stream_id IN ('account-1', 'account-2', 'account-3') FOR UPDATE",
+        );
+        within(hold.execute(&mut connection)).await?;
+        sleep(lasts).await;
+        within(sqlx::raw_sql("ROLLBACK").execute(&mut connection)).await
+    }
+}
+
+async fn within<T>(call: impl Future<Output = Result<T, sqlx::Error>>) -> Result<(), String> {
+    match timeout(databases::LIMIT, call).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err("the server was silent".to_owned()),
+    }
+}
+
+/// Tries until it is undone: otherwise nothing could recover.
+async fn undo(mut act: impl AsyncFnMut() -> Result<(), String>) -> Result<(), String> {
+    let begun = Instant::now();
+    loop {
+        match act().await {
+            Ok(()) => return Ok(()),
+            Err(error) if begun.elapsed() > UNDO_LIMIT => return Err(error),
+            Err(_) => sleep(Duration::from_millis(500)).await,
+        }
+    }
+}

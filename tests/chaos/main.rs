@@ -1,0 +1,71 @@
+//! Breaks everything that can break while events flow, and looks for events that were lost, doubled, put
+//! in another order or skipped.
+//!
+//! `cargo xtask chaos` starts servers to be broken, and runs this. The schedule of faults follows from a
+//! seed; what they meet does not, since processes and networks have their own time.
+#![expect(clippy::print_stdout, reason = "what happens, and the verdict")]
+
+mod account;
+mod broker;
+mod campaign;
+mod checker;
+mod databases;
+mod faults;
+mod fleet;
+mod inject;
+mod probe;
+mod report;
+mod schedule;
+mod servers;
+mod sights;
+mod wire;
+mod writers;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use self::faults::Kind;
+
+/// Breaks things, and looks what became of the events.
+#[derive(Parser, Clone)]
+struct Arguments {
+    /// What the schedule and the workload follow from.
+    #[arg(long, default_value_t = rand::random::<u32>().into())]
+    seed: u64,
+    /// How many faults.
+    #[arg(long, default_value_t = 60)]
+    faults: usize,
+    /// How many events, at least; they are spread over the faults.
+    #[arg(long, default_value_t = 20_000)]
+    events: u64,
+    /// Faults at the same time, at most.
+    #[arg(long, default_value_t = 3)]
+    at_once: usize,
+    #[arg(long, default_value_t = 2)]
+    relays: usize,
+    #[arg(long, default_value_t = 2)]
+    projectors: usize,
+    /// Only these faults; the run need not see everything that a whole campaign must see.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    only: Vec<Kind>,
+    /// Without the sweeper, which would repair what somebody else has lost.
+    #[arg(long)]
+    no_sweep: bool,
+    /// Write a report here.
+    #[arg(long)]
+    report: Option<PathBuf>,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    println!("seed {}", arguments.seed);
+    let report = campaign::run(&arguments).await;
+    println!("\n{report}");
+    if let Some(path) = &arguments.report {
+        std::fs::write(path, report.to_string()).expect("the report is written");
+    }
+    if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

@@ -1,0 +1,17 @@
+-- What was applied of each stream, so that lost, doubled, inverted and skipped effects are told apart.
+CREATE TABLE ledger_streams (
+    stream_id    VARCHAR(255) CHARACTER SET utf8mb4 COLLATE utf8mb4_0900_bin PRIMARY KEY,
+    applied      BIGINT         NOT NULL,
+    last_version BIGINT         NOT NULL,
+    -- How often a version did not follow the one before it.
+    breaks       BIGINT         NOT NULL,
+    total        DECIMAL(30, 2) NOT NULL
+);
+
+CREATE TABLE ledger_versions (
+    stream_id VARCHAR(255) CHARACTER SET utf8mb4 COLLATE utf8mb4_0900_bin NOT NULL,
+    version   BIGINT   NOT NULL,
+    event_id  CHAR(36) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+    times     BIGINT   NOT NULL,
+    PRIMARY KEY (stream_id, version)
+);

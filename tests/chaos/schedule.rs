@@ -1,0 +1,86 @@
+//! Which faults come when: from a seed alone.
+
+use std::time::Duration;
+
+use clap::ValueEnum;
+use harness::Side;
+use rand::seq::SliceRandom;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use crate::faults::{Fault, Kind, Server};
+
+/// Draws faults: every kind at every server once, in any order, and again.
+pub(crate) fn draw(seed: u64, count: usize, only: &[Kind]) -> Vec<Fault> {
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    let wanted = |kind: &&Kind| only.is_empty() || only.contains(kind);
+    let all: Vec<(Kind, Option<Server>)> = Kind::value_variants()
+        .iter()
+        .filter(wanted)
+        .flat_map(|kind| match kind.servers() {
+            [] => vec![(*kind, None)],
+            servers => servers.iter().map(|server| (*kind, Some(*server))).collect(),
+        })
+        .collect();
+    let mut faults = Vec::with_capacity(count);
+    while faults.len() < count {
+        let mut round = all.clone();
+        round.shuffle(&mut random);
+        for (kind, server) in round {
+            let number = faults.len() + 1;
+            faults.push(Fault { number, kind, server, ..draw_one(kind, &mut random) });
+        }
+    }
+    faults.truncate(count);
+    faults
+}
+
+fn draw_one(kind: Kind, random: &mut ChaCha8Rng) -> Fault {
+    let lasts = match kind {
+        // Some longer than a claim is left to a relay that went silent.
+        Kind::FreezeRelay | Kind::FreezeProjector => 200..=8_000,
+        Kind::HoldRows => 1_000..=5_000,
+        Kind::MemoryAlarm | Kind::DiskAlarm => 1_000..=3_000,
+        _ => 100..=3_000,
+    };
+    Fault {
+        number: 0,
+        kind,
+        server: None,
+        which: random.random_range(0..1_000),
+        everybody: random.random_bool(0.25),
+        side: if random.random_bool(0.5) { Side::Client } else { Side::Server },
+        lasts: Duration::from_millis(random.random_range(lasts)),
+        pause: Duration::from_millis(random.random_range(0..=1_500)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seed_gives_the_same_schedule_again_and_another_seed_another() {
+        assert_eq!(draw(7, 200, &[]), draw(7, 200, &[]));
+        assert_ne!(draw(7, 200, &[]), draw(8, 200, &[]));
+    }
+
+    #[test]
+    fn every_kind_comes_at_every_server() {
+        let faults = draw(1, 60, &[]);
+        for kind in Kind::value_variants() {
+            for server in Server::ALL {
+                let meant = |fault: &&Fault| fault.kind == *kind && fault.server == Some(server);
+                let expected = kind.servers().contains(&server);
+                assert_eq!(faults.iter().any(|fault| meant(&fault)), expected, "{kind:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn only_what_is_wanted_comes() {
+        let faults = draw(1, 10, &[Kind::KillRelay]);
+        assert!(faults.iter().all(|fault| fault.kind == Kind::KillRelay));
+        assert_eq!(faults.len(), 10);
+    }
+}

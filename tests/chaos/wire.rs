@@ -1,0 +1,124 @@
+//! A queue that receives every message, and whoever reads it.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use lapin::options::{
+    BasicAckOptions, BasicConsumeOptions, BasicQosOptions, ExchangeDeclareOptions,
+    QueueBindOptions, QueueDeclareOptions,
+};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{BasicProperties, Connection, ConnectionProperties, ExchangeKind};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use uuid::Uuid;
+
+use crate::account::lock;
+
+/// The queue.
+pub(crate) const QUEUE: &str = "chaos.wire";
+const EXCHANGE: &str = "events";
+const PAUSE: Duration = Duration::from_millis(300);
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// What was seen on the wire.
+#[derive(Default)]
+pub(crate) struct Seen {
+    /// How often each event was published.
+    pub(crate) copies: HashMap<Uuid, u32>,
+    /// First copies that came after one with a higher version of their stream.
+    pub(crate) inversions: u64,
+    highest: HashMap<String, i64>,
+}
+
+impl Seen {
+    fn note(&mut self, message: Message, redelivered: bool) {
+        let copies = self.copies.entry(message.event_id).or_default();
+        if *copies > 0 && redelivered {
+            return;
+        }
+        *copies += 1;
+        if *copies == 1 {
+            let highest = self.highest.entry(message.stream).or_default();
+            self.inversions += u64::from(message.version < *highest);
+            *highest = message.version.max(*highest);
+        }
+    }
+
+    /// Messages beyond the first of each event.
+    pub(crate) fn duplicates(&self) -> u64 {
+        self.copies.values().map(|copies| u64::from(copies - 1)).sum()
+    }
+}
+
+struct Message {
+    event_id: Uuid,
+    stream: String,
+    version: i64,
+}
+
+/// Reads the queue, over whatever happens to the broker.
+pub(crate) struct Wire {
+    pub(crate) seen: Arc<Mutex<Seen>>,
+    _task: JoinSet<()>,
+}
+
+impl Wire {
+    pub(crate) fn watch(url: &str) -> Self {
+        let seen = Arc::<Mutex<Seen>>::default();
+        let mut task = JoinSet::new();
+        let (url, log) = (url.to_owned(), Arc::clone(&seen));
+        task.spawn(async move {
+            loop {
+                // Whatever happened, the broker will be there again.
+                drop(read(&url, &log).await);
+                sleep(PAUSE).await;
+            }
+        });
+        Self { seen, _task: task }
+    }
+}
+
+async fn read(url: &str, log: &Mutex<Seen>) -> Result<(), lapin::Error> {
+    let connect = Connection::connect(url, ConnectionProperties::default());
+    let Ok(connection) = timeout(LIMIT, connect).await else { return Ok(()) };
+    let connection = connection?;
+    let channel = connection.create_channel().await?;
+    let durable = ExchangeDeclareOptions { durable: true, ..Default::default() };
+    let none = FieldTable::default;
+    channel.exchange_declare(EXCHANGE.into(), ExchangeKind::Topic, durable, none()).await?;
+    let mut quorum = none();
+    quorum.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+    channel.queue_declare(QUEUE.into(), QueueDeclareOptions::durable(), quorum).await?;
+    let bind = QueueBindOptions::default();
+    channel.queue_bind(QUEUE.into(), EXCHANGE.into(), "#".into(), bind, none()).await?;
+    channel.basic_qos(500, BasicQosOptions::default()).await?;
+    let consume = BasicConsumeOptions::default();
+    let mut deliveries =
+        channel.basic_consume(QUEUE.into(), "chaos".into(), consume, none()).await?;
+    loop {
+        let next = match timeout(LIMIT, deliveries.next()).await {
+            Ok(Some(next)) => next?,
+            Ok(None) => return Ok(()),
+            // Perhaps nothing comes; perhaps the connection is dead.
+            Err(_) if connection.status().connected() => continue,
+            Err(_) => return Ok(()),
+        };
+        if let Some(message) = message(&next.properties) {
+            lock(log).note(message, next.redelivered);
+        }
+        next.acker.ack(BasicAckOptions::default()).await?;
+    }
+}
+
+fn message(properties: &BasicProperties) -> Option<Message> {
+    let headers = properties.headers().as_ref()?.inner();
+    let stream = headers.get("stream_id")?.as_long_string()?;
+    Some(Message {
+        event_id: Uuid::parse_str(properties.message_id().as_ref()?.as_str()).ok()?,
+        stream: String::from_utf8(stream.as_bytes().to_vec()).ok()?,
+        version: headers.get("stream_version")?.as_long_long_int()?,
+    })
+}
