@@ -21,9 +21,9 @@ pub(crate) struct Management {
 }
 
 /// A binding, to be made again.
-#[derive(Clone)]
+#[derive(Clone, PartialEq)]
 pub(crate) struct Binding {
-    path: String,
+    pub(crate) path: String,
     properties_key: String,
     body: Value,
 }
@@ -66,8 +66,8 @@ impl Management {
         self.call("DELETE", &path, Value::Null).await.map(drop)
     }
 
-    /// Removes every binding of the exchange.
-    pub(crate) async fn unbind(&self) -> Result<Vec<Binding>, String> {
+    /// The bindings of the exchange; that of whoever watches the wire comes first.
+    pub(crate) async fn bindings(&self) -> Result<Vec<Binding>, String> {
         let path = format!("exchanges/{}/events/bindings/source", self.vhost);
         let found = self.call("GET", &path, Value::Null).await?;
         let mut bindings = Vec::new();
@@ -78,16 +78,22 @@ impl Management {
             let path = format!("bindings/{}/e/events/{kind}/{destination}", self.vhost);
             let body =
                 json!({ "routing_key": binding["routing_key"], "arguments": binding["arguments"] });
-            let properties_key = text("properties_key");
-            bindings.push(Binding { path, properties_key, body });
+            bindings.push(Binding { path, properties_key: text("properties_key"), body });
         }
-        for Binding { path, properties_key, .. } in &bindings {
-            let key = properties_key.replace('%', "%25").replace('#', "%23");
-            self.call("DELETE", &format!("{path}/{key}"), Value::Null).await?;
-        }
+        bindings.sort_by_key(|binding| !binding.path.ends_with(wire::QUEUE));
         Ok(bindings)
     }
 
+    /// Removes bindings, so that whatever is bound to anything is bound to the wire.
+    pub(crate) async fn unbind(&self, bindings: &[Binding]) -> Result<(), String> {
+        for Binding { path, properties_key, .. } in bindings.iter().rev() {
+            let key = properties_key.replace('%', "%25").replace('#', "%23");
+            self.call("DELETE", &format!("{path}/{key}"), Value::Null).await?;
+        }
+        Ok(())
+    }
+
+    /// Makes them again.
     pub(crate) async fn bind(&self, bindings: &[Binding]) -> Result<(), String> {
         for Binding { path, body, .. } in bindings {
             self.call("POST", path, body.clone()).await?;

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use chrono::{DateTime, Utc};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use harness::{Stack, root};
@@ -16,7 +17,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::Arguments;
 use crate::account::{Account, lock};
-use crate::broker::Management;
+use crate::broker::{Binding, Management};
 use crate::checker::{self, Findings, Wrong};
 use crate::databases;
 use crate::faults::{Fault, Kind};
@@ -32,15 +33,16 @@ use crate::writers::Writers;
 /// After the last fault, everything must be applied within this.
 const LEVEL_LIMIT: Duration = Duration::from_mins(4);
 
+/// When everything is over, an event may take so long.
+const SETTLED: Duration = Duration::from_secs(3);
+
 /// Runs a campaign.
 pub(crate) async fn run(arguments: &Arguments) -> Report {
     let mut report = None;
     Stack::run(async |stack| {
         let campaign = Campaign::start(stack, arguments).await;
         let result = campaign.run().await;
-        if !result.is_clean() {
-            keep_logs(stack.folder());
-        }
+        keep_logs(stack.folder());
         report = Some(result);
     })
     .await;
@@ -55,6 +57,8 @@ struct Campaign<'s> {
     writers: Writers,
     wire: Wire,
     lookout: Lookout,
+    /// Those of the exchange, when everything was well.
+    bindings: Vec<Binding>,
     /// Faults that last.
     active: Arc<AtomicUsize>,
     tried: Mutex<BTreeMap<Kind, Tried>>,
@@ -66,7 +70,7 @@ impl<'s> Campaign<'s> {
         stack.projector(Path::new("tests/chaos/projections")).arg("migrate").succeed().await;
         let wire = Wire::watch(&stack.amqp_url);
         let fleet = Fleet::start(stack, arguments).await;
-        let harm = Arc::new(Harm::new(stack, fleet));
+        let harm = Arc::new(Harm::new(stack, fleet, &wire));
         let active = Arc::<AtomicUsize>::default();
         let lookout = Lookout::start(&harm, &stack.mysql_url, &active);
         Self {
@@ -77,13 +81,14 @@ impl<'s> Campaign<'s> {
             writers: Writers::start(&stack.postgres_url, arguments.seed, arguments.events),
             wire,
             lookout,
+            bindings: Vec::new(),
             active,
             tried: Mutex::default(),
             findings: Arc::default(),
         }
     }
 
-    async fn run(self) -> Report {
+    async fn run(mut self) -> Report {
         let mut guard = JoinSet::new();
         guard.spawn(revive(Arc::clone(&self.harm), Arc::clone(&self.findings)));
         self.say("events flow before anything is broken");
@@ -91,6 +96,8 @@ impl<'s> Campaign<'s> {
         if recovery(&self.stack.postgres_url, &self.stack.mysql_url).await.is_none() {
             self.found(Wrong::NotRecovered, "events did not flow at all");
         }
+        let management = Management::of(self.stack.name());
+        self.bindings = management.bindings().await.expect("the bindings are read");
         self.inflict_all().await;
         self.writers.allow(self.arguments.events);
         while self.writers.account.appended() < self.arguments.events {
@@ -174,6 +181,7 @@ impl<'s> Campaign<'s> {
         checker::compare(&streams, &mut mysql, &mut found).await.expect("read models are read");
         self.compare_wire(&account, &streams, &mut found).await;
         given_up(stack, &mut found).await;
+        self.compare_broker(&mut found).await;
         let sights = self.sights(&mut found);
         let seen = lock(&self.wire.seen);
         Report {
@@ -202,17 +210,21 @@ impl<'s> Campaign<'s> {
         findings: &mut Findings,
     ) {
         let mut postgres = self.stack.postgres().await;
-        let outbox: Vec<(uuid::Uuid, bool)> =
-            sqlx::query_as("SELECT event_id, processed_at IS NOT NULL FROM outbox")
+        let outbox: Vec<(uuid::Uuid, Option<DateTime<Utc>>)> =
+            sqlx::query_as("SELECT event_id, processed_at FROM outbox")
                 .fetch_all(&mut postgres)
                 .await
                 .expect("the outbox is read");
         let seen = lock(&self.wire.seen);
-        for (id, processed) in outbox {
-            if !processed {
+        let unwatched = lock(&self.harm.unwatched);
+        for (id, processed_at) in outbox {
+            let Some(at) = processed_at else {
                 findings.add(Wrong::LeftBehind, || id.to_string());
-            } else if !seen.copies.contains_key(&id) {
-                findings.add(Wrong::Unpublished, || id.to_string());
+                continue;
+            };
+            let excused = unwatched.iter().any(|(from, to)| (from..=to).contains(&&at));
+            if !excused && !seen.copies.contains_key(&id) {
+                findings.add(Wrong::Unpublished, || format!("{id} marked at {at}"));
             }
         }
         let stored: std::collections::HashSet<_> =
@@ -228,6 +240,28 @@ impl<'s> Campaign<'s> {
         let excused = lock(&self.tried).keys().any(|kind| kind.refuses_single_messages());
         if seen.inversions > 0 && !excused {
             findings.add(Wrong::InvertedOnTheWire, || format!("{} times", seen.inversions));
+        }
+    }
+
+    /// The broker is as it was at first, and events flow as fast.
+    async fn compare_broker(&self, findings: &mut Findings) {
+        let stack = self.stack;
+        let management = Management::of(stack.name());
+        match management.dead_letters().await {
+            Ok(0) => {}
+            Ok(dead) => findings.add(Wrong::GivenUp, || format!("{dead} dead letters")),
+            Err(error) => findings.add(Wrong::GivenUp, || error),
+        }
+        let bindings = management.bindings().await.unwrap_or_default();
+        for missing in self.bindings.iter().filter(|binding| !bindings.contains(binding)) {
+            findings.add(Wrong::NotRecovered, || format!("no binding {}", missing.path));
+        }
+        match recovery(&stack.postgres_url, &stack.mysql_url).await {
+            Some(took) if took < SETTLED => {}
+            took => {
+                let what = format!("when all was over, an event needed {took:?}");
+                findings.add(Wrong::NotRecovered, || what);
+            }
         }
     }
 
@@ -327,11 +361,6 @@ async fn given_up(stack: &Stack, findings: &mut Findings) {
     for (name, reason) in stopped {
         findings.add(Wrong::GivenUp, || format!("{name}: {reason}"));
     }
-    match Management::of(stack.name()).dead_letters().await {
-        Ok(0) => {}
-        Ok(dead) => findings.add(Wrong::GivenUp, || format!("{dead} dead letters")),
-        Err(error) => findings.add(Wrong::GivenUp, || error),
-    }
 }
 
 fn logs(folder: &Path) -> impl Iterator<Item = std::path::PathBuf> {
@@ -339,7 +368,6 @@ fn logs(folder: &Path) -> impl Iterator<Item = std::path::PathBuf> {
     files.filter(|path| path.extension().is_some_and(|extension| extension == "log"))
 }
 
-/// Of a campaign that failed.
 fn keep_logs(folder: &Path) {
     let to = root().join("target/chaos");
     drop(fs::remove_dir_all(&to));

@@ -1,13 +1,19 @@
 //! The daemons, each with ways of its own to the servers.
 
 use std::path::Path;
+use std::time::Duration;
 
 use harness::{Daemon, Program, Proxy, Stack};
 use tokio::sync::Mutex;
+use tokio::time::timeout;
+use url::Url;
 
 use crate::Arguments;
 use crate::faults::Server;
 
+const PAGE_LIMIT: Duration = Duration::from_millis(500);
+/// In MySQL.
+const USER: &str = "chaos";
 const PROJECTIONS: &str = "tests/chaos/projections";
 /// The names of the projections.
 pub(crate) const NAMES: [&str; 4] = ["ledger", "chain", "counter", "contacts"];
@@ -28,6 +34,9 @@ pub(crate) struct Fleet {
 
 impl Fleet {
     pub(crate) async fn start(stack: &Stack, arguments: &Arguments) -> Self {
+        let user = format!("CREATE USER IF NOT EXISTS {USER}; GRANT ALL ON *.* TO {USER}");
+        let user = sqlx::raw_sql(sqlx::AssertSqlSafe(user));
+        user.execute(&mut stack.mysql().await).await.expect("a user without a password");
         let mut slots = Vec::new();
         for number in 1..=arguments.relays {
             slots.push(Slot::relay(stack, number).await);
@@ -83,11 +92,17 @@ impl Slot {
 
     async fn projector(stack: &Stack, number: usize, no_sweep: bool) -> Self {
         let mut wires = Wires::default();
+        // A proxy finds no COMMIT in what is encrypted; and without encryption, MySQL takes a password
+        // only from whoever has logged in before.
+        let mut readable = Url::parse(&stack.mysql_url).expect("a URL");
+        readable.set_username(USER).expect("a user");
+        readable.set_password(None).expect("no password");
+        readable.set_query(Some("ssl-mode=DISABLED"));
         let mut program = stack
             .projector(Path::new(PROJECTIONS))
             .env("EVENT_STORE_URL", &wires.to(Server::PostgreSql, &stack.postgres_url).await)
             .env("AMQP_URL", &wires.to(Server::RabbitMq, &stack.amqp_url).await)
-            .env("READ_MODEL_URL", &wires.to(Server::MySql, &stack.mysql_url).await);
+            .env("READ_MODEL_URL", &wires.to(Server::MySql, readable.as_str()).await);
         if no_sweep {
             program = program.env("PROJECTOR__PROJECTOR__SWEEP_INTERVAL", "1h");
         }
@@ -123,10 +138,11 @@ impl Slot {
         ended
     }
 
-    /// A page of the daemon.
+    /// A page of the daemon, if it is not frozen.
     pub(crate) async fn page(&self, path: &str) -> Option<String> {
         let daemon = self.daemon.try_lock().ok()?;
-        Some(daemon.as_ref()?.get(path).await?.1)
+        let page = timeout(PAGE_LIMIT, daemon.as_ref()?.get(path)).await.ok()??;
+        Some(page.1)
     }
 
     /// The way to a server.

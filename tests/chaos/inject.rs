@@ -1,9 +1,11 @@
 //! Doing harm, and undoing it.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use chrono::{DateTime, Utc};
 use harness::{Cut, Mode, Proxy, Stack};
 use rand::RngExt;
 use rustix::process::Signal;
@@ -16,6 +18,7 @@ use crate::databases;
 use crate::faults::{Fault, Kind, Server};
 use crate::fleet::Fleet;
 use crate::servers::Servers;
+use crate::wire::Wire;
 
 /// How long to wait for the moment of a cut.
 const CUT_LIMIT: Duration = Duration::from_secs(5);
@@ -42,17 +45,23 @@ pub(crate) struct Harm {
     management: Management,
     postgres_url: String,
     mysql_url: String,
+    wire_pause: Arc<AtomicBool>,
+    /// When somebody may have received what the wire did not show: a projector that connects binds its
+    /// queues, also while nothing is bound.
+    pub(crate) unwatched: Mutex<Vec<(DateTime<Utc>, DateTime<Utc>)>>,
     turns: Mutex<BTreeMap<Target, Arc<Turn<()>>>>,
 }
 
 impl Harm {
-    pub(crate) fn new(stack: &Stack, fleet: Fleet) -> Self {
+    pub(crate) fn new(stack: &Stack, fleet: Fleet, wire: &Wire) -> Self {
         Self {
             fleet,
             servers: Servers::of(stack),
             management: Management::of(stack.name()),
             postgres_url: stack.postgres_url.clone(),
             mysql_url: stack.mysql_url.clone(),
+            wire_pause: Arc::clone(&wire.pause),
+            unwatched: Mutex::default(),
             turns: Mutex::default(),
         }
     }
@@ -308,13 +317,22 @@ impl Harm {
                 undo(async || control(&["set_disk_free_limit", "50MB"]).await).await
             }
             Kind::RemoveBindings => {
-                let bindings = management.unbind().await?;
+                let begun = Utc::now();
+                let bindings = management.bindings().await?;
+                let unbound = management.unbind(&bindings).await;
                 sleep(fault.lasts).await;
-                undo(async || management.bind(&bindings).await).await
+                let bound = management.bindings().await;
+                undo(async || management.bind(&bindings).await).await?;
+                if !bound.is_ok_and(|bound| bound.is_empty()) {
+                    lock(&self.unwatched).push((begun, Utc::now()));
+                }
+                unbound
             }
             Kind::RefuseMessages => {
                 management.refuse().await?;
+                self.wire_pause.store(true, Ordering::Relaxed);
                 sleep(fault.lasts).await;
+                self.wire_pause.store(false, Ordering::Relaxed);
                 undo(async || management.take_again().await).await
             }
             kind => {

@@ -37,10 +37,12 @@ pub(crate) fn draw(seed: u64, count: usize, only: &[Kind]) -> Vec<Fault> {
 
 fn draw_one(kind: Kind, random: &mut ChaCha8Rng) -> Fault {
     let lasts = match kind {
-        // Some longer than a claim is left to a relay that went silent.
-        Kind::FreezeRelay | Kind::FreezeProjector => 200..=8_000,
-        Kind::HoldRows => 1_000..=5_000,
-        Kind::MemoryAlarm | Kind::DiskAlarm => 1_000..=3_000,
+        // Mostly longer than a claim is left to a relay that went silent.
+        Kind::FreezeRelay => 5_000..=9_000,
+        Kind::FreezeProjector => 200..=8_000,
+        Kind::HoldRows | Kind::RefuseMessages | Kind::RemoveBindings => 1_000..=5_000,
+        // Longer than a relay waits for confirms.
+        Kind::MemoryAlarm | Kind::DiskAlarm => 5_000..=8_000,
         _ => 100..=3_000,
     };
     Fault {

@@ -1,6 +1,7 @@
 //! A queue that receives every message, and whoever reads it.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -20,6 +21,8 @@ use crate::account::lock;
 /// The queue.
 pub(crate) const QUEUE: &str = "chaos.wire";
 const EXCHANGE: &str = "events";
+/// Few, so that the queue fills soon when they are not settled.
+const PREFETCH: u16 = 20;
 const PAUSE: Duration = Duration::from_millis(300);
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -62,26 +65,28 @@ struct Message {
 /// Reads the queue, over whatever happens to the broker.
 pub(crate) struct Wire {
     pub(crate) seen: Arc<Mutex<Seen>>,
+    /// Nothing is read, so that the queue fills.
+    pub(crate) pause: Arc<AtomicBool>,
     _task: JoinSet<()>,
 }
 
 impl Wire {
     pub(crate) fn watch(url: &str) -> Self {
-        let seen = Arc::<Mutex<Seen>>::default();
+        let (seen, pause) = (Arc::<Mutex<Seen>>::default(), Arc::<AtomicBool>::default());
         let mut task = JoinSet::new();
-        let (url, log) = (url.to_owned(), Arc::clone(&seen));
+        let (url, log, paused) = (url.to_owned(), Arc::clone(&seen), Arc::clone(&pause));
         task.spawn(async move {
             loop {
                 // Whatever happened, the broker will be there again.
-                drop(read(&url, &log).await);
+                drop(read(&url, &log, &paused).await);
                 sleep(PAUSE).await;
             }
         });
-        Self { seen, _task: task }
+        Self { seen, pause, _task: task }
     }
 }
 
-async fn read(url: &str, log: &Mutex<Seen>) -> Result<(), lapin::Error> {
+async fn read(url: &str, log: &Mutex<Seen>, pause: &AtomicBool) -> Result<(), lapin::Error> {
     let connect = Connection::connect(url, ConnectionProperties::default());
     let Ok(connection) = timeout(LIMIT, connect).await else { return Ok(()) };
     let connection = connection?;
@@ -94,7 +99,7 @@ async fn read(url: &str, log: &Mutex<Seen>) -> Result<(), lapin::Error> {
     channel.queue_declare(QUEUE.into(), QueueDeclareOptions::durable(), quorum).await?;
     let bind = QueueBindOptions::default();
     channel.queue_bind(QUEUE.into(), EXCHANGE.into(), "#".into(), bind, none()).await?;
-    channel.basic_qos(500, BasicQosOptions::default()).await?;
+    channel.basic_qos(PREFETCH, BasicQosOptions::default()).await?;
     let consume = BasicConsumeOptions::default();
     let mut deliveries =
         channel.basic_consume(QUEUE.into(), "chaos".into(), consume, none()).await?;
@@ -108,6 +113,9 @@ async fn read(url: &str, log: &Mutex<Seen>) -> Result<(), lapin::Error> {
         };
         if let Some(message) = message(&next.properties) {
             lock(log).note(message, next.redelivered);
+        }
+        while pause.load(Ordering::Relaxed) {
+            sleep(PAUSE / 10).await;
         }
         next.acker.ack(BasicAckOptions::default()).await?;
     }

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -19,6 +19,8 @@ use crate::databases::{self, LIMIT};
 const WRITERS: u64 = 8;
 /// Accounts for each thousand of events: by Zipf's law, some have many events and most have few.
 const ACCOUNTS_PER_THOUSAND: u64 = 40;
+/// Without a right to more, a writer has one transaction in so long.
+const TRICKLE: Duration = Duration::from_millis(700);
 const CUSTOMERS: u32 = 300;
 /// More digits than a binary float keeps.
 const LARGE_AMOUNT: &str = "9007199254740993.01";
@@ -84,15 +86,25 @@ impl Writer {
     async fn run(mut self) {
         let mut connection = None;
         loop {
-            if self.account.appended() >= self.allowed.load(Ordering::Relaxed) {
-                sleep(Duration::from_millis(20)).await;
-                continue;
-            }
+            self.wait_for_turn().await;
             let open = match connection.take() {
                 Some(open) => open,
                 None => databases::postgres(&self.url).await,
             };
             connection = self.transaction(open).await;
+        }
+    }
+
+    /// Waits until more events are allowed; but never do all writers fall silent before they are stopped.
+    async fn wait_for_turn(&self) {
+        let begun = Instant::now();
+        loop {
+            let allowed = self.allowed.load(Ordering::Relaxed);
+            let is_silent = begun.elapsed() > TRICKLE && allowed > 0;
+            if self.account.appended() < allowed || is_silent {
+                return;
+            }
+            sleep(Duration::from_millis(20)).await;
         }
     }
 

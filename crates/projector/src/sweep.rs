@@ -187,7 +187,11 @@ impl Sweeper<'_> {
         }
         if let Some(checkpoint) = position.filter(|_| state.owned) {
             if checkpoint > limits.decided {
-                return Err(Trouble::StoreWentBack { checkpoint, decided: limits.decided });
+                // A rebuild may have got there meanwhile, while this instance stood still.
+                let decided = self.limits().await?.decided;
+                if checkpoint > decided {
+                    return Err(Trouble::StoreWentBack { checkpoint, decided });
+                }
             }
             self.look_at_queue(state).await?;
             while self.look(&mut session, state, checkpoint, limits.published).await? {}
