@@ -46,6 +46,17 @@ impl Management {
         if queues.is_empty() { Err("there is no queue".to_owned()) } else { Ok(queues) }
     }
 
+    /// Queues that are not empty: how many messages they have, and how many of these are delivered.
+    pub(crate) async fn backlog(&self) -> Result<Vec<String>, String> {
+        let all = self.call("GET", &format!("queues/{}", self.vhost), Value::Null).await?;
+        let some = all.as_array().into_iter().flatten().filter(|queue| queue["messages"] != 0);
+        let tell = |queue: &Value| {
+            let (name, unacked) = (&queue["name"], &queue["messages_unacknowledged"]);
+            format!("{name}: {} of which {unacked} delivered", queue["messages"])
+        };
+        Ok(some.map(tell).collect())
+    }
+
     /// How many messages were given up.
     pub(crate) async fn dead_letters(&self) -> Result<u64, String> {
         let all = self.call("GET", &format!("queues/{}", self.vhost), Value::Null).await?;

@@ -93,7 +93,7 @@ impl<'s> Campaign<'s> {
         guard.spawn(revive(Arc::clone(&self.harm), Arc::clone(&self.findings)));
         self.say("events flow before anything is broken");
         self.writers.allow(200.min(self.arguments.events));
-        if recovery(&self.stack.postgres_url, &self.stack.mysql_url).await.is_none() {
+        if recovery(self.stack, |what| self.say(what)).await.is_none() {
             self.found(Wrong::NotRecovered, "events did not flow at all");
         }
         let management = Management::of(self.stack.name());
@@ -152,7 +152,8 @@ impl<'s> Campaign<'s> {
             lock(&self.tried).entry(fault.kind).or_default().missed += 1;
             return;
         }
-        let recovered = recovery(&self.stack.postgres_url, &self.stack.mysql_url).await;
+        let tell = |what: &str| self.say(&format!("{fault}: {what}"));
+        let recovered = recovery(self.stack, tell).await;
         let mut tried = lock(&self.tried);
         let tried = tried.entry(fault.kind).or_default();
         tried.done += 1;
@@ -167,7 +168,7 @@ impl<'s> Campaign<'s> {
     }
 
     /// Waits until nothing is left to do, and compares.
-    async fn reckon(mut self) -> Report {
+    async fn reckon(&mut self) -> Report {
         let account = self.writers.stop().await;
         let took = self.begun.elapsed();
         let (stack, findings) = (self.stack, &self.findings);
@@ -256,7 +257,7 @@ impl<'s> Campaign<'s> {
         for missing in self.bindings.iter().filter(|binding| !bindings.contains(binding)) {
             findings.add(Wrong::NotRecovered, || format!("no binding {}", missing.path));
         }
-        match recovery(&stack.postgres_url, &stack.mysql_url).await {
+        match recovery(stack, |what| self.say(what)).await {
             Some(took) if took < SETTLED => {}
             took => {
                 let what = format!("when all was over, an event needed {took:?}");

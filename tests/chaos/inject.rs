@@ -170,7 +170,7 @@ impl Harm {
             (K::EndSessions, Some(Server::PostgreSql)) => self.end_postgres_sessions().await,
             (K::EndSessions, _) => self.end_mysql_sessions().await,
             (K::Deadlock, _) => self.deadlock(fault.lasts).await,
-            (K::HoldRows, _) => self.hold_rows(fault.lasts).await,
+            (K::HoldRows, _) => self.hold_rows(fault).await,
             _ => self.broker(fault).await,
         }
     }
@@ -394,15 +394,18 @@ impl Harm {
         Ok(())
     }
 
-    async fn hold_rows(&self, lasts: Duration) -> Result<(), String> {
+    /// Locks rows that every batch needs: of a read model, or of its bookkeeping.
+    async fn hold_rows(&self, fault: &Fault) -> Result<(), String> {
+        let table =
+            if fault.which.is_multiple_of(2) { "ledger_streams" } else { "ledger__streams" };
         let mut connection = databases::mysql(&self.mysql_url).await;
         within(sqlx::raw_sql("BEGIN").execute(&mut connection)).await?;
-        let hold = sqlx::query(
-            "SELECT stream_id FROM ledger__streams
-             WHERE stream_id IN ('account-1', 'account-2', 'account-3') FOR UPDATE",
-        );
+        let hold = sqlx::query(sqlx::AssertSqlSafe(format!(
+            "SELECT stream_id FROM {table}
+             WHERE stream_id IN ('account-1', 'account-2', 'account-3') FOR UPDATE"
+        )));
         within(hold.execute(&mut connection)).await?;
-        sleep(lasts).await;
+        sleep(fault.lasts).await;
         within(sqlx::raw_sql("ROLLBACK").execute(&mut connection)).await
     }
 }
