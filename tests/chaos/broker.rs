@@ -39,7 +39,7 @@ impl Management {
         let all = self.call("GET", &format!("queues/{}", self.vhost), Value::Null).await?;
         let names = all.as_array().into_iter().flatten().filter_map(|queue| queue["name"].as_str());
         let mut queues: Vec<String> = names
-            .filter(|name| name.starts_with("projector.") && !name.ends_with(".dead"))
+            .filter(|name| name.starts_with("projector.") && !is_for_dead_letters(name))
             .map(str::to_owned)
             .collect();
         queues.sort();
@@ -64,7 +64,7 @@ impl Management {
             .as_array()
             .into_iter()
             .flatten()
-            .filter(|queue| queue["name"].as_str().is_some_and(|name| name.ends_with(".dead")));
+            .filter(|queue| queue["name"].as_str().is_some_and(is_for_dead_letters));
         Ok(dead.filter_map(|queue| queue["messages"].as_u64()).sum())
     }
 
@@ -144,6 +144,10 @@ impl Management {
         });
         call.await.map_err(|error| error.to_string())?
     }
+}
+
+fn is_for_dead_letters(queue: &str) -> bool {
+    queue.rsplit('.').next() == Some("dead")
 }
 
 /// Calls `rabbitmqctl`.

@@ -95,7 +95,7 @@ pub(crate) type Streams = HashMap<String, Vec<Event>>;
 /// What the ledger says of a stream.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Applied {
-    pub(crate) applied: i64,
+    pub(crate) count: i64,
     pub(crate) last_version: i64,
     pub(crate) breaks: i64,
     pub(crate) cents: i128,
@@ -140,11 +140,14 @@ pub(crate) fn compare_stream(
         findings.add(Wrong::Inverted, || format!("{stream}, {} times", applied.breaks));
     }
     let expected = (events.len(), events.last().map_or(0, |event| event.version), cents(events));
-    let found =
-        (usize::try_from(applied.applied).unwrap_or(0), applied.last_version, applied.cents);
+    let found = (usize::try_from(applied.count).unwrap_or(0), applied.last_version, applied.cents);
     if expected != found {
         findings.add(Wrong::Differs, || format!("{stream}: {found:?} instead of {expected:?}"));
     }
+}
+
+fn count(events: &[Event]) -> i64 {
+    i64::try_from(events.len()).unwrap_or(i64::MAX)
 }
 
 fn cents(events: &[Event]) -> i128 {
@@ -188,9 +191,12 @@ fn compare_rows<V: PartialEq + std::fmt::Debug>(
     }
 }
 
+/// Stream, version, id, type; what the type has as text; the amount.
+type EventRow = (String, i64, Uuid, String, Option<String>, Option<String>);
+
 /// Everything that was appended.
 pub(crate) async fn read_streams(connection: &mut PgConnection) -> Result<Streams, sqlx::Error> {
-    let rows: Vec<(String, i64, Uuid, String, Option<String>, Option<String>)> = sqlx::query_as(
+    let rows: Vec<EventRow> = sqlx::query_as(
         "SELECT stream_id, stream_version::bigint, event_id, event_type,
                 COALESCE(data->>'bucket', data->>'name', data->>'customer_id'), data->>'amount'
          FROM events ORDER BY stream_id, stream_version",
@@ -222,7 +228,7 @@ pub(crate) async fn compare(
     let accounts = || streams.iter().filter(|(stream, _)| stream.starts_with("account-"));
 
     let expected: BTreeMap<String, (i64, String)> = accounts()
-        .map(|(stream, events)| (stream.clone(), (events.len() as i64, chain(events))))
+        .map(|(stream, events)| (stream.clone(), (count(events), chain(events))))
         .collect();
     let rows: Vec<(String, i64, String)> =
         sqlx::query_as("SELECT stream_id, applied, hash FROM chain")
@@ -261,8 +267,7 @@ async fn compare_ledger(
     .await?;
     for (stream, count, last_version, breaks, total) in rows {
         let cents = parse_cents(&total);
-        let row =
-            Applied { applied: count, last_version, breaks, cents, versions: BTreeMap::new() };
+        let row = Applied { count, last_version, breaks, cents, versions: BTreeMap::new() };
         applied.insert(stream, row);
     }
     let rows: Vec<(String, i64, String, i64)> =
@@ -324,7 +329,7 @@ mod tests {
 
     fn applied(events: &[Event]) -> Applied {
         Applied {
-            applied: events.len() as i64,
+            count: count(events),
             last_version: events.last().unwrap().version,
             breaks: 0,
             cents: cents(events),

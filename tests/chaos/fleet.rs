@@ -122,9 +122,7 @@ impl Slot {
     pub(crate) async fn with<T>(&self, act: impl AsyncFnOnce(&mut Daemon) -> T) -> Option<T> {
         let mut daemon = self.daemon.lock().await;
         let daemon = daemon.as_mut()?;
-        if daemon.running().is_none() {
-            return None;
-        }
+        daemon.running()?;
         Some(act(daemon).await)
     }
 

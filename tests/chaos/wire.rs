@@ -106,10 +106,9 @@ async fn read(url: &str, log: &Mutex<Seen>, pause: &AtomicBool) -> Result<(), la
     loop {
         let next = match timeout(LIMIT, deliveries.next()).await {
             Ok(Some(next)) => next?,
-            Ok(None) => return Ok(()),
             // Perhaps nothing comes; perhaps the connection is dead.
             Err(_) if connection.status().connected() => continue,
-            Err(_) => return Ok(()),
+            Ok(None) | Err(_) => return Ok(()),
         };
         if let Some(message) = message(&next.properties) {
             lock(log).note(message, next.redelivered);

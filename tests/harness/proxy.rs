@@ -204,7 +204,7 @@ async fn reset(mut mode: watch::Receiver<Mode>) {
 /// Ends when a direction is to be closed.
 async fn half_closed(mode: &mut watch::Receiver<Mode>, towards: Side) {
     if mode.wait_for(|mode| *mode == Mode::HalfClose(towards)).await.is_err() {
-        pending().await
+        pending::<()>().await;
     }
 }
 

@@ -2,9 +2,15 @@
 
 use std::time::{Duration, Instant};
 
+use futures_util::StreamExt;
 use harness::{Cut, Mode, Proxy, Stack, eventually, within};
+use lapin::options::{BasicConsumeOptions, BasicQosOptions};
+use lapin::types::{AMQPValue, FieldTable};
+use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection, Executor};
 use tokio::time::sleep;
+
+use crate::projector::{TALLY, tested, wait_for};
 
 const SPREAD: &str = "tests/projections/spread";
 const STREAMS: i64 = 50;
@@ -204,4 +210,40 @@ async fn server_process(stack: &Stack) -> Option<rustix::process::Pid> {
         }
     }
     None
+}
+
+/// After a crash, RabbitMQ can keep a consumer for the active one that is gone: its queue serves nobody,
+/// and only grows. Somebody who takes messages and never settles them looks the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_that_serves_nobody_is_made_anew() {
+    Stack::run(async |stack| {
+        stack.projector(TALLY).arg("migrate").succeed().await;
+        let projector = stack.projector(TALLY).start_ready().await;
+        let _relay = stack.relay().start_ready().await;
+        let channel = stack.amqp().await.create_channel().await.unwrap();
+        channel.basic_qos(1, BasicQosOptions::default()).await.unwrap();
+        let mut first = FieldTable::default();
+        first.insert("x-priority".into(), AMQPValue::LongInt(1_000_000));
+        let options = BasicConsumeOptions::default();
+        let queue = "projector.tally";
+        let mut greedy =
+            channel.basic_consume(queue.into(), "greedy".into(), options, first).await.unwrap();
+        let events: Vec<_> = (1..=5).map(|n| tested(&json!(n))).collect();
+        stack.append("order-1", &events).await;
+        greedy.next().await.unwrap().unwrap();
+        wait_for(stack, "order-1", "1,2,3,4,5").await;
+        eventually("the queue is made anew", async || {
+            projector.log().contains("is deleted and made anew").then_some(())
+        })
+        .await;
+        assert!(greedy.next().await.is_none(), "whoever consumed the old queue is told");
+        let healed = "projector_healed_events_total{projection=\"tally\",by=\"sweep\"}";
+        projector.ready().await;
+        let before = projector.metric(healed).await;
+        stack.append("order-1", &[tested(&json!(6))]).await;
+        wait_for(stack, "order-1", "1,2,3,4,5,6").await;
+        let after = projector.metric(healed).await;
+        assert!((after - before).abs() < 0.5, "it came by the queue");
+    })
+    .await;
 }

@@ -151,15 +151,22 @@ impl Connection {
     ///
     /// When it has some.
     pub async fn delete_empty_queue(&self, name: &str) -> Result<(), Error> {
-        let channel = self.channel().await?;
-        let options = QueueDeleteOptions { if_empty: false, ..Default::default() };
         // Quorum queues do not know if_empty.
         if self.ready_messages(name).await?.is_some_and(|messages| messages > 0) {
             return Err(Error::NotEmpty { queue: name.to_owned() });
         }
-        tolerate(
-            call("deleting a queue", channel.queue_delete(short(name)?, options)).await.map(drop),
-        )
+        self.delete_queue(name).await
+    }
+
+    /// Deletes a queue with what is in it.
+    ///
+    /// # Errors
+    ///
+    /// When the broker cannot be told.
+    pub async fn delete_queue(&self, name: &str) -> Result<(), Error> {
+        let channel = self.channel().await?;
+        let delete = channel.queue_delete(short(name)?, QueueDeleteOptions::default());
+        tolerate(call("deleting a queue", delete).await.map(drop))
     }
 
     /// Deletes an exchange.

@@ -21,7 +21,7 @@ use crate::apply::ReadModel;
 use crate::context::Context;
 use crate::history::History;
 use crate::metrics::Healing;
-use crate::mysql::Session;
+use crate::mysql::{Instance, Session};
 use crate::topology::Topology;
 use crate::trouble::Trouble;
 
@@ -89,8 +89,9 @@ struct State {
     open: BTreeMap<Position, Position>,
     /// Streams that are behind: where they stood, and since when.
     behind: HashMap<StreamId, (i64, Instant)>,
-    /// When the queue was last seen empty.
+    /// When the queues were last seen empty.
     drained: Option<Instant>,
+    unserved: Unserved,
     probe: Probe,
 }
 
@@ -193,8 +194,10 @@ impl Sweeper<'_> {
                     return Err(Trouble::StoreWentBack { checkpoint, decided });
                 }
             }
-            self.look_at_queue(state).await?;
+            let instances = session.instances(&model.ledger).await?;
+            let dead = self.look_at_queues(state, &instances).await?;
             while self.look(&mut session, state, checkpoint, limits.published).await? {}
+            self.bury(&model, &dead).await?;
         } else {
             state.disown();
         }
@@ -234,23 +237,46 @@ impl Sweeper<'_> {
         if due.is_empty() { Ok(false) } else { self.heal(session, &model, &due).await }
     }
 
-    async fn look_at_queue(&mut self, state: &mut State) -> Result<(), Trouble> {
+    /// Looks at what waits in the queues; gives those that are dead.
+    async fn look_at_queues(
+        &mut self,
+        state: &mut State,
+        instances: &[Instance],
+    ) -> Result<Vec<String>, Trouble> {
         let connection = match self.connection.take() {
             Some(connection) if connection.is_connected() => connection,
             _ => self.dialer.connect().await?,
         };
-        let settings = &self.context.settings;
-        let projection = &state.model.projection;
-        let topology = Topology::of(
-            projection,
-            &settings.queue_prefix,
-            &settings.exchange,
-            projection.partitions,
-        );
-        if topology.ready_messages(&connection).await? == 0 {
+        let topology = self.topology(&state.model);
+        let ready = topology.ready_in_each(&connection).await?;
+        if ready.iter().all(|messages| *messages == 0) {
             state.drained = Some(Instant::now());
         }
         self.connection = Some(connection);
+        let limit = self.context.settings.sweep_grace * GRACES_IN_QUEUE;
+        let dead = state.unserved.dead(&ready, instances, limit, Instant::now());
+        Ok(dead.into_iter().map(|number| topology.queues[number].name.clone()).collect())
+    }
+
+    fn topology(&self, model: &ReadModel) -> Topology {
+        let settings = &self.context.settings;
+        let (projection, exchange) = (&model.projection, &settings.exchange);
+        Topology::of(projection, &settings.queue_prefix, exchange, projection.partitions)
+    }
+
+    /// Deletes dead queues. Those who consume them make them anew, and apply from the event store what
+    /// was in them.
+    async fn bury(&mut self, model: &ReadModel, dead: &[String]) -> Result<(), Trouble> {
+        for queue in dead {
+            let Some(connection) = &self.connection else { return Ok(()) };
+            tracing::warn!(
+                projection = model.name(),
+                queue,
+                "RabbitMQ delivers what is in this queue to no instance, though all of them consume \
+                 it; it is deleted and made anew, and its events are read from the event store"
+            );
+            connection.delete_queue(queue).await?;
+        }
         Ok(())
     }
 
@@ -340,6 +366,7 @@ impl State {
             open: BTreeMap::new(),
             behind: HashMap::new(),
             drained: None,
+            unserved: Unserved::default(),
             probe,
         }
     }
@@ -354,6 +381,7 @@ impl State {
         self.seen = None;
         self.open.clear();
         self.behind.clear();
+        self.unserved = Unserved::default();
         self.probe.ok();
     }
 
@@ -408,5 +436,77 @@ impl State {
         }
         self.behind = seen;
         due
+    }
+}
+
+/// Queues with messages that nobody is delivered, and since when.
+///
+/// After a crash, RabbitMQ 4.3 can take a consumer of before the crash for the single active one, for
+/// ever; quorum queues have been stuck like this for other reasons too (rabbitmq-server issues 1825 and
+/// 17317). Then a queue only grows.
+#[derive(Debug, Default)]
+struct Unserved(HashMap<usize, Instant>);
+
+impl Unserved {
+    /// Notes how many messages each queue has, and which queues the instances are served from; gives the
+    /// queues that have served nobody for too long.
+    fn dead(
+        &mut self,
+        ready: &[u32],
+        instances: &[Instance],
+        limit: Duration,
+        now: Instant,
+    ) -> Vec<usize> {
+        let is_served = |number: usize| {
+            let held = |instance: &Instance| {
+                instance.partitions.iter().any(|held| usize::from(*held) == number + 1)
+            };
+            instances.is_empty() || instances.iter().any(held)
+        };
+        let mut dead = Vec::new();
+        for (number, messages) in ready.iter().enumerate() {
+            if *messages == 0 || is_served(number) {
+                self.0.remove(&number);
+            } else if now - *self.0.entry(number).or_insert(now) >= limit {
+                self.0.remove(&number);
+                dead.push(number);
+            }
+        }
+        dead
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn instance(partitions: &[u16]) -> Instance {
+        let (id, host) = (Uuid::nil(), String::new());
+        Instance { id, host, of: 2, partitions: partitions.to_vec() }
+    }
+
+    #[test]
+    fn a_queue_is_dead_when_it_serves_nobody_for_too_long() {
+        let (limit, begun) = (Duration::from_secs(10), Instant::now());
+        let after = |seconds| begun + Duration::from_secs(seconds);
+        let mut unserved = Unserved::default();
+        let none = [instance(&[]), instance(&[])];
+        assert!(unserved.dead(&[5, 0], &none, limit, begun).is_empty());
+        assert!(unserved.dead(&[6, 0], &none, limit, after(9)).is_empty());
+        assert_eq!(unserved.dead(&[7, 0], &none, limit, after(10)), [0]);
+        assert!(unserved.dead(&[7, 0], &none, limit, after(11)).is_empty());
+    }
+
+    #[test]
+    fn a_delivery_an_empty_queue_or_nobody_there_begin_anew() {
+        let (limit, begun) = (Duration::from_secs(10), Instant::now());
+        let none = [instance(&[])];
+        for (ready, instances) in [(5, vec![instance(&[1])]), (0, none.to_vec()), (5, Vec::new())] {
+            let mut unserved = Unserved::default();
+            assert!(unserved.dead(&[5], &none, limit, begun).is_empty());
+            let middle = begun + limit / 2;
+            assert!(unserved.dead(&[ready], &instances, limit, middle).is_empty());
+            assert!(unserved.dead(&[5], &none, limit, begun + limit).is_empty());
+        }
     }
 }

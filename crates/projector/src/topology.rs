@@ -84,9 +84,14 @@ impl Topology {
 
     /// How many messages wait in the queues.
     pub(crate) async fn ready_messages(&self, connection: &Connection) -> Result<u64, Error> {
-        let mut ready = 0;
+        Ok(self.ready_in_each(connection).await?.into_iter().map(u64::from).sum())
+    }
+
+    /// How many messages wait in each queue.
+    pub(crate) async fn ready_in_each(&self, connection: &Connection) -> Result<Vec<u32>, Error> {
+        let mut ready = Vec::with_capacity(self.queues.len());
         for queue in &self.queues {
-            ready += u64::from(connection.ready_messages(&queue.name).await?.unwrap_or(0));
+            ready.push(connection.ready_messages(&queue.name).await?.unwrap_or(0));
         }
         Ok(ready)
     }

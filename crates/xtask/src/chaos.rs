@@ -1,13 +1,20 @@
 //! Campaigns of faults, on servers of their own.
 
-use std::path::PathBuf;
+use std::fmt::Write;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use crate::servers::Breakable;
-use crate::workspace::{build, cargo, root, succeed};
+use crate::workspace::{build, cargo, root, succeed, target};
+
+/// Bugs that the checker must find.
+const BUGS: &str = "tests/chaos/bugs";
+/// What came of that.
+const TABLE: &str = "tests/chaos/BUGS.md";
 
 /// Break everything that can break, and look for events that are lost, doubled or out of order.
 #[derive(Args)]
@@ -15,7 +22,10 @@ pub(crate) struct Chaos {
     /// With optimisation, for long campaigns.
     #[arg(long)]
     release: bool,
-    /// For the program that breaks things; --help shows more.
+    /// Prove the checker: put bugs into a copy of the daemons, one at a time, and see each found.
+    #[arg(long)]
+    prove: bool,
+    /// For the program that breaks things (--help shows more); with --prove, names of bugs.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     arguments: Vec<String>,
 }
@@ -23,21 +33,117 @@ pub(crate) struct Chaos {
 impl Chaos {
     pub(crate) fn run(&self) -> Result<()> {
         let programs = build(self.release)?;
-        let mut chaos = campaign(&programs, self.release)?;
+        let mut arguments = vec!["build", "--bin", "chaos", "-p", "integration-tests"];
+        if self.release {
+            arguments.push("--release");
+        }
+        succeed(&mut cargo(&arguments))?;
+        let chaos = programs.join("chaos");
+        if self.prove {
+            return prove(&chaos, &self.arguments);
+        }
         let breakable = Breakable::up()?;
-        chaos.args(&self.arguments).envs(breakable.servers.variables());
-        succeed(&mut chaos)
+        let mut campaign = Command::new(chaos);
+        campaign.current_dir(root()).env("DAEMONS", programs).args(&self.arguments);
+        succeed(campaign.envs(breakable.servers.variables()))
     }
 }
 
-/// The program that breaks things, with some daemons.
-fn campaign(programs: &PathBuf, release: bool) -> Result<Command> {
-    let mut arguments = vec!["build", "--bin", "chaos", "-p", "integration-tests"];
-    if release {
-        arguments.push("--release");
+/// A bug, as a patch that says why and which campaign finds it.
+struct Bug {
+    name: String,
+    patch: PathBuf,
+    what: String,
+    campaign: Vec<String>,
+}
+
+impl Bug {
+    fn all(wanted: &[String]) -> Result<Vec<Self>> {
+        let mut bugs = Vec::new();
+        for entry in fs::read_dir(root().join(BUGS))? {
+            let patch = entry?.path();
+            let name = patch.file_stem().context("a name")?.to_string_lossy().into_owned();
+            if wanted.is_empty() || wanted.contains(&name) {
+                bugs.push(Self::read(name, patch)?);
+            }
+        }
+        bugs.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(bugs)
     }
-    succeed(&mut cargo(&arguments))?;
-    let mut chaos = Command::new(programs.join("chaos"));
-    chaos.current_dir(root()).env("DAEMONS", programs);
-    Ok(chaos)
+
+    fn read(name: String, patch: PathBuf) -> Result<Self> {
+        let text = fs::read_to_string(&patch)?;
+        let what = text.lines().next().unwrap_or_default().to_owned();
+        let campaign = text.lines().find_map(|line| line.strip_prefix("chaos: "));
+        let campaign = campaign.with_context(|| format!("{name} names no campaign"))?;
+        let campaign = campaign.split(' ').map(str::to_owned).collect();
+        Ok(Self { name, patch, what, campaign })
+    }
+}
+
+/// Runs the campaign of each bug with daemons that have it. Each must fail.
+fn prove(chaos: &Path, wanted: &[String]) -> Result<()> {
+    let folder = target().join("bugs");
+    let mut table = String::from(
+        "# Bugs that the checker has found\n\n\
+         Written by `cargo xtask chaos --prove`: each bug is put into the daemons, and the campaign must \
+         fail.\n\n\
+         | bug | | faults | found as |\n|---|---|---|---|\n",
+    );
+    let mut missed = Vec::new();
+    for bug in Bug::all(wanted)? {
+        let tree = copy(&folder)?;
+        let mut apply = Command::new("git");
+        // Or it would look for the repository around the copy.
+        apply.current_dir(&tree).env("GIT_CEILING_DIRECTORIES", &folder);
+        succeed(apply.arg("apply").arg(&bug.patch))
+            .with_context(|| format!("{} does not fit the sources any more", bug.name))?;
+        let mut build = cargo(&["build", "--bins", "-p", "outbox-relay", "-p", "projector"]);
+        build.current_dir(&tree).env("CARGO_TARGET_DIR", folder.join("target"));
+        succeed(&mut build)?;
+        println!("== {}: {}", bug.name, bug.what);
+        let breakable = Breakable::up()?;
+        let mut campaign = Command::new(chaos);
+        campaign.current_dir(root()).env("DAEMONS", folder.join("target/debug"));
+        campaign.args(["--seed", "1"]).args(&bug.campaign).envs(breakable.servers.variables());
+        let output = campaign.output()?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let found = verdict(&text);
+        println!("{}", if found.is_empty() { "NOT FOUND" } else { &found });
+        if output.status.success() || found.is_empty() {
+            fs::write(folder.join(format!("{}.log", bug.name)), text.as_bytes())?;
+            missed.push(bug.name.clone());
+        }
+        let faults = bug.campaign.iter().skip_while(|word| *word != "--only").nth(1);
+        let faults = faults.map(|kinds| kinds.replace(',', ", ")).unwrap_or_default();
+        writeln!(table, "| {} | {} | {faults} | {found} |", bug.name, bug.what)?;
+    }
+    if wanted.is_empty() {
+        fs::write(root().join(TABLE), table)?;
+    }
+    if missed.is_empty() { Ok(()) } else { bail!("not found: {}", missed.join(", ")) }
+}
+
+/// What a campaign says is wrong: `Lost 3, Doubled 1`.
+fn verdict(text: &str) -> String {
+    let wrong = text.lines().skip_while(|line| *line != "WRONG:").skip(1);
+    let short = |line: &str| Some(line.strip_prefix("- ")?.split(';').next()?.replace(": ", " "));
+    wrong.filter_map(short).collect::<Vec<_>>().join(", ")
+}
+
+/// A copy of the sources; files that are the same keep their times, so that little is built anew.
+fn copy(folder: &Path) -> Result<PathBuf> {
+    let tree = folder.join("tree");
+    let list = Command::new("git").args(["ls-files", "-z"]).current_dir(root()).output()?;
+    let files = String::from_utf8(list.stdout)?;
+    for file in files.split_terminator('\0') {
+        let (from, to) = (root().join(file), tree.join(file));
+        let Ok(bytes) = fs::read(&from) else { continue };
+        if fs::read(&to).is_ok_and(|there| there == bytes) {
+            continue;
+        }
+        fs::create_dir_all(to.parent().context("a folder")?)?;
+        fs::write(&to, bytes)?;
+    }
+    Ok(tree)
 }

@@ -132,12 +132,17 @@ impl Drop for Durable {
 /// Private servers that are there to be broken; they end with this.
 pub(crate) struct Breakable {
     pub(crate) servers: Servers,
+    /// One at a time: the next would end these.
+    _alone: File,
 }
 
 impl Breakable {
     pub(crate) fn up() -> Result<Self> {
+        fs::create_dir_all(folder())?;
+        let alone = File::create(folder().join("chaos.lock"))?;
+        alone.lock()?;
         let _turn = turn()?;
-        Ok(Self { servers: private::up(&folder(), Purpose::Chaos)? })
+        Ok(Self { servers: private::up(&folder(), Purpose::Chaos)?, _alone: alone })
     }
 }
 
