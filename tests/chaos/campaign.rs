@@ -30,7 +30,8 @@ use crate::sights::{Lookout, Sight};
 use crate::wire::Wire;
 use crate::writers::Writers;
 
-/// After the last fault, everything must be applied within this.
+/// After the last fault, everything must be applied within this, and a second for each thousand of
+/// events: a rebuild may have to begin anew.
 const LEVEL_LIMIT: Duration = Duration::from_mins(4);
 
 /// When everything is over, an event may take so long.
@@ -172,7 +173,8 @@ impl<'s> Campaign<'s> {
         let account = self.writers.stop().await;
         let took = self.begun.elapsed();
         let (stack, findings) = (self.stack, &self.findings);
-        if timeout(LEVEL_LIMIT, level(stack)).await.is_err() {
+        let limit = LEVEL_LIMIT + Duration::from_secs(self.arguments.events / 1_000);
+        if timeout(limit, level(stack)).await.is_err() {
             say(self.begun, "not everything is applied");
         }
         let mut postgres = stack.postgres().await;
