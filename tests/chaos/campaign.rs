@@ -23,16 +23,12 @@ use crate::databases;
 use crate::faults::{Fault, Kind};
 use crate::fleet::{Fleet, NAMES};
 use crate::inject::Harm;
-use crate::probe::{RECOVERY_LIMIT, recovery};
+use crate::probe::recovery;
 use crate::report::{Report, Tried};
 use crate::schedule;
 use crate::sights::{Lookout, Sight};
 use crate::wire::Wire;
 use crate::writers::Writers;
-
-/// After the last fault, everything must be applied within this, and a second for each thousand of
-/// events: a rebuild may have to begin anew.
-const LEVEL_LIMIT: Duration = Duration::from_mins(4);
 
 /// When everything is over, an event may take so long.
 const SETTLED: Duration = Duration::from_secs(3);
@@ -94,7 +90,7 @@ impl<'s> Campaign<'s> {
         guard.spawn(revive(Arc::clone(&self.harm), Arc::clone(&self.findings)));
         self.say("events flow before anything is broken");
         self.writers.allow(200.min(self.arguments.events));
-        if recovery(self.stack, |what| self.say(what)).await.is_none() {
+        if self.recovery(|what| self.say(what)).await.is_none() {
             self.found(Wrong::NotRecovered, "events did not flow at all");
         }
         let management = Management::of(self.stack.name());
@@ -114,6 +110,10 @@ impl<'s> Campaign<'s> {
 
     fn found(&self, wrong: Wrong, what: &str) {
         lock(&self.findings).add(wrong, || what.to_owned());
+    }
+
+    async fn recovery(&self, tell: impl Fn(&str)) -> Option<Duration> {
+        recovery(self.stack, Duration::from_secs(self.arguments.patience), tell).await
     }
 
     /// Some faults at a time, in the order of the schedule.
@@ -154,7 +154,7 @@ impl<'s> Campaign<'s> {
             return;
         }
         let tell = |what: &str| self.say(&format!("{fault}: {what}"));
-        let recovered = recovery(self.stack, tell).await;
+        let recovered = self.recovery(tell).await;
         let mut tried = lock(&self.tried);
         let tried = tried.entry(fault.kind).or_default();
         tried.done += 1;
@@ -162,7 +162,7 @@ impl<'s> Campaign<'s> {
             tried.recoveries.push(took);
             self.say(&format!("{fault}: recovered within {:.2} s", took.as_secs_f64()));
         } else {
-            let what = format!("{fault}: not within {} s", RECOVERY_LIMIT.as_secs());
+            let what = format!("{fault}: not within {} s", self.arguments.patience);
             self.say(&what);
             self.found(Wrong::NotRecovered, &what);
         }
@@ -173,7 +173,9 @@ impl<'s> Campaign<'s> {
         let account = self.writers.stop().await;
         let took = self.begun.elapsed();
         let (stack, findings) = (self.stack, &self.findings);
-        let limit = LEVEL_LIMIT + Duration::from_secs(self.arguments.events / 1_000);
+        // A rebuild may have to begin anew.
+        let limit = self.arguments.patience + self.arguments.events / 1_000;
+        let limit = Duration::from_secs(limit);
         if timeout(limit, level(stack)).await.is_err() {
             say(self.begun, "not everything is applied");
         }
@@ -259,7 +261,7 @@ impl<'s> Campaign<'s> {
         for missing in self.bindings.iter().filter(|binding| !bindings.contains(binding)) {
             findings.add(Wrong::NotRecovered, || format!("no binding {}", missing.path));
         }
-        match recovery(stack, |what| self.say(what)).await {
+        match self.recovery(|what| self.say(what)).await {
             Some(took) if took < SETTLED => {}
             took => {
                 let what = format!("when all was over, an event needed {took:?}");

@@ -53,6 +53,9 @@ struct Arguments {
     /// Without the sweeper, which would repair what somebody else has lost.
     #[arg(long)]
     no_sweep: bool,
+    /// How long, in seconds, events may need after a fault, and everything after the last one.
+    #[arg(long, default_value_t = 240)]
+    patience: u64,
     /// Write a report here.
     #[arg(long)]
     report: Option<PathBuf>,

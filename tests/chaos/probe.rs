@@ -11,15 +11,17 @@ use crate::broker::Management;
 use crate::databases::{self, LIMIT};
 use crate::writers::append_to;
 
-/// Nobody wants to be woken for less; whoever takes longer does not recover by himself.
-pub(crate) const RECOVERY_LIMIT: Duration = Duration::from_mins(2);
-
 /// From then on it is told where the event is.
 const SLOW: Duration = Duration::from_secs(6);
 
-/// Appends an event, and gives how long it took until the read models show it; `None` when they do not.
+/// Appends an event, and gives how long it took until the read models show it; `None` when they do
+/// not within the limit.
 /// Tells where it is when that takes long.
-pub(crate) async fn recovery(stack: &Stack, tell: impl Fn(&str)) -> Option<Duration> {
+pub(crate) async fn recovery(
+    stack: &Stack,
+    limit: Duration,
+    tell: impl Fn(&str),
+) -> Option<Duration> {
     let begun = Instant::now();
     let id = Uuid::new_v4();
     let stream = format!("account-probe{}", id.simple());
@@ -33,7 +35,7 @@ pub(crate) async fn recovery(stack: &Stack, tell: impl Fn(&str)) -> Option<Durat
         pending::<()>().await;
     };
     tokio::select! {
-        shown = timeout(RECOVERY_LIMIT, shown) => shown.ok().map(|()| begun.elapsed()),
+        shown = timeout(limit, shown) => shown.ok().map(|()| begun.elapsed()),
         () = diagnosis => None,
     }
 }

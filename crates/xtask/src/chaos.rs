@@ -105,7 +105,10 @@ fn prove(chaos: &Path, wanted: &[String]) -> Result<()> {
         let breakable = Breakable::up()?;
         let mut campaign = Command::new(chaos);
         campaign.current_dir(root()).env("DAEMONS", folder.join("target/debug"));
-        campaign.args(["--seed", "1"]).args(&bug.campaign).envs(breakable.servers.variables());
+        campaign
+            .args(["--seed", "1", "--patience", "25"])
+            .args(&bug.campaign)
+            .envs(breakable.servers.variables());
         let output = campaign.output()?;
         let text = String::from_utf8_lossy(&output.stdout);
         let found = verdict(&text);
