@@ -53,6 +53,13 @@ impl Program {
         self
     }
 
+    /// Without what the harness configures by variables, and without others.
+    #[must_use]
+    pub fn bare(mut self, others: &[String]) -> Self {
+        self.environment.retain(|name, _| !name.contains("__") && !others.contains(name));
+        self
+    }
+
     fn command(&self) -> Command {
         let mut command = Command::new(programs().join(self.name));
         // Nothing of the surroundings but what the test says.

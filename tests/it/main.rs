@@ -7,6 +7,7 @@
 mod append;
 mod broker;
 mod broker_alarm;
+mod corpus;
 mod fence;
 mod incidents;
 mod operations;

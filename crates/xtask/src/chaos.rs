@@ -120,9 +120,9 @@ fn prove(chaos: &Path, wanted: &[String]) -> Result<()> {
         let faults = bug.campaign.iter().skip_while(|word| *word != "--only").nth(1);
         let faults = faults.map(|kinds| kinds.replace(',', ", ")).unwrap_or_default();
         writeln!(table, "| {} | {} | {faults} | {found} |", bug.name, bug.what)?;
-    }
-    if wanted.is_empty() {
-        fs::write(root().join(TABLE), table)?;
+        if wanted.is_empty() {
+            fs::write(root().join(TABLE), &table)?;
+        }
     }
     if missed.is_empty() { Ok(()) } else { bail!("not found: {}", missed.join(", ")) }
 }

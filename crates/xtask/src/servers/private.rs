@@ -23,7 +23,6 @@ use crate::workspace::succeed;
 /// User, password and database of all three.
 const NAME: &str = "dev";
 /// Below the range that clients get their ports from: a restarting server must find its port free.
-const FIRST_PORT: u16 = 20_000;
 const LAST_PORT: u16 = 32_000;
 /// Makes every flush to disk do nothing.
 const NO_FLUSH: &str = "usr/lib/x86_64-linux-gnu/libeatmydata.so";
@@ -55,6 +54,15 @@ pub(super) enum Purpose {
 }
 
 impl Purpose {
+    /// Each has a range of its own: what seems free may belong to a server that is just being broken.
+    fn first_port(self) -> u16 {
+        match self {
+            Self::Tests => 20_000,
+            Self::Bench => 24_000,
+            Self::Chaos => 28_000,
+        }
+    }
+
     fn data(self, folder: &Path) -> PathBuf {
         folder.join(match self {
             Self::Tests => "data",
@@ -85,7 +93,7 @@ pub(super) fn up(folder: &Path, purpose: Purpose) -> Result<Servers> {
         fs::create_dir_all(data.join(part))?;
     }
     let data = data.canonicalize()?;
-    let ports = Ports::free()?;
+    let ports = Ports::free(purpose)?;
     let private = Private { tree, purpose, data: &data, ports };
     let mut processes = Vec::new();
     let started = private.start(&mut processes).and_then(|()| {
@@ -374,8 +382,8 @@ default_pass = {NAME}
 }
 
 impl Ports {
-    fn free() -> Result<Self> {
-        let mut candidates = FIRST_PORT..LAST_PORT;
+    fn free(purpose: Purpose) -> Result<Self> {
+        let mut candidates = purpose.first_port()..LAST_PORT;
         let mut next = || {
             candidates
                 .find(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok())

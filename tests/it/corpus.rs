@@ -1,0 +1,577 @@
+//! Bad input through every door: what its sender is told, and that the rest goes on.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream;
+use harness::{Daemon, Stack, eventually, root};
+use lapin::options::{
+    BasicGetOptions, BasicPublishOptions, ExchangeDeclareOptions, QueueBindOptions,
+    QueueDeclareOptions,
+};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{BasicProperties, Channel, ExchangeKind};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use sqlx::postgres::PgConnection;
+use sqlx::{AssertSqlSafe, Connection};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::{sleep, timeout};
+use uuid::Uuid;
+
+use crate::projector::TALLY;
+
+/// Cases that are looked at together, where each is a process.
+const AT_ONCE: usize = 4;
+
+/// What becomes of an input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Verdict {
+    /// It has its effect.
+    Apply,
+    /// It had its effect before.
+    Duplicate,
+    /// It has no effect, and needs none.
+    Pass,
+    /// Its stream waits for a person.
+    Park,
+    /// It is kept aside.
+    DeadLetter,
+    /// It is published.
+    Publish,
+    /// Its stream is not published until a person decides.
+    Block,
+    /// It is not taken in.
+    Refuse,
+}
+
+#[derive(Deserialize)]
+struct Corpus<C> {
+    case: Vec<C>,
+}
+
+#[derive(Deserialize)]
+struct Case<I> {
+    name: String,
+    verdict: Verdict,
+    /// A part of what the sender is told.
+    #[serde(default)]
+    reason: String,
+    #[serde(flatten)]
+    input: I,
+}
+
+/// The cases of a door.
+fn corpus<I: for<'d> Deserialize<'d>>(door: &str) -> Vec<Case<I>> {
+    let file = root().join("tests/corpus").join(format!("{door}.toml"));
+    let text = fs::read_to_string(file).unwrap();
+    toml::from_str::<Corpus<Case<I>>>(&text).unwrap().case
+}
+
+/// Writes out `{{x*300}}`.
+fn written_out(text: &str) -> String {
+    let mut out = String::new();
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once("{{") {
+        let (inside, behind) = after.split_once("}}").unwrap();
+        let (what, times) = inside.rsplit_once('*').unwrap();
+        out += before;
+        out += &what.repeat(times.parse().unwrap());
+        rest = behind;
+    }
+    out + rest
+}
+
+/// What was not as expected.
+#[derive(Default)]
+struct Surprises(Vec<String>);
+
+impl Surprises {
+    fn compare<I>(&mut self, case: &Case<I>, verdict: Verdict, told: &str) {
+        if verdict != case.verdict || !told.contains(&case.reason) {
+            let told: String = told.chars().take(400).collect();
+            let (name, expected, reason) = (&case.name, case.verdict, &case.reason);
+            self.0.push(format!("{name}: {verdict:?} {told:?}, not {expected:?} {reason:?}"));
+        }
+    }
+
+    fn assert_none(&self) {
+        assert!(self.0.is_empty(), "{} surprises:\n{}", self.0.len(), self.0.join("\n"));
+    }
+}
+
+#[derive(Deserialize)]
+struct Append {
+    stream: String,
+    expected: Option<i64>,
+    events: String,
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn corpus_append() {
+    Stack::run(async |stack| {
+        let mut surprises = Surprises::default();
+        let mut connection = stack.postgres().await;
+        let first = "00000000-0000-4000-8000-000000000001";
+        let events = json!([{ "event_id": first, "type": "A", "data": {} }]).to_string();
+        append(&mut connection, "order-1", None, &events).await.unwrap();
+        for case in corpus::<Append>("append") {
+            let (stream, events) =
+                (written_out(&case.input.stream), written_out(&case.input.events));
+            let mut transaction = connection.begin().await.unwrap();
+            let appended = append(&mut transaction, &stream, case.input.expected, &events).await;
+            let (verdict, told) = match appended {
+                Err(error) => (Verdict::Refuse, told(&error)),
+                Ok(()) if count(&mut transaction).await > 1 => (Verdict::Apply, String::new()),
+                Ok(()) => (Verdict::Duplicate, String::new()),
+            };
+            surprises.compare(&case, verdict, &told);
+            transaction.rollback().await.unwrap();
+        }
+        assert_eq!(count(&mut connection).await, 1);
+        surprises.assert_none();
+    })
+    .await;
+}
+
+async fn append(
+    connection: &mut PgConnection,
+    stream: &str,
+    expected: Option<i64>,
+    events: &str,
+) -> Result<(), sqlx::Error> {
+    let append = sqlx::query("SELECT append_to_stream($1, $2, $3::jsonb)");
+    append.bind(stream).bind(expected).bind(events).execute(connection).await.map(drop)
+}
+
+/// SQLSTATE and message.
+fn told(error: &sqlx::Error) -> String {
+    let error = error.as_database_error().expect("PostgreSQL itself refuses it");
+    format!("{} {}", error.code().unwrap_or_default(), error.message())
+}
+
+async fn count(connection: &mut PgConnection) -> i64 {
+    sqlx::query_scalar("SELECT count(*) FROM events").fetch_one(connection).await.unwrap()
+}
+
+#[derive(Deserialize)]
+struct Row {
+    columns: String,
+    values: String,
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn corpus_outbox() {
+    Stack::run(async |stack| {
+        let mut surprises = Surprises::default();
+        let channel = everything(stack).await;
+        let mut seen = Vec::new();
+        let mut connection = stack.postgres().await;
+        let mut taken = Vec::new();
+        for case in corpus::<Row>("outbox") {
+            let id = Uuid::new_v4();
+            let values = case.input.values.replace("$id", &format!("'{id}'"));
+            let insert = format!("INSERT INTO outbox ({}) VALUES ({values})", case.input.columns);
+            let inserted = sqlx::raw_sql(AssertSqlSafe(insert)).execute(&mut connection).await;
+            match inserted {
+                Ok(_) => taken.push((case, id)),
+                Err(error) => surprises.compare(&case, Verdict::Refuse, &told(&error)),
+            }
+        }
+        let relay = stack.relay().env("OUTBOX_RELAY__RELAY__MAX_MESSAGE_BYTES", "100000");
+        let _relay = relay.env("OUTBOX_RELAY__RELAY__MAX_ATTEMPTS", "1").start_ready().await;
+        for (case, id) in taken {
+            let became = eventually(&case.name, async || {
+                let row: (bool, Option<String>) = sqlx::query_as(
+                    "SELECT o.processed_at IS NOT NULL,
+                            (SELECT last_error FROM outbox_holds WHERE stream_key = $1::text)
+                     FROM outbox o WHERE o.event_id = $1::uuid",
+                )
+                .bind(id.to_string())
+                .fetch_one(&mut connection)
+                .await
+                .unwrap();
+                match row {
+                    (true, _) => Some((Verdict::Publish, String::new())),
+                    (_, Some(error)) => Some((Verdict::Block, error)),
+                    (false, None) => None,
+                }
+            });
+            let (verdict, told) = became.await;
+            surprises.compare(&case, verdict, &told);
+            if verdict == Verdict::Publish {
+                eventually(&case.name, async || {
+                    let get = channel.basic_get("all".into(), BasicGetOptions { no_ack: true });
+                    if let Some(message) = get.await.unwrap() {
+                        seen.push(message.properties.message_id().clone().unwrap().to_string());
+                    }
+                    seen.contains(&id.to_string()).then_some(())
+                })
+                .await;
+            }
+        }
+        surprises.assert_none();
+    })
+    .await;
+}
+
+/// A queue that receives all messages, and a channel to take them.
+async fn everything(stack: &Stack) -> Channel {
+    let channel = stack.amqp().await.create_channel().await.unwrap();
+    let durable = ExchangeDeclareOptions { durable: true, ..Default::default() };
+    let none = FieldTable::default;
+    channel.exchange_declare("events".into(), ExchangeKind::Topic, durable, none()).await.unwrap();
+    let options = QueueDeclareOptions::durable();
+    channel.queue_declare("all".into(), options, none()).await.unwrap();
+    let bind = QueueBindOptions::default();
+    channel.queue_bind("all".into(), "events".into(), "#".into(), bind, none()).await.unwrap();
+    channel
+}
+
+#[derive(Deserialize)]
+struct Sent {
+    /// How many events of its stream were applied before.
+    #[serde(default)]
+    before: i64,
+    /// The last of those is sent again.
+    #[serde(default)]
+    again: bool,
+    #[serde(default)]
+    properties: BTreeMap<String, String>,
+    #[serde(default)]
+    headers: BTreeMap<String, toml::Value>,
+    #[serde(default)]
+    removed: Vec<String>,
+    body: Option<String>,
+    bytes: Option<Vec<u8>>,
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn corpus_message() {
+    Stack::run(async |stack| {
+        let mut surprises = Surprises::default();
+        stack.projector(TALLY).arg("migrate").succeed().await;
+        let quiet = stack.projector(TALLY).env("PROJECTOR__PROJECTOR__STORM_STREAMS", "1000");
+        let quiet = quiet.env("PROJECTOR__PROJECTOR__STORM_PERCENT", "100");
+        let projector = quiet.start_ready().await;
+        let channel = stack.amqp().await.create_channel().await.unwrap();
+        for (number, case) in corpus::<Sent>("message").into_iter().enumerate() {
+            let stream = format!("order-{number}");
+            let mut last = Uuid::nil();
+            for version in 1..=case.input.before {
+                last = Uuid::new_v4();
+                send(&channel, &stream, version, last, &Sent::good()).await;
+                eventually("the events before are applied", async || {
+                    (applied(stack, &stream).await == version).then_some(())
+                })
+                .await;
+            }
+            let before = Counts::of(stack, &projector, &stream).await;
+            let id = if case.input.again { last } else { Uuid::new_v4() };
+            let version = if case.input.again { case.input.before } else { case.input.before + 1 };
+            send(&channel, &stream, version, id, &case.input).await;
+            let (verdict, told) = eventually(&case.name, async || {
+                before.difference(&Counts::of(stack, &projector, &stream).await, &channel).await
+            })
+            .await;
+            surprises.compare(&case, verdict, &told);
+        }
+        send(&channel, "order-last", 1, Uuid::new_v4(), &Sent::good()).await;
+        eventually("a good event comes through", async || {
+            (applied(stack, "order-last").await == 1).then_some(())
+        })
+        .await;
+        assert!(!projector.log().contains("DROP TABLE"), "a payload is in the log");
+        surprises.assert_none();
+    })
+    .await;
+}
+
+impl Sent {
+    fn good() -> Self {
+        let (properties, headers) = (BTreeMap::new(), BTreeMap::new());
+        let (removed, body, bytes) = (Vec::new(), None, None);
+        Self { before: 0, again: false, properties, headers, removed, body, bytes }
+    }
+}
+
+async fn send(channel: &Channel, stream: &str, version: i64, id: Uuid, sent: &Sent) {
+    let time = "2026-01-31T09:30:00.000000Z";
+    let mut headers: BTreeMap<String, AMQPValue> = BTreeMap::new();
+    let text = |text: &str| AMQPValue::LongString(text.as_bytes().into());
+    headers.insert("stream_id".to_owned(), text(stream));
+    headers.insert("stream_version".to_owned(), AMQPValue::LongLongInt(version));
+    headers.insert("schema_version".to_owned(), AMQPValue::LongInt(1));
+    headers.insert("occurred_at".to_owned(), text(time));
+    headers.insert("recorded_at".to_owned(), text(time));
+    for (name, value) in &sent.headers {
+        let value = match value {
+            toml::Value::String(value) => text(&written_out(value)),
+            toml::Value::Integer(number) => AMQPValue::LongLongInt(*number),
+            toml::Value::Float(number) => AMQPValue::Double(*number),
+            other => panic!("{other} as a header"),
+        };
+        headers.insert(name.clone(), value);
+    }
+    let mut properties: BTreeMap<&str, String> = BTreeMap::from([
+        ("message_id", id.to_string()),
+        ("type", "Tested".to_owned()),
+        ("content_type", "application/json".to_owned()),
+    ]);
+    properties.extend(sent.properties.iter().map(|(name, value)| (name.as_str(), value.clone())));
+    for name in &sent.removed {
+        headers.remove(name);
+        properties.remove(name.as_str());
+    }
+    let mut table = FieldTable::default();
+    for (name, value) in headers {
+        table.insert(name.into(), value);
+    }
+    let mut basic = BasicProperties::default().with_delivery_mode(2).with_headers(table);
+    for (name, value) in properties {
+        let value = value.into();
+        basic = match name {
+            "message_id" => basic.with_message_id(value),
+            "type" => basic.with_type(value),
+            "content_type" => basic.with_content_type(value),
+            _ => basic.with_content_encoding(value),
+        };
+    }
+    let body = match (&sent.bytes, &sent.body) {
+        (Some(bytes), _) => bytes.clone(),
+        (None, Some(body)) => written_out(body).into_bytes(),
+        (None, None) => br#"{"n": 1}"#.to_vec(),
+    };
+    let options = BasicPublishOptions::default();
+    let publish = channel.basic_publish("".into(), "projector.tally".into(), options, &body, basic);
+    publish.await.unwrap().await.unwrap();
+}
+
+/// What tells the verdicts on messages apart.
+#[derive(Debug)]
+struct Counts {
+    applied: i64,
+    head: i64,
+    parked: Option<String>,
+    duplicates: f64,
+    dead: f64,
+}
+
+impl Counts {
+    async fn of(stack: &Stack, projector: &Daemon, stream: &str) -> Self {
+        let mut mysql = stack.mysql().await;
+        let outcome = |outcome| {
+            format!("projector_events_total{{projection=\"tally\",outcome=\"{outcome}\"}}")
+        };
+        let parked = sqlx::query_scalar("SELECT reason FROM tally__parked WHERE stream_id = ?");
+        let all = sqlx::query_scalar("SELECT CAST(COALESCE(SUM(applied), 0) AS SIGNED) FROM tally");
+        let head = sqlx::query_scalar(
+            "SELECT CAST(COALESCE(SUM(version), 0) AS SIGNED) FROM tally__streams",
+        );
+        Self {
+            applied: all.fetch_one(&mut mysql).await.unwrap(),
+            head: head.fetch_one(&mut mysql).await.unwrap(),
+            parked: parked.bind(stream).fetch_optional(&mut mysql).await.unwrap(),
+            duplicates: projector.metric(&outcome("duplicate")).await,
+            dead: projector.metric(&outcome("dead_lettered")).await,
+        }
+    }
+
+    async fn difference(&self, now: &Self, channel: &Channel) -> Option<(Verdict, String)> {
+        if now.applied > self.applied {
+            return Some((Verdict::Apply, String::new()));
+        }
+        if let Some(error) = &now.parked {
+            return Some((Verdict::Park, error.clone()));
+        }
+        if now.head > self.head {
+            return Some((Verdict::Pass, String::new()));
+        }
+        if now.duplicates > self.duplicates {
+            return Some((Verdict::Duplicate, String::new()));
+        }
+        if now.dead > self.dead {
+            let options = BasicGetOptions { no_ack: true };
+            let dead = channel.basic_get("projector.tally.dead".into(), options).await.unwrap()?;
+            let headers = dead.properties.headers().clone().unwrap();
+            let reason = headers.inner()["dead_letter_reason"].as_long_string().unwrap().clone();
+            return Some((Verdict::DeadLetter, String::from_utf8_lossy(reason.as_bytes()).into()));
+        }
+        None
+    }
+}
+
+async fn applied(stack: &Stack, stream: &str) -> i64 {
+    let applied =
+        sqlx::query_scalar("SELECT CAST(applied AS SIGNED) FROM tally WHERE stream_id = ?");
+    applied.bind(stream).fetch_optional(&mut stack.mysql().await).await.unwrap().unwrap_or(0)
+}
+
+#[derive(Deserialize)]
+struct Files {
+    file: String,
+    text: String,
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn corpus_projection() {
+    Stack::run(async |stack| {
+        let check = async |(number, case): (usize, Case<Files>)| {
+            let folder = stack.folder().join(format!("projections{number}"));
+            let bad = folder.join("bad");
+            fs::create_dir_all(&bad).unwrap();
+            let tables = "CREATE TABLE bad (
+                id VARCHAR(255) CHARACTER SET utf8mb4 COLLATE utf8mb4_0900_bin PRIMARY KEY, n INT)";
+            fs::write(bad.join("projection.toml"), r#"categories = ["order"]"#).unwrap();
+            fs::write(bad.join("tables.sql"), tables).unwrap();
+            let handler = "INSERT INTO bad (id, n) VALUES (:stream_id, 1)";
+            fs::write(bad.join("Tested.sql"), handler).unwrap();
+            fs::write(bad.join(&case.input.file), &case.input.text).unwrap();
+            let output = stack.projector(&folder).arg("check").output().await;
+            let told = String::from_utf8_lossy(&output.stderr).into_owned()
+                + &String::from_utf8_lossy(&output.stdout);
+            let verdict = match output.status.code() {
+                Some(0) => Verdict::Apply,
+                Some(65) => Verdict::Refuse,
+                code => panic!("{}: {code:?} {told}", case.name),
+            };
+            (case, verdict, told)
+        };
+        let cases = corpus::<Files>("projection").into_iter().enumerate();
+        let mut checked = stream::iter(cases).map(check).buffer_unordered(AT_ONCE);
+        let mut surprises = Surprises::default();
+        while let Some((case, verdict, told)) = checked.next().await {
+            surprises.compare(&case, verdict, &told);
+        }
+        surprises.assert_none();
+    })
+    .await;
+}
+
+#[derive(Deserialize)]
+struct Settings {
+    daemon: String,
+    text: String,
+    #[serde(default)]
+    variables: BTreeMap<String, String>,
+    /// Variables that are not set.
+    #[serde(default)]
+    without: Vec<String>,
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn corpus_configuration() {
+    Stack::run_empty(async |stack| {
+        let show = async |(number, case): (usize, Case<Settings>)| {
+            let file = stack.folder().join(format!("{number}.toml"));
+            fs::write(&file, &case.input.text).unwrap();
+            let program = match case.input.daemon.as_str() {
+                "projector" => stack.projector(TALLY),
+                _ => stack.relay(),
+            };
+            let program =
+                program.bare(&case.input.without).arg("--config").arg(file.display().to_string());
+            let program = program.args(["config", "show"]);
+            let variables = case.input.variables.iter();
+            let program =
+                variables.fold(program, |program, (name, value)| program.env(name, value));
+            let output = program.output().await;
+            let told = String::from_utf8_lossy(&output.stderr).into_owned();
+            let verdict = match output.status.code() {
+                Some(0) => Verdict::Apply,
+                Some(64) => Verdict::Refuse,
+                code => panic!("{}: {code:?} {told}", case.name),
+            };
+            let all = told.clone() + &String::from_utf8_lossy(&output.stdout);
+            assert!(!all.contains("secret"), "{}: a secret is told: {all}", case.name);
+            (case, verdict, told)
+        };
+        let cases = corpus::<Settings>("configuration").into_iter().enumerate();
+        let mut shown = stream::iter(cases).map(show).buffer_unordered(AT_ONCE);
+        let mut surprises = Surprises::default();
+        while let Some((case, verdict, told)) = shown.next().await {
+            surprises.compare(&case, verdict, &told);
+        }
+        surprises.assert_none();
+    })
+    .await;
+}
+
+#[derive(Deserialize)]
+struct Line {
+    line: String,
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn corpus_import() {
+    Stack::run(async |stack| {
+        let mut surprises = Surprises::default();
+        let mut connection = stack.postgres().await;
+        for (number, case) in corpus::<Line>("import").into_iter().enumerate() {
+            let good = |place: u32| {
+                json!({ "stream_id": format!("import-{number}"), "type": "A", "data": { "place": place },
+                        "occurred_at": "2026-01-31T09:30:00Z" })
+                .to_string()
+            };
+            let file = stack.folder().join(format!("{number}.jsonl"));
+            let lines = [good(1), good(2), case.input.line.clone(), good(3)];
+            fs::write(&file, lines.join("\n")).unwrap();
+            let import = stack.workload().arg("import").arg(file.display().to_string());
+            let output = import.output().await;
+            let told = String::from_utf8_lossy(&output.stderr).into_owned();
+            let (verdict, expected) = match output.status.code() {
+                Some(0) => (Verdict::Apply, 3),
+                Some(65) => (Verdict::Refuse, 2),
+                code => panic!("{}: {code:?} {told}", case.name),
+            };
+            surprises.compare(&case, verdict, &told);
+            let stored: i64 = sqlx::query_scalar("SELECT count(*) FROM events WHERE stream_id = $1")
+                .bind(format!("import-{number}"))
+                .fetch_one(&mut connection)
+                .await
+                .unwrap();
+            // What comes after it may be on its way to another stream already.
+            assert!(stored >= expected, "{}: the lines before it are kept", case.name);
+        }
+        surprises.assert_none();
+    })
+    .await;
+}
+
+#[derive(Deserialize)]
+struct Request {
+    send: String,
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn corpus_http() {
+    Stack::run(async |stack| {
+        let mut surprises = Surprises::default();
+        let relay = stack.relay().start_ready().await;
+        let log = relay.log();
+        let started = log.lines().find(|line| line.contains("started")).unwrap();
+        let started: Value = serde_json::from_str(started).unwrap();
+        let address = started["http"].as_str().unwrap().to_owned();
+        let mut open = Vec::new();
+        for case in corpus::<Request>("http") {
+            let mut stream = TcpStream::connect(&address).await.unwrap();
+            // The daemon may have enough before the end.
+            drop(stream.write_all(written_out(&case.input.send).as_bytes()).await);
+            let mut answer = vec![0; 64];
+            let read = timeout(Duration::from_secs(2), stream.read(&mut answer)).await;
+            let length = read.map_or(0, |read| read.unwrap_or(0));
+            let told = String::from_utf8_lossy(&answer[..length]).into_owned();
+            let verdict = if told.contains(" 200 ") { Verdict::Apply } else { Verdict::Refuse };
+            surprises.compare(&case, verdict, &told);
+            open.push(stream);
+        }
+        assert_eq!(relay.get("/livez").await.unwrap().0, 200, "with all of them still open");
+        sleep(Duration::from_millis(100)).await;
+        surprises.assert_none();
+    })
+    .await;
+}
