@@ -50,6 +50,10 @@ struct Arguments {
     /// Only these faults; the run need not see everything that a whole campaign must see.
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Kind>,
+    /// Do not fail when something was never seen that a whole campaign must see: for short ones, which
+    /// may miss it by chance.
+    #[arg(long)]
+    may_be_weak: bool,
     /// Without the sweeper, which would repair what somebody else has lost.
     #[arg(long)]
     no_sweep: bool,
