@@ -11,6 +11,8 @@ use sqlx::mysql::MySqlConnection;
 use sqlx::postgres::PgConnection;
 use uuid::Uuid;
 
+use crate::writers::TOO_LARGE;
+
 /// What is wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Wrong {
@@ -22,6 +24,8 @@ pub(crate) enum Wrong {
     Doubled,
     /// An event had its effect after a later one of its stream.
     Inverted,
+    /// An event that cannot be applied did not stop its stream.
+    PassedOver,
     /// Something had an effect that is not in the event store.
     Phantom,
     /// A read model differs from what its events give, one after another.
@@ -84,9 +88,26 @@ pub(crate) struct Event {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum What {
-    Moved { bucket: String, cents: i128 },
-    Named { name: String },
-    Placed { customer_id: String },
+    Moved {
+        bucket: String,
+        cents: i128,
+    },
+    Named {
+        name: String,
+    },
+    Placed {
+        customer_id: String,
+    },
+    /// Of a fragile stream; it may be one that cannot be applied.
+    Weighed {
+        poison: bool,
+    },
+}
+
+impl Event {
+    fn is_poison(&self) -> bool {
+        self.what == What::Weighed { poison: true }
+    }
 }
 
 /// All events of each stream, in order.
@@ -211,6 +232,7 @@ pub(crate) async fn read_streams(connection: &mut PgConnection) -> Result<Stream
                 What::Moved { bucket: text, cents: parse_cents(&amount.unwrap_or_default()) }
             }
             "CustomerNamed" => What::Named { name: text },
+            "Weighed" => What::Weighed { poison: amount.as_deref() == Some(TOO_LARGE) },
             _ => What::Placed { customer_id: text },
         };
         streams.entry(stream).or_default().push(Event { id, version, what });
@@ -251,7 +273,57 @@ pub(crate) async fn compare(
     let found =
         rows.into_iter().map(|(key, events, total)| (key, (events, parse_cents(&total)))).collect();
     compare_rows("counter", &expected, &found, findings);
-    compare_contacts(streams, connection, findings).await
+    compare_contacts(streams, connection, findings).await?;
+    compare_fragile(streams, connection, findings).await
+}
+
+/// A stream stops where an event cannot be applied.
+async fn compare_fragile(
+    streams: &Streams,
+    connection: &mut MySqlConnection,
+    findings: &mut Findings,
+) -> Result<(), sqlx::Error> {
+    let mut expected: BTreeMap<String, (i64, i64)> = BTreeMap::new();
+    for (stream, events) in streams.iter().filter(|(stream, _)| is_fragile(stream)) {
+        let whole = events.iter().position(Event::is_poison).unwrap_or(events.len());
+        if let Some(last) = events[..whole].last() {
+            expected.insert(stream.clone(), (count(&events[..whole]), last.version));
+        }
+    }
+    let rows: Vec<(String, i64, i64)> =
+        sqlx::query_as("SELECT stream_id, applied, last_version FROM fragile")
+            .fetch_all(&mut *connection)
+            .await?;
+    let found = rows.into_iter().map(|(stream, applied, last)| (stream, (applied, last))).collect();
+    compare_rows("fragile", &expected, &found, findings);
+    let parked: Vec<String> =
+        sqlx::query_scalar("SELECT stream_id FROM fragile__streams WHERE parked")
+            .fetch_all(connection)
+            .await?;
+    compare_parked(streams, &parked.into_iter().collect(), findings);
+    Ok(())
+}
+
+fn is_fragile(stream: &str) -> bool {
+    stream.starts_with("fragile-")
+}
+
+/// Those streams wait for a person that have an event that cannot be applied, and no others.
+fn compare_parked(streams: &Streams, parked: &HashSet<String>, findings: &mut Findings) {
+    for stream in parked {
+        if !streams.get(stream).is_some_and(|events| events.iter().any(Event::is_poison)) {
+            findings.add(Wrong::GivenUp, || format!("{stream} is parked"));
+        }
+    }
+    for (stream, poison) in poisoned(streams).filter(|(stream, _)| !parked.contains(*stream)) {
+        findings.add(Wrong::PassedOver, || format!("{stream} version {}", poison.version));
+    }
+}
+
+/// Streams with an event that cannot be applied, and the first such event.
+pub(crate) fn poisoned(streams: &Streams) -> impl Iterator<Item = (&String, &Event)> {
+    let first = |events: &'_ [Event]| events.iter().position(Event::is_poison);
+    streams.iter().filter_map(move |(stream, events)| Some((stream, &events[first(events)?])))
 }
 
 async fn compare_ledger(
@@ -279,7 +351,7 @@ async fn compare_ledger(
         applied.entry(stream).or_default().versions.insert(version, (id, times));
     }
     let none = Applied::default();
-    for (stream, events) in streams {
+    for (stream, events) in streams.iter().filter(|(stream, _)| !is_fragile(stream)) {
         compare_stream(stream, events, applied.get(stream).unwrap_or(&none), findings);
     }
     for stream in applied.keys().filter(|stream| !streams.contains_key(*stream)) {
@@ -369,6 +441,30 @@ mod tests {
 
         let poor = Applied { cents: 599, ..right };
         assert_eq!(wrongs(&events, &poor), [(Wrong::Differs, 1)]);
+    }
+
+    #[test]
+    fn a_stream_is_parked_for_an_event_that_cannot_be_applied_and_for_nothing_else() {
+        let poisoned = |poison| {
+            let mut some = events(2);
+            some[1].what = What::Weighed { poison };
+            some
+        };
+        let streams: Streams =
+            [("fragile-1", true), ("fragile-2", false), ("fragile-3", true), ("fragile-4", false)]
+                .map(|(stream, poison)| (stream.to_owned(), poisoned(poison)))
+                .into();
+        let mut findings = Findings::default();
+        let parked = ["fragile-1", "fragile-2"].map(str::to_owned).into();
+        compare_parked(&streams, &parked, &mut findings);
+        let found: Vec<_> = findings.iter().map(|(wrong, _, examples)| (wrong, examples)).collect();
+        assert_eq!(
+            found,
+            [
+                (Wrong::PassedOver, &["fragile-3 version 2".to_owned()][..]),
+                (Wrong::GivenUp, &["fragile-2 is parked".to_owned()][..]),
+            ]
+        );
     }
 
     #[test]

@@ -16,7 +16,9 @@ const PAGE_LIMIT: Duration = Duration::from_millis(500);
 const USER: &str = "chaos";
 const PROJECTIONS: &str = "tests/chaos/projections";
 /// The names of the projections.
-pub(crate) const NAMES: [&str; 4] = ["ledger", "chain", "counter", "contacts"];
+pub(crate) const NAMES: [&str; 5] = ["ledger", "chain", "counter", "contacts", FRAGILE];
+/// The one with events that cannot be applied.
+pub(crate) const FRAGILE: &str = "fragile";
 
 /// A daemon, and the proxies that it sees the servers through.
 pub(crate) struct Slot {
@@ -69,7 +71,9 @@ impl Fleet {
     pub(crate) fn rebuild(&self, which: usize) -> Program {
         let projectors = self.projectors();
         let slot = &self.slots[projectors.start + which % projectors.len()];
-        slot.program.clone().args(["rebuild", NAMES[which % NAMES.len()]])
+        let name = NAMES[which % NAMES.len()];
+        let parked = (name == FRAGILE).then_some("--allow-parked");
+        slot.program.clone().args(["rebuild", name]).args(parked)
     }
 
     /// How often one of the proxies has cut a connection at a certain moment.
@@ -102,7 +106,10 @@ impl Slot {
             .projector(Path::new(PROJECTIONS))
             .env("EVENT_STORE_URL", &wires.to(Server::PostgreSql, &stack.postgres_url).await)
             .env("AMQP_URL", &wires.to(Server::RabbitMq, &stack.amqp_url).await)
-            .env("READ_MODEL_URL", &wires.to(Server::MySql, readable.as_str()).await);
+            .env("READ_MODEL_URL", &wires.to(Server::MySql, readable.as_str()).await)
+            // More streams stop than any user would bear.
+            .env("PROJECTOR__PROJECTOR__STORM_STREAMS", "1000000")
+            .env("PROJECTOR__PROJECTOR__STORM_PERCENT", "100");
         if no_sweep {
             program = program.env("PROJECTOR__PROJECTOR__SWEEP_INTERVAL", "1h");
         }

@@ -22,6 +22,8 @@ use crate::wire::Wire;
 
 /// How long to wait for the moment of a cut.
 const CUT_LIMIT: Duration = Duration::from_secs(5);
+/// How long to wait for a relay to be at work.
+const AIM_LIMIT: Duration = Duration::from_secs(1);
 /// Longer than anything takes that heals.
 const UNDO_LIMIT: Duration = Duration::from_mins(2);
 /// A rebuild may take so long.
@@ -178,6 +180,12 @@ impl Harm {
     async fn daemon(&self, fault: &Fault, slot: usize) -> Result<(), String> {
         let slot = &self.fleet.slots[slot];
         let away = "it was not running".to_owned();
+        if let (Kind::KillRelay | Kind::FreezeRelay, Some(wire)) =
+            (fault.kind, slot.wire(Server::RabbitMq))
+        {
+            // While it holds lanes, and has published what it has not marked.
+            drop(timeout(AIM_LIMIT, wire.confirm()).await);
+        }
         match fault.kind {
             Kind::FreezeRelay | Kind::FreezeProjector => {
                 let stop = async |daemon: &mut harness::Daemon| daemon.signal(Signal::STOP);

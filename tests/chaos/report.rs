@@ -75,6 +75,7 @@ impl fmt::Display for Report {
             ("doubled", Wrong::Doubled),
             ("inverted", Wrong::Inverted),
             ("skipped", Wrong::Skipped),
+            ("passed over though they cannot be applied", Wrong::PassedOver),
             ("of nobody", Wrong::Phantom),
             ("rows that differ from a fold", Wrong::Differs),
             ("marked, and never published", Wrong::Unpublished),

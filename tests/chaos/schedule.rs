@@ -45,6 +45,11 @@ fn draw_one(kind: Kind, random: &mut ChaCha8Rng) -> Fault {
         Kind::MemoryAlarm | Kind::DiskAlarm => 5_000..=8_000,
         _ => 100..=3_000,
     };
+    let pause = match kind {
+        // So that something else happens while its tables come into service.
+        Kind::Rebuild | Kind::KillRebuild | Kind::FreezeRebuild => 0..=0,
+        _ => 0..=1_500,
+    };
     Fault {
         number: 0,
         kind,
@@ -53,7 +58,7 @@ fn draw_one(kind: Kind, random: &mut ChaCha8Rng) -> Fault {
         everybody: random.random_bool(0.25),
         side: if random.random_bool(0.5) { Side::Client } else { Side::Server },
         lasts: Duration::from_millis(random.random_range(lasts)),
-        pause: Duration::from_millis(random.random_range(0..=1_500)),
+        pause: Duration::from_millis(random.random_range(pause)),
     }
 }
 

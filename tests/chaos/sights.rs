@@ -33,10 +33,12 @@ pub(crate) enum Sight {
     Nack,
     /// A message met no queue.
     Return,
+    /// A stream has an event that cannot be applied.
+    Poison,
 }
 
 impl Sight {
-    pub(crate) const ALL: [(Self, &str); 8] = [
+    pub(crate) const ALL: [(Self, &str); 9] = [
         (Self::Duplicate, "an event published twice"),
         (Self::HealedGap, "a gap healed from the event store"),
         (Self::LaneTakenOver, "a lane taken over"),
@@ -45,6 +47,7 @@ impl Sight {
         (Self::CutOverUnderFire, "a cut-over under fire"),
         (Self::Nack, "a message refused"),
         (Self::Return, "a message without a queue"),
+        (Self::Poison, "a stream with an event that cannot be applied"),
     ];
 }
 

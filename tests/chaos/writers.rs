@@ -22,8 +22,14 @@ const ACCOUNTS_PER_THOUSAND: u64 = 40;
 /// Without a right to more, a writer has one transaction in so long.
 const TRICKLE: Duration = Duration::from_millis(700);
 const CUSTOMERS: u32 = 300;
+/// Fragile streams for each thousand of events.
+const FRAGILE_PER_THOUSAND: u64 = 5;
+/// Which part of the events of a fragile stream cannot be applied.
+const POISON: f64 = 0.05;
 /// More digits than a binary float keeps.
 const LARGE_AMOUNT: &str = "9007199254740993.01";
+/// For the column that it is meant for.
+pub(crate) const TOO_LARGE: &str = "1000.00";
 
 /// Writers under way.
 pub(crate) struct Writers {
@@ -38,6 +44,7 @@ impl Writers {
         let (account, allowed) = (Arc::<Account>::default(), Arc::new(AtomicU64::new(0)));
         let mut tasks = JoinSet::new();
         let accounts = (events * ACCOUNTS_PER_THOUSAND / 1_000).max(50);
+        let fragile = (events * FRAGILE_PER_THOUSAND / 1_000).max(20);
         for number in 0..WRITERS {
             #[expect(clippy::cast_precision_loss, reason = "as many accounts fit")]
             let activity = Zipf::new(accounts as f64, 1.1).expect("n is at least 1");
@@ -45,6 +52,7 @@ impl Writers {
                 url: url.to_owned(),
                 random: ChaCha8Rng::seed_from_u64(seed ^ (number << 32)),
                 activity,
+                fragile,
                 account: Arc::clone(&account),
                 allowed: Arc::clone(&allowed),
             };
@@ -71,6 +79,8 @@ struct Writer {
     url: String,
     random: ChaCha8Rng,
     activity: Zipf<f64>,
+    /// How many streams have events that cannot be applied, sooner or later.
+    fragile: u64,
     account: Arc<Account>,
     allowed: Arc<AtomicU64>,
 }
@@ -143,9 +153,10 @@ impl Writer {
 
     fn append(&mut self) -> Append {
         let count = self.random.random_range(1..=3);
-        let (stream, count) = match self.random.random_range(0..10) {
-            0 => (format!("customer-{}", self.random.random_range(1..=CUSTOMERS)), 1),
-            1 => (format!("order-{}", self.uuid()), 1),
+        let (stream, count) = match self.random.random_range(0..20) {
+            0 | 1 => (format!("customer-{}", self.random.random_range(1..=CUSTOMERS)), 1),
+            2 | 3 => (format!("order-{}", self.uuid()), 1),
+            4 => (format!("fragile-{}", self.random.random_range(1..=self.fragile)), count),
             _ => (format!("account-{:.0}", self.activity.sample(&mut self.random)), count),
         };
         let (mut ids, mut events) = (Vec::new(), String::from("["));
@@ -172,6 +183,10 @@ impl Writer {
         if stream.starts_with("order-") {
             let customer = self.random.random_range(1..=CUSTOMERS);
             return ("OrderPlaced", format!(r#"{{"customer_id":"customer-{customer}"}}"#));
+        }
+        if stream.starts_with("fragile-") {
+            let amount = if self.random.random_bool(POISON) { TOO_LARGE } else { "1.50" };
+            return ("Weighed", format!(r#"{{"amount":{amount}}}"#));
         }
         let length = match self.random.random_range(0..1_000) {
             0 => self.random.random_range(64_000..256_000),

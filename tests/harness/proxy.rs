@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use url::Url;
@@ -71,6 +71,8 @@ pub struct Proxy {
 struct Cuts {
     armed: Mutex<Option<Cut>>,
     fired: AtomicUsize,
+    /// Told of each confirm that comes through.
+    confirms: Notify,
 }
 
 impl Cuts {
@@ -122,6 +124,11 @@ impl Proxy {
     /// Lets the moment pass, if it has not come.
     pub fn cut_nowhere(&self) {
         *self.cuts.armed.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Waits until RabbitMQ confirms a message to somebody.
+    pub async fn confirm(&self) {
+        self.cuts.confirms.notified().await;
     }
 
     /// How often a connection was reset at such a moment.
@@ -271,6 +278,7 @@ impl Flow<'_> {
             }
             Side::Client if self.committing.load(Ordering::Relaxed) => true,
             Side::Client if bytes.windows(11).any(is_confirm) => {
+                self.cuts.confirms.notify_waiters();
                 self.cuts.fire(&[Cut::Confirm]).is_some()
             }
             _ => false,

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use harness::{Cut, Mode, Proxy, Stack, eventually, within};
-use lapin::options::{BasicConsumeOptions, BasicQosOptions};
+use lapin::options::{BasicConsumeOptions, BasicQosOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection, Executor};
@@ -13,6 +13,7 @@ use tokio::time::sleep;
 use crate::projector::{TALLY, tested, wait_for};
 
 const SPREAD: &str = "tests/projections/spread";
+const INCIDENTS: &str = "tests/projections/incidents";
 const STREAMS: i64 = 50;
 
 async fn append_version(stack: &Stack, version: i64) {
@@ -244,6 +245,42 @@ async fn a_queue_that_serves_nobody_is_made_anew() {
         wait_for(stack, "order-1", "1,2,3,4,5,6").await;
         let after = projector.metric(healed).await;
         assert!((after - before).abs() < 0.5, "it came by the queue");
+    })
+    .await;
+}
+
+/// Who sweeps a projection gives that up while its history is applied, whatever went wrong before with
+/// another projection: otherwise its queue would not be followed any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn trouble_with_one_projection_does_not_keep_another_from_its_history() {
+    Stack::run(async |stack| {
+        let rename = async |from: &str, to: &str| {
+            let rename = AssertSqlSafe(format!("RENAME TABLE {from} TO {to}"));
+            stack.mysql().await.execute(rename).await.unwrap();
+        };
+        let projector = stack.projector(INCIDENTS);
+        projector.clone().arg("migrate").succeed().await;
+        // The first that is looked at.
+        rename("daily_activity__checkpoint", "away").await;
+        let daemon = projector.start();
+        let sweeper = r#""message":"does not work, trying again","component":"sweeper""#;
+        eventually("the sweeper is in trouble", async || {
+            daemon.log().contains(sweeper).then_some(())
+        })
+        .await;
+        rename("away", "daily_activity__checkpoint").await;
+        daemon.ready().await;
+        let replays = || {
+            let log = daemon.log();
+            let replays = log.lines().filter(|line| line.contains("history is applied"));
+            replays.filter(|line| line.contains(r#""projection":"incident_summary""#)).count()
+        };
+        let before = replays();
+        let channel = stack.amqp().await.create_channel().await.unwrap();
+        let queue = "projector.incident_summary";
+        channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await.unwrap();
+        eventually("the history is applied", async || (replays() > before).then_some(())).await;
+        daemon.ready().await;
     })
     .await;
 }

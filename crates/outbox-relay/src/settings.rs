@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use broker::TopicPattern;
 use daemon::LogSettings;
-use daemon::settings::{Errors, Reader, Shown};
+use daemon::settings::{Errors, POSTGRESQL, RABBITMQ, Reader, Shown};
 use secrecy::{ExposeSecret, SecretString};
 
 /// What the relay is told to do; each key is described in `config/default.toml`.
@@ -79,10 +79,10 @@ impl Settings {
         reader.ignore_section("mysql");
         reader.ignore_section("projector");
         let settings = Self {
-            postgres_url: reader.secret_url("postgres.url", needed.postgres),
-            listen_url: reader.secret_url("postgres.listen_url", false),
+            postgres_url: reader.secret_url("postgres.url", &POSTGRESQL, needed.postgres),
+            listen_url: reader.secret_url("postgres.listen_url", &POSTGRESQL, false),
             statement_timeout: reader.duration("postgres.statement_timeout", seconds(1..=300)),
-            rabbitmq_url: reader.secret_url("rabbitmq.url", needed.rabbitmq),
+            rabbitmq_url: reader.secret_url("rabbitmq.url", &RABBITMQ, needed.rabbitmq),
             exchange: reader.text("rabbitmq.exchange"),
             log: LogSettings::read(&mut reader),
             http_listen: reader.address("relay.http_listen"),

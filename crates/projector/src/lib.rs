@@ -40,6 +40,7 @@ mod supervise;
 mod sweep;
 mod topology;
 mod trouble;
+mod unserved;
 mod verify;
 mod wait;
 

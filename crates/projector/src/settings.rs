@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use daemon::LogSettings;
-use daemon::settings::{Errors, Reader, Shown};
+use daemon::settings::{Errors, MYSQL, POSTGRESQL, RABBITMQ, Reader, Shown};
 use secrecy::SecretString;
 
 use crate::apply::Breaker;
@@ -73,13 +73,13 @@ impl Settings {
     pub fn read(mut reader: Reader, needed: Servers) -> Result<(Self, Vec<Shown>), Errors> {
         reader.ignore_section("relay");
         // Only the relay listens, but both may read one file.
-        reader.secret_url("postgres.listen_url", false);
+        reader.secret_url("postgres.listen_url", &POSTGRESQL, false);
         let settings = Self {
-            postgres_url: reader.secret_url("postgres.url", needed.sources),
+            postgres_url: reader.secret_url("postgres.url", &POSTGRESQL, needed.sources),
             statement_timeout: reader.duration("postgres.statement_timeout", seconds(1..=300)),
-            rabbitmq_url: reader.secret_url("rabbitmq.url", needed.sources),
+            rabbitmq_url: reader.secret_url("rabbitmq.url", &RABBITMQ, needed.sources),
             exchange: reader.text("rabbitmq.exchange"),
-            mysql_url: reader.secret_url("mysql.url", needed.mysql),
+            mysql_url: reader.secret_url("mysql.url", &MYSQL, needed.mysql),
             log: LogSettings::read(&mut reader),
             http_listen: reader.address("projector.http_listen"),
             projections_dir: reader.path("projector.projections_dir"),

@@ -17,6 +17,7 @@ use event_store::{StreamHead, Wanted};
 use tokio::time::sleep;
 use uuid::Uuid;
 
+use crate::Settings;
 use crate::apply::ReadModel;
 use crate::context::Context;
 use crate::history::History;
@@ -24,6 +25,7 @@ use crate::metrics::Healing;
 use crate::mysql::{Instance, Session};
 use crate::topology::Topology;
 use crate::trouble::Trouble;
+use crate::unserved::Unserved;
 
 /// Positions compared at once.
 const WINDOW: i64 = 20_000;
@@ -44,7 +46,9 @@ pub(crate) async fn sweep(
 ) -> Result<(), Failure> {
     let probe = health.probe("sweeper", None);
     probe.ok();
-    let states = models.into_iter().map(|model| State::new(model, &health)).collect();
+    let Settings { sweep_interval: interval, sweep_grace: grace, .. } = context.settings;
+    let unserved = Unserved::new(grace, interval);
+    let states = models.into_iter().map(|it| State::new(it, &health, unserved.clone())).collect();
     let mut sweeper = Sweeper {
         history: History::new(context.store.clone()),
         session: None,
@@ -53,7 +57,6 @@ pub(crate) async fn sweep(
         context: &context,
         states,
     };
-    let interval = context.settings.sweep_interval;
     while context.shutdown.run_until_cancelled(sleep(interval)).await.is_some() {
         match context.shutdown.run_until_cancelled(sweeper.round()).await {
             None => break,
@@ -79,8 +82,6 @@ struct Sweeper<'c> {
 /// What is known of one projection.
 struct State {
     model: Arc<ReadModel>,
-    /// Whether this instance sweeps it; another may.
-    owned: bool,
     /// Tells the tables that it knows of from others.
     epoch: Option<Uuid>,
     /// Up to here it was looked at.
@@ -116,33 +117,26 @@ impl Sweeper<'_> {
         self.history.forget();
         self.session = None;
         self.connection = None;
-        for state in &mut self.states {
-            state.disown();
-        }
     }
 
     /// Looks at every projection; trouble with one does not keep it from the others.
     async fn round(&mut self) -> Result<(), Trouble> {
         let mut states = std::mem::take(&mut self.states);
         let mut result = Ok(());
-        let mut lost = false;
         match self.limits().await {
             Ok(limits) => {
                 for state in &mut states {
                     if let Err(trouble) = self.sweep(state, limits).await {
+                        // With the session goes what it owned.
+                        state.leave();
                         self.history.forget();
                         self.session = None;
                         self.connection = None;
-                        lost = true;
                         result = Err(trouble);
                     }
                 }
             }
             Err(trouble) => result = Err(trouble),
-        }
-        if lost {
-            // Ownership ended with a session.
-            states.iter_mut().for_each(State::disown);
         }
         self.states = states;
         result
@@ -169,12 +163,12 @@ impl Sweeper<'_> {
         }
         // Before its first replay there is nothing to sweep, and during a replay nobody does.
         let position = checkpoint.filter(|it| it.replay_until.is_none()).map(|it| it.position);
-        if position.is_none() && state.owned {
+        let owned = if position.is_some() {
+            session.try_own(model.name()).await?
+        } else {
             session.disown(model.name()).await?;
-        }
-        if position.is_some() && !state.owned {
-            state.owned = session.try_own(model.name()).await?;
-        }
+            false
+        };
         let (parked, conflicts) = session.count_parked(&model.ledger).await?;
         self.context.metrics.parked(model.name(), parked, conflicts);
         let inbox_age = self.context.settings.inbox_retention;
@@ -186,7 +180,7 @@ impl Sweeper<'_> {
             self.session = Some(session);
             return Ok(());
         }
-        if let Some(checkpoint) = position.filter(|_| state.owned) {
+        if let Some(checkpoint) = position.filter(|_| owned) {
             if checkpoint > limits.decided {
                 // A rebuild may have got there meanwhile, while this instance stood still.
                 let decided = self.limits().await?.decided;
@@ -197,9 +191,9 @@ impl Sweeper<'_> {
             let instances = session.instances(&model.ledger).await?;
             let dead = self.look_at_queues(state, &instances).await?;
             while self.look(&mut session, state, checkpoint, limits.published).await? {}
-            self.bury(&model, &dead).await?;
+            self.bury(state, &dead).await?;
         } else {
-            state.disown();
+            state.leave();
         }
         self.session = Some(session);
         Ok(())
@@ -237,12 +231,12 @@ impl Sweeper<'_> {
         if due.is_empty() { Ok(false) } else { self.heal(session, &model, &due).await }
     }
 
-    /// Looks at what waits in the queues; gives those that are dead.
+    /// Looks at what waits in the queues; gives those that are dead, by number.
     async fn look_at_queues(
         &mut self,
         state: &mut State,
         instances: &[Instance],
-    ) -> Result<Vec<String>, Trouble> {
+    ) -> Result<Vec<usize>, Trouble> {
         let connection = match self.connection.take() {
             Some(connection) if connection.is_connected() => connection,
             _ => self.dialer.connect().await?,
@@ -253,9 +247,7 @@ impl Sweeper<'_> {
             state.drained = Some(Instant::now());
         }
         self.connection = Some(connection);
-        let limit = self.context.settings.sweep_grace * GRACES_IN_QUEUE;
-        let dead = state.unserved.dead(&ready, instances, limit, Instant::now());
-        Ok(dead.into_iter().map(|number| topology.queues[number].name.clone()).collect())
+        Ok(state.unserved.dead(&ready, instances, Instant::now()))
     }
 
     fn topology(&self, model: &ReadModel) -> Topology {
@@ -266,16 +258,19 @@ impl Sweeper<'_> {
 
     /// Deletes dead queues. Those who consume them make them anew, and apply from the event store what
     /// was in them.
-    async fn bury(&mut self, model: &ReadModel, dead: &[String]) -> Result<(), Trouble> {
-        for queue in dead {
+    async fn bury(&mut self, state: &mut State, dead: &[usize]) -> Result<(), Trouble> {
+        let topology = self.topology(&state.model);
+        for number in dead {
             let Some(connection) = &self.connection else { return Ok(()) };
+            let queue = &topology.queues[*number].name;
             tracing::warn!(
-                projection = model.name(),
+                projection = state.model.name(),
                 queue,
                 "RabbitMQ delivers what is in this queue to no instance, though all of them consume \
                  it; it is deleted and made anew, and its events are read from the event store"
             );
             connection.delete_queue(queue).await?;
+            state.unserved.forget(*number);
         }
         Ok(())
     }
@@ -355,33 +350,33 @@ impl Sweeper<'_> {
 }
 
 impl State {
-    fn new(model: Arc<ReadModel>, health: &Health) -> Self {
+    fn new(model: Arc<ReadModel>, health: &Health, unserved: Unserved) -> Self {
         let probe = health.probe(&format!("projection {} lag", model.name()), None);
         probe.ok();
         Self {
             model,
-            owned: false,
             epoch: None,
             seen: None,
             open: BTreeMap::new(),
             behind: HashMap::new(),
             drained: None,
-            unserved: Unserved::default(),
+            unserved,
             probe,
         }
     }
 
-    /// Forgets everything: another instance may go on.
-    fn disown(&mut self) {
-        self.owned = false;
-        self.forget();
+    /// Lets another instance go on. What is known of streams stays true: one that has not moved when it
+    /// is looked at again has not moved in between.
+    fn leave(&mut self) {
+        self.seen = None;
+        self.open.clear();
+        self.probe.ok();
     }
 
     fn forget(&mut self) {
         self.seen = None;
         self.open.clear();
         self.behind.clear();
-        self.unserved = Unserved::default();
         self.probe.ok();
     }
 
@@ -436,77 +431,5 @@ impl State {
         }
         self.behind = seen;
         due
-    }
-}
-
-/// Queues with messages that nobody is delivered, and since when.
-///
-/// After a crash, RabbitMQ 4.3 can take a consumer of before the crash for the single active one, for
-/// ever; quorum queues have been stuck like this for other reasons too (rabbitmq-server issues 1825 and
-/// 17317). Then a queue only grows.
-#[derive(Debug, Default)]
-struct Unserved(HashMap<usize, Instant>);
-
-impl Unserved {
-    /// Notes how many messages each queue has, and which queues the instances are served from; gives the
-    /// queues that have served nobody for too long.
-    fn dead(
-        &mut self,
-        ready: &[u32],
-        instances: &[Instance],
-        limit: Duration,
-        now: Instant,
-    ) -> Vec<usize> {
-        let is_served = |number: usize| {
-            let held = |instance: &Instance| {
-                instance.partitions.iter().any(|held| usize::from(*held) == number + 1)
-            };
-            instances.is_empty() || instances.iter().any(held)
-        };
-        let mut dead = Vec::new();
-        for (number, messages) in ready.iter().enumerate() {
-            if *messages == 0 || is_served(number) {
-                self.0.remove(&number);
-            } else if now - *self.0.entry(number).or_insert(now) >= limit {
-                self.0.remove(&number);
-                dead.push(number);
-            }
-        }
-        dead
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn instance(partitions: &[u16]) -> Instance {
-        let (id, host) = (Uuid::nil(), String::new());
-        Instance { id, host, of: 2, partitions: partitions.to_vec() }
-    }
-
-    #[test]
-    fn a_queue_is_dead_when_it_serves_nobody_for_too_long() {
-        let (limit, begun) = (Duration::from_secs(10), Instant::now());
-        let after = |seconds| begun + Duration::from_secs(seconds);
-        let mut unserved = Unserved::default();
-        let none = [instance(&[]), instance(&[])];
-        assert!(unserved.dead(&[5, 0], &none, limit, begun).is_empty());
-        assert!(unserved.dead(&[6, 0], &none, limit, after(9)).is_empty());
-        assert_eq!(unserved.dead(&[7, 0], &none, limit, after(10)), [0]);
-        assert!(unserved.dead(&[7, 0], &none, limit, after(11)).is_empty());
-    }
-
-    #[test]
-    fn a_delivery_an_empty_queue_or_nobody_there_begin_anew() {
-        let (limit, begun) = (Duration::from_secs(10), Instant::now());
-        let none = [instance(&[])];
-        for (ready, instances) in [(5, vec![instance(&[1])]), (0, none.to_vec()), (5, Vec::new())] {
-            let mut unserved = Unserved::default();
-            assert!(unserved.dead(&[5], &none, limit, begun).is_empty());
-            let middle = begun + limit / 2;
-            assert!(unserved.dead(&[ready], &instances, limit, middle).is_empty());
-            assert!(unserved.dead(&[5], &none, limit, begun + limit).is_empty());
-        }
     }
 }

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use config::{Config, File, FileFormat, Map, Source, Value, ValueKind};
 
-pub use reader::{Reader, Shown};
+pub use reader::{MYSQL, POSTGRESQL, RABBITMQ, Reader, Shown};
 
 /// Every error of a configuration.
 #[derive(Debug, thiserror::Error)]

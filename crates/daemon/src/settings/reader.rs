@@ -13,6 +13,13 @@ use url::Url;
 
 use super::Errors;
 
+/// What a URL of PostgreSQL begins with.
+pub const POSTGRESQL: [&str; 2] = ["postgres", "postgresql"];
+/// What a URL of RabbitMQ begins with.
+pub const RABBITMQ: [&str; 2] = ["amqp", "amqps"];
+/// What a URL of MySQL begins with.
+pub const MYSQL: [&str; 1] = ["mysql"];
+
 /// Reads the keys of a configuration and remembers every error.
 ///
 /// A key that is wrong reads as a harmless value, so that reading goes on; [`Reader::finish`] then
@@ -130,9 +137,14 @@ impl Reader {
             .unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)))
     }
 
-    /// A URL that may hold a password: the key itself, or the content of the file that
-    /// `<key>_file` names. It may be missing unless it is needed.
-    pub fn secret_url(&mut self, key: &'static str, needed: bool) -> SecretString {
+    /// A URL with one of some schemes, which may hold a password: the key itself, or the content of
+    /// the file that `<key>_file` names. It may be missing unless it is needed.
+    pub fn secret_url(
+        &mut self,
+        key: &'static str,
+        schemes: &[&str],
+        needed: bool,
+    ) -> SecretString {
         let file_key = format!("{key}_file");
         self.read.extend([key.to_owned(), file_key.clone()]);
         let direct = self.values.get(key).map(|value| (text_of(value), origin(value)));
@@ -158,6 +170,12 @@ impl Reader {
             self.errors.push(format!("{key} is not a URL ({origin})"));
             return SecretString::default();
         };
+        if !schemes.iter().any(|scheme| value.scheme() == *scheme) {
+            let schemes = schemes.join(":// or ");
+            self.errors.push(format!("{key} does not begin with {schemes}:// ({origin})"));
+            return SecretString::default();
+        }
+        let value = toml(value.into());
         self.shown.push(Shown { key, value, origin });
         SecretString::from(url)
     }
@@ -245,11 +263,16 @@ fn text_of(value: &Value) -> Option<String> {
         ValueKind::I64(number) => Some(number.to_string()),
         ValueKind::Boolean(flag) => Some(flag.to_string()),
         ValueKind::Array(items) => {
-            let items: Option<Vec<String>> = items.iter().map(text_of).collect();
+            let text = |item: &Value| text_of(item).filter(|_| !is_array(item));
+            let items: Option<Vec<String>> = items.iter().map(text).collect();
             items.map(|items| items.join(","))
         }
         _ => None,
     }
+}
+
+fn is_array(value: &Value) -> bool {
+    matches!(value.kind, ValueKind::Array(_))
 }
 
 fn origin(value: &Value) -> String {
@@ -261,7 +284,7 @@ fn variable(key: &str) -> String {
 }
 
 /// The URL without its password, and without a query, which may hold one too.
-fn redacted(url: &str) -> Option<String> {
+fn redacted(url: &str) -> Option<Url> {
     // Without `//` everything behind the colon is a path, the password too.
     let mut url = Url::parse(url).ok().filter(Url::has_authority)?;
     if url.password().is_some() {
@@ -270,7 +293,7 @@ fn redacted(url: &str) -> Option<String> {
     if url.query().is_some() {
         url.set_query(Some("***"));
     }
-    Some(toml(url.into()))
+    Some(url)
 }
 
 /// A text as TOML has it.

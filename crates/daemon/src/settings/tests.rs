@@ -36,8 +36,8 @@ fn read(
     }
     .load()?;
     reader.ignore_section("other");
-    reader.secret_url("mysql.url", false);
-    let url = reader.secret_url("rabbitmq.url", true);
+    reader.secret_url("mysql.url", &MYSQL, false);
+    let url = reader.secret_url("rabbitmq.url", &RABBITMQ, true);
     let settings = Settings {
         workers: reader.integer("relay.workers", 1..=64),
         pace: reader.duration("relay.pace", Duration::from_millis(1)..=Duration::from_secs(1)),
@@ -108,6 +108,20 @@ fn a_number_is_what_is_written() {
     for wrong in ["0", "65", "7.9", "yes", "", "1e1", "-1"] {
         assert!(read(None, &[URL, ("OUTBOX_RELAY__RELAY__WORKERS", wrong)]).is_err(), "{wrong}");
     }
+}
+
+#[test]
+fn a_url_of_another_server_is_refused_without_its_password() {
+    let told = read(None, &[("AMQP_URL", "mysql://app:secret@localhost/app")]).err().unwrap();
+    let expected =
+        "rabbitmq.url does not begin with amqp:// or amqps:// (environment variable AMQP_URL)";
+    assert_eq!(told.0, [expected]);
+}
+
+#[test]
+fn a_list_has_no_lists() {
+    let told = read(Some("[relay]\nnames = [[\"a\"]]\n"), &[URL]).err().unwrap().to_string();
+    assert!(told.contains("relay.names is not a list"), "{told}");
 }
 
 #[test]

@@ -331,29 +331,6 @@ impl Session {
         Ok(found.unwrap_or(0))
     }
 
-    /// Lets another session sweep a projection.
-    pub(crate) async fn disown(&mut self, projection: &str) -> Result<(), Error> {
-        let query = sqlx::query_scalar(
-            "SELECT RELEASE_LOCK(CONCAT('projector.sweep.', LEFT(SHA2(CONCAT(DATABASE(), '.', ?), 256), 40)))",
-        )
-        .bind(projection);
-        let released: Result<Option<i64>, _> =
-            within("giving up the sweep", query.fetch_one(&mut self.connection)).await;
-        released.map(drop)
-    }
-
-    /// Makes this session the one that sweeps a projection, unless another one is; until it ends.
-    pub(crate) async fn try_own(&mut self, projection: &str) -> Result<bool, Error> {
-        // The names of locks are global to the server, and 64 characters at most.
-        let query = sqlx::query_scalar(
-            "SELECT GET_LOCK(CONCAT('projector.sweep.', LEFT(SHA2(CONCAT(DATABASE(), '.', ?), 256), 40)), 0)",
-        )
-        .bind(projection);
-        let locked: Option<i64> =
-            within("asking for the sweep", query.fetch_one(&mut self.connection)).await?;
-        Ok(locked == Some(1))
-    }
-
     /// Moves the checkpoint forward; never back.
     pub(crate) async fn move_checkpoint(
         &mut self,

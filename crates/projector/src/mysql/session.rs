@@ -1,11 +1,12 @@
 //! One connection to MySQL.
 
+use std::collections::HashSet;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::mysql::{MySqlConnectOptions, MySqlConnection};
-use sqlx::{ConnectOptions, Connection, Row};
+use sqlx::{ConnectOptions, Connection, Row, query_scalar};
 use tokio::time::timeout;
 
 use super::Error;
@@ -77,6 +78,8 @@ impl Options {
 pub(crate) struct Session {
     pub(super) connection: MySqlConnection,
     pub(super) used: Instant,
+    /// What it owns. MySQL counts how often a lock is taken, and frees it when it is given up as often.
+    owned: HashSet<String>,
 }
 
 impl Session {
@@ -87,7 +90,7 @@ impl Session {
             .await
             .map_err(|_elapsed| Error::Timeout { operation: "connecting", limit })?
             .map_err(|source| connect_error(options, source))?;
-        let mut session = Self { connection, used: Instant::now() };
+        let mut session = Self { connection, used: Instant::now(), owned: HashSet::new() };
         session.settle().await?;
         Ok(session)
     }
@@ -104,6 +107,40 @@ impl Session {
     /// Lets the server know that this is still in use, with what it holds.
     pub(crate) async fn stay(&mut self) -> Result<(), Error> {
         within("a ping", self.connection.ping()).await
+    }
+
+    /// Makes this session the owner of something, such as the sweep of a projection, unless another one
+    /// is. It stays the owner until it gives that up, or ends.
+    pub(crate) async fn try_own(&mut self, name: &str) -> Result<bool, Error> {
+        if self.owned.contains(name) {
+            return Ok(true);
+        }
+        // The names of locks are global to the server, and 64 characters at most.
+        let lock = query_scalar(
+            "SELECT GET_LOCK(CONCAT('projector.sweep.', LEFT(SHA2(CONCAT(DATABASE(), '.', ?), 256), 40)), 0)",
+        )
+        .bind(name)
+        .fetch_one(&mut self.connection);
+        let locked: Option<i64> = within("asking for a lock", lock).await?;
+        let own = locked == Some(1);
+        if own {
+            self.owned.insert(name.to_owned());
+        }
+        Ok(own)
+    }
+
+    /// Lets another session own something.
+    pub(crate) async fn disown(&mut self, name: &str) -> Result<(), Error> {
+        if !self.owned.remove(name) {
+            return Ok(());
+        }
+        let unlock = query_scalar(
+            "SELECT RELEASE_LOCK(CONCAT('projector.sweep.', LEFT(SHA2(CONCAT(DATABASE(), '.', ?), 256), 40)))",
+        )
+        .bind(name)
+        .fetch_one(&mut self.connection);
+        let unlocked: Result<Option<i64>, _> = within("giving up a lock", unlock).await;
+        unlocked.map(drop)
     }
 
     /// Says goodbye to the server.
