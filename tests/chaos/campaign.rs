@@ -56,7 +56,7 @@ struct Campaign<'s> {
     lookout: Lookout,
     /// Those of the exchange, when everything was well.
     bindings: Vec<Binding>,
-    /// Faults that last.
+    /// Faults that last, or from which not everything has recovered.
     active: Arc<AtomicUsize>,
     tried: Mutex<BTreeMap<Kind, Tried>>,
     findings: Arc<Mutex<Findings>>,
@@ -143,8 +143,12 @@ impl<'s> Campaign<'s> {
         self.active.fetch_add(1, Ordering::Relaxed);
         self.say(&format!("{fault}: {:.1} s", fault.lasts.as_secs_f64()));
         let done = self.harm.inflict(&fault).await;
-        self.active.fetch_sub(1, Ordering::Relaxed);
         drop(turn);
+        self.see_recovery(fault, done).await;
+        self.active.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    async fn see_recovery(&self, fault: Fault, done: Result<(), String>) {
         if let Err(why) = done {
             self.say(&format!("{fault}: missed: {why}"));
             if why.starts_with("SIGTERM") {

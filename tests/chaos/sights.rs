@@ -27,7 +27,7 @@ pub(crate) enum Sight {
     BlockedBroker,
     /// A COMMIT was answered, and the answer did not arrive.
     UnknownCommit,
-    /// The tables of a rebuild came into service while something was broken.
+    /// The tables of a rebuild came into service while something was broken, or had not recovered.
     CutOverUnderFire,
     /// The broker refused a message.
     Nack,

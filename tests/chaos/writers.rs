@@ -16,7 +16,7 @@ use uuid::Uuid;
 use crate::account::Account;
 use crate::databases::{self, LIMIT};
 
-const WRITERS: u64 = 8;
+const WRITERS: u64 = 16;
 /// Accounts for each thousand of events: by Zipf's law, some have many events and most have few.
 const ACCOUNTS_PER_THOUSAND: u64 = 40;
 /// Without a right to more, a writer has one transaction in so long.
@@ -124,8 +124,8 @@ impl Writer {
             (0..self.random.random_range(1..=3)).map(|_| self.append()).collect();
         let ids: Vec<Uuid> = appends.iter().flat_map(|append| append.ids.clone()).collect();
         let hold = match self.random.random_range(0..1_000) {
-            0..=4 => self.random.random_range(500..3_000),
-            5..=200 => self.random.random_range(1..50),
+            0 | 1 => self.random.random_range(500..3_000),
+            2..=200 => self.random.random_range(1..50),
             _ => 0,
         };
         let begun = timeout(LIMIT, begin(&mut connection, &appends)).await;
