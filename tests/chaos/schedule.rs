@@ -40,7 +40,9 @@ fn draw_one(kind: Kind, random: &mut ChaCha8Rng) -> Fault {
         // Mostly longer than a claim is left to a relay that went silent.
         Kind::FreezeRelay => 5_000..=9_000,
         Kind::FreezeProjector => 200..=8_000,
-        Kind::HoldRows | Kind::RefuseMessages | Kind::RemoveBindings => 1_000..=5_000,
+        Kind::RefuseMessages | Kind::RemoveBindings => 1_000..=5_000,
+        // Mostly longer than a batch waits, and than it waits again for one event.
+        Kind::HoldRows => 1_000..=9_000,
         // Longer than a relay waits for confirms.
         Kind::MemoryAlarm | Kind::DiskAlarm => 5_000..=8_000,
         _ => 100..=3_000,
