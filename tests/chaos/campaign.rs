@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -32,6 +32,9 @@ use crate::writers::Writers;
 
 /// When everything is over, an event may take so long.
 const SETTLED: Duration = Duration::from_secs(3);
+
+/// How often what was not seen is provoked.
+const PROVOCATIONS: u64 = 5;
 
 /// Runs a campaign.
 pub(crate) async fn run(arguments: &Arguments) -> Report {
@@ -95,7 +98,9 @@ impl<'s> Campaign<'s> {
         }
         let management = Management::of(self.stack.name());
         self.bindings = management.bindings().await.expect("the bindings are read");
-        self.inflict_all().await;
+        let Arguments { seed, faults, only, .. } = self.arguments;
+        self.inflict_all(schedule::draw(*seed, 1, *faults, only)).await;
+        self.provoke().await;
         self.writers.allow(self.arguments.events);
         while self.writers.account.appended() < self.arguments.events {
             sleep(Duration::from_millis(100)).await;
@@ -117,10 +122,10 @@ impl<'s> Campaign<'s> {
     }
 
     /// Some faults at a time, in the order of the schedule.
-    async fn inflict_all(&self) {
-        let Arguments { seed, faults, events, at_once, only, .. } = self.arguments;
+    async fn inflict_all(&self, schedule: Vec<Fault>) {
+        let Arguments { faults, events, at_once, .. } = self.arguments;
         let mut under_way = FuturesUnordered::new();
-        for fault in schedule::draw(*seed, *faults, only) {
+        for fault in schedule {
             self.writers.allow(events * fault.number as u64 / *faults as u64);
             while under_way.len() >= *at_once {
                 under_way.next().await;
@@ -135,6 +140,26 @@ impl<'s> Campaign<'s> {
             }
         }
         while under_way.next().await.is_some() {}
+    }
+
+    /// More faults of the kinds that show what was not seen by chance.
+    async fn provoke(&self) {
+        let Arguments { seed, faults, .. } = self.arguments;
+        let mut next = faults + 1;
+        for round in 1..=PROVOCATIONS {
+            let unseen: Vec<Sight> =
+                self.unseen().filter(|it| !it.provoked_by().is_empty()).collect();
+            if unseen.is_empty() {
+                return;
+            }
+            let names: Vec<&str> = unseen.iter().map(|sight| sight.name()).collect();
+            self.say(&format!("not seen yet: {}", names.join(", ")));
+            let kinds: Vec<Kind> =
+                unseen.into_iter().flat_map(Sight::provoked_by).copied().collect();
+            let more = schedule::draw(seed.wrapping_add(round), next, 3 * kinds.len(), &kinds);
+            next += more.len();
+            self.inflict_all(more).await;
+        }
     }
 
     /// One fault, until events flow again.
@@ -192,7 +217,13 @@ impl<'s> Campaign<'s> {
         given_up(stack, &mut found).await;
         self.compare_broker(&mut found).await;
         self.lookout.sights.add(Sight::Poison, checker::poisoned(&streams).count() as u64);
-        let sights = self.sights(&mut found);
+        for sight in self.unseen() {
+            found.add(Wrong::TooWeak, || format!("never seen: {}", sight.name()));
+        }
+        for line in logs(stack.folder()).filter_map(panic) {
+            found.add(Wrong::Daemon, || line);
+        }
+        let sights = self.sights();
         let seen = lock(&self.wire.seen);
         Report {
             seed: self.arguments.seed,
@@ -275,27 +306,22 @@ impl<'s> Campaign<'s> {
         }
     }
 
-    fn sights(&self, findings: &mut Findings) -> BTreeMap<Sight, u64> {
-        let sights = &self.lookout.sights;
-        sights.add(Sight::Duplicate, lock(&self.wire.seen).duplicates());
-        sights.add(Sight::UnknownCommit, self.harm.fleet.cuts() as u64);
-        for log in logs(self.stack.folder()) {
-            let text = fs::read_to_string(&log).unwrap_or_default();
-            let taken = text.matches("taking over lanes").count();
-            sights.add(Sight::LaneTakenOver, taken as u64);
-            if let Some(line) = text.lines().find(|line| line.contains("panicked at")) {
-                findings.add(Wrong::Daemon, || line.to_owned());
-            }
-        }
-        let counts = sights.counts();
-        if self.arguments.only.is_empty() && !self.arguments.may_be_weak {
-            for (sight, name) in Sight::ALL {
-                if counts.get(&sight).copied().unwrap_or(0) == 0 {
-                    findings.add(Wrong::TooWeak, || format!("never seen: {name}"));
-                }
-            }
-        }
+    fn sights(&self) -> BTreeMap<Sight, u64> {
+        let mut counts = self.lookout.sights.counts();
+        counts.insert(Sight::Duplicate, lock(&self.wire.seen).duplicates());
+        counts.insert(Sight::UnknownCommit, self.harm.fleet.cuts() as u64);
+        let taken = |log| read(log).matches("taking over lanes").count() as u64;
+        counts.insert(Sight::LaneTakenOver, logs(self.stack.folder()).map(taken).sum());
         counts
+    }
+
+    /// What a whole campaign must have seen, and this one has not.
+    fn unseen(&self) -> impl Iterator<Item = Sight> {
+        let counts = self.sights();
+        let whole = self.arguments.only.is_empty();
+        let unseen =
+            move |sight: &Sight| whole && counts.get(sight).is_none_or(|count| *count == 0);
+        Sight::ALL.into_iter().filter(unseen)
     }
 }
 
@@ -373,9 +399,17 @@ async fn given_up(stack: &Stack, findings: &mut Findings) {
     }
 }
 
-fn logs(folder: &Path) -> impl Iterator<Item = std::path::PathBuf> {
+fn logs(folder: &Path) -> impl Iterator<Item = PathBuf> {
     let files = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
     files.filter(|path| path.extension().is_some_and(|extension| extension == "log"))
+}
+
+fn read(log: PathBuf) -> String {
+    fs::read_to_string(log).unwrap_or_default()
+}
+
+fn panic(log: PathBuf) -> Option<String> {
+    read(log).lines().find(|line| line.contains("panicked at")).map(str::to_owned)
 }
 
 fn keep_logs(folder: &Path) {

@@ -34,7 +34,7 @@ struct Arguments {
     /// What the schedule and the workload follow from.
     #[arg(long, default_value_t = rand::random::<u32>().into())]
     seed: u64,
-    /// How many faults.
+    /// How many faults; some more when something was not seen that a whole campaign must see.
     #[arg(long, default_value_t = 60)]
     faults: usize,
     /// How many events, at least; they are spread over the faults.
@@ -50,10 +50,6 @@ struct Arguments {
     /// Only these faults; the run need not see everything that a whole campaign must see.
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Kind>,
-    /// Do not fail when something was never seen that a whole campaign must see: for short ones, which
-    /// may miss it by chance.
-    #[arg(long)]
-    may_be_weak: bool,
     /// Without the sweeper, which would repair what somebody else has lost.
     #[arg(long)]
     no_sweep: bool,

@@ -88,8 +88,9 @@ impl fmt::Display for Report {
         writeln!(out, "| of these duplicates | {} |", self.duplicates)?;
         writeln!(out, "| first copies out of order | {} |\n", self.inversions)?;
         writeln!(out, "| seen | times |\n|---|--:|")?;
-        for (sight, name) in Sight::ALL {
-            writeln!(out, "| {name} | {} |", self.sights.get(&sight).copied().unwrap_or(0))?;
+        for sight in Sight::ALL {
+            let times = self.sights.get(&sight).copied().unwrap_or(0);
+            writeln!(out, "| {} | {times} |", sight.name())?;
         }
         writeln!(
             out,

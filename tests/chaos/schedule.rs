@@ -10,8 +10,8 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::faults::{Fault, Kind, Server};
 
-/// Draws faults: every kind at every server once, in any order, and again.
-pub(crate) fn draw(seed: u64, count: usize, only: &[Kind]) -> Vec<Fault> {
+/// Draws faults: every kind at every server once, in any order, and again. They are numbered from `first`.
+pub(crate) fn draw(seed: u64, first: usize, count: usize, only: &[Kind]) -> Vec<Fault> {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     let wanted = |kind: &&Kind| only.is_empty() || only.contains(kind);
     let all: Vec<(Kind, Option<Server>)> = Kind::value_variants()
@@ -27,7 +27,7 @@ pub(crate) fn draw(seed: u64, count: usize, only: &[Kind]) -> Vec<Fault> {
         let mut round = all.clone();
         round.shuffle(&mut random);
         for (kind, server) in round {
-            let number = faults.len() + 1;
+            let number = first + faults.len();
             faults.push(Fault { number, kind, server, ..draw_one(kind, &mut random) });
         }
     }
@@ -70,13 +70,13 @@ mod tests {
 
     #[test]
     fn a_seed_gives_the_same_schedule_again_and_another_seed_another() {
-        assert_eq!(draw(7, 200, &[]), draw(7, 200, &[]));
-        assert_ne!(draw(7, 200, &[]), draw(8, 200, &[]));
+        assert_eq!(draw(7, 1, 200, &[]), draw(7, 1, 200, &[]));
+        assert_ne!(draw(7, 1, 200, &[]), draw(8, 1, 200, &[]));
     }
 
     #[test]
     fn every_kind_comes_at_every_server() {
-        let faults = draw(1, 60, &[]);
+        let faults = draw(1, 1, 60, &[]);
         for kind in Kind::value_variants() {
             for server in Server::ALL {
                 let meant = |fault: &&Fault| fault.kind == *kind && fault.server == Some(server);
@@ -88,7 +88,7 @@ mod tests {
 
     #[test]
     fn only_what_is_wanted_comes() {
-        let faults = draw(1, 10, &[Kind::KillRelay]);
+        let faults = draw(1, 1, 10, &[Kind::KillRelay]);
         assert!(faults.iter().all(|fault| fault.kind == Kind::KillRelay));
         assert_eq!(faults.len(), 10);
     }

@@ -10,6 +10,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::account::lock;
 use crate::databases::{self, LIMIT};
+use crate::faults::Kind;
 use crate::inject::Harm;
 
 const PERIOD: Duration = Duration::from_millis(500);
@@ -38,17 +39,46 @@ pub(crate) enum Sight {
 }
 
 impl Sight {
-    pub(crate) const ALL: [(Self, &str); 9] = [
-        (Self::Duplicate, "an event published twice"),
-        (Self::HealedGap, "a gap healed from the event store"),
-        (Self::LaneTakenOver, "a lane taken over"),
-        (Self::BlockedBroker, "a blocked broker"),
-        (Self::UnknownCommit, "a commit with unknown outcome"),
-        (Self::CutOverUnderFire, "a cut-over under fire"),
-        (Self::Nack, "a message refused"),
-        (Self::Return, "a message without a queue"),
-        (Self::Poison, "a stream with an event that cannot be applied"),
+    pub(crate) const ALL: [Self; 9] = [
+        Self::Duplicate,
+        Self::HealedGap,
+        Self::LaneTakenOver,
+        Self::BlockedBroker,
+        Self::UnknownCommit,
+        Self::CutOverUnderFire,
+        Self::Nack,
+        Self::Return,
+        Self::Poison,
     ];
+
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Duplicate => "an event published twice",
+            Self::HealedGap => "a gap healed from the event store",
+            Self::LaneTakenOver => "a lane taken over",
+            Self::BlockedBroker => "a blocked broker",
+            Self::UnknownCommit => "a commit with unknown outcome",
+            Self::CutOverUnderFire => "a cut-over under fire",
+            Self::Nack => "a message refused",
+            Self::Return => "a message without a queue",
+            Self::Poison => "a stream with an event that cannot be applied",
+        }
+    }
+
+    /// Faults that bring it about, mostly.
+    pub(crate) const fn provoked_by(self) -> &'static [Kind] {
+        match self {
+            Self::Duplicate | Self::LaneTakenOver => &[Kind::KillRelay],
+            Self::HealedGap => &[Kind::PurgeQueue],
+            Self::BlockedBroker => &[Kind::MemoryAlarm],
+            Self::UnknownCommit => &[Kind::CutAtCommitAnswer],
+            Self::CutOverUnderFire => &[Kind::Rebuild, Kind::Latency],
+            Self::Nack => &[Kind::RefuseMessages],
+            Self::Return => &[Kind::RemoveBindings],
+            // The writers bring it.
+            Self::Poison => &[],
+        }
+    }
 }
 
 /// How often each was seen.
