@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use broker::{Binding, Outcome, Queue};
+use broker::{Binding, Connection, Options, Outcome, Queue};
 use domain_events::{HeaderValue, Message};
 use futures_util::future::join_all;
-use harness::Stack;
+use harness::{Mode, Proxy, Side, Stack, eventually};
 use lapin::options::{QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use uuid::Uuid;
@@ -261,6 +261,36 @@ async fn declaring_twice_is_harmless_and_other_settings_are_told() {
         let told = error.to_string();
         assert!(told.contains("queue two exists in RabbitMQ with other settings"), "{told}");
         assert!(error.is_configuration());
+    })
+    .await;
+}
+
+/// A broker that hangs up in the middle of the handshake, or accepts and then says nothing, must not
+/// keep whoever connects from connecting later, nor leave threads behind.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_is_not_answered_is_given_up() {
+    Stack::run_empty(async |stack| {
+        let (proxy, url) = Proxy::before(&stack.amqp_url).await;
+        let options = Options::parse(&url.into(), "test").unwrap();
+        let modes = [
+            Mode::HalfClose(Side::Client),
+            Mode::HalfClose(Side::Server),
+            Mode::BlackHoleTowards(Side::Client),
+            Mode::BlackHole,
+        ];
+        for mode in modes {
+            proxy.set(mode);
+            let refused = join_all((0..4).map(|_| Connection::connect(&options))).await;
+            assert!(refused.iter().all(Result::is_err), "{mode:?}");
+            proxy.set(Mode::Pass);
+            Connection::connect(&options).await.unwrap().close().await;
+        }
+        eventually("the threads of all attempts have ended", async || {
+            let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+            let mut names = tasks.filter_map(|task| std::fs::read(task.path().join("comm")).ok());
+            (!names.any(|name| name.starts_with(b"lapin"))).then_some(())
+        })
+        .await;
     })
     .await;
 }

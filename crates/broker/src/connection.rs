@@ -3,18 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use lapin::ConnectionProperties;
 use lapin::types::ShortString;
 use lapin::uri::AMQPUri;
 use secrecy::{ExposeSecret, SecretString};
-use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use crate::dial::dial;
 use crate::error::is_refusal;
 use crate::{Consumer, Error, Publisher};
 
-/// How long the broker may take to accept a connection; what it does meanwhile is not lost.
-const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+/// How long the broker may take to accept a connection: as long as RabbitMQ itself allows
+/// (`handshake_timeout`).
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// How long the broker may take to answer anything but a publish. A broker with a slow disk takes
 /// seconds to declare a queue, and to ask it again would only be more work; a dead one is noticed by
 /// the heartbeat.
@@ -58,61 +58,27 @@ pub struct Connection {
     inner: Arc<lapin::Connection>,
 }
 
-/// Makes connections, one at a time.
-///
-/// lapin waits for ever, in a thread of its own, for a broker that accepts and then says nothing. So
-/// an attempt that takes too long is not given up but waited for again the next time: otherwise each
-/// attempt of a long outage would leave a thread behind.
-pub struct Dialer {
-    options: Options,
-    /// One at most.
-    attempts: JoinSet<lapin::Result<lapin::Connection>>,
-}
-
-impl Dialer {
-    /// Does nothing yet.
-    pub fn new(options: Options) -> Self {
-        Self { options, attempts: JoinSet::new() }
-    }
-
+impl Connection {
     /// Connects.
     ///
     /// # Errors
     ///
     /// [`Error::Login`] when the broker refuses user, password or virtual host, otherwise
     /// [`Error::Unreachable`] or [`Error::Timeout`].
-    pub async fn connect(&mut self) -> Result<Connection, Error> {
-        if self.attempts.is_empty() {
-            let name = self.options.name.clone().into();
-            let properties = ConnectionProperties::default().with_connection_name(name);
-            let uri = self.options.uri.clone();
-            self.attempts.spawn(lapin::Connection::connect_uri(uri, properties));
-        }
-        let limit = CONNECT_LIMIT;
-        let connected = timeout(limit, self.attempts.join_next())
-            .await
-            .map_err(|_elapsed| Error::Timeout { operation: "connecting", limit })?;
-        let connected = connected.and_then(Result::ok).ok_or(Error::Lost)?;
-        let inner = connected.map_err(|source| {
-            let address = self.options.address.clone();
-            if is_refusal(&source) {
-                Error::Login { address, source }
-            } else {
-                Error::Unreachable { address, source }
-            }
-        })?;
-        Ok(Connection { inner: Arc::new(inner) })
-    }
-}
-
-impl Connection {
-    /// Connects once; who tries again and again keeps a [`Dialer`].
-    ///
-    /// # Errors
-    ///
-    /// As [`Dialer::connect`].
     pub async fn connect(options: &Options) -> Result<Self, Error> {
-        Dialer::new(options.clone()).connect().await
+        let limit = CONNECT_LIMIT;
+        let inner = timeout(limit, dial(&options.uri, &options.name, limit))
+            .await
+            .map_err(|_elapsed| Error::Timeout { operation: "connecting", limit })?
+            .map_err(|source| {
+                let address = options.address.clone();
+                if is_refusal(&source) {
+                    Error::Login { address, source }
+                } else {
+                    Error::Unreachable { address, source }
+                }
+            })?;
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     /// Whether the connection is up.

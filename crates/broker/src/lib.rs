@@ -12,6 +12,7 @@
 
 mod connection;
 mod consumer;
+mod dial;
 mod error;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
@@ -21,7 +22,7 @@ mod properties;
 mod publisher;
 mod topology;
 
-pub use connection::{Connection, Dialer, Options};
+pub use connection::{Connection, Options};
 pub use consumer::{Consumer, Delivery, Envelope, Receipt};
 pub use error::Error;
 pub use pattern::{InvalidPattern, TopicPattern};

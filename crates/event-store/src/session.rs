@@ -210,7 +210,7 @@ impl Session {
         self.run(operation, begin, query, true).await
     }
 
-    /// Runs one query that reads much of a table.
+    /// Runs one query that compares much of a table with much of another.
     pub(crate) async fn scan<T>(
         &mut self,
         operation: &'static str,
@@ -219,7 +219,9 @@ impl Session {
     where
         T: for<'r> FromRow<'r, PgRow>,
     {
-        let begin = self.begin_scan.clone();
+        // A planner who believes that there are few rows, as there were some minutes ago, reads the second
+        // table again for each row of the first.
+        let begin = format!("{}; SET LOCAL enable_nestloop = off", self.begin_scan);
         self.run(operation, begin, query, false).await
     }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use broker::{Connection, Dialer, Publisher};
+use broker::{Connection, Publisher};
 use daemon::backoff::Backoff;
 use daemon::{CancellationToken, Exit, Failure, Health, Probe, chain};
 use event_store::Session;
@@ -44,7 +44,6 @@ pub(crate) struct Worker {
     shared: Arc<Shared>,
     policy: Policy,
     session: Option<Session>,
-    dialer: Dialer,
     link: Option<Link>,
     store_probe: Probe,
     broker_probe: Probe,
@@ -78,7 +77,6 @@ impl Worker {
         Self {
             policy,
             session: None,
-            dialer: Dialer::new(shared.broker.clone()),
             link: None,
             store_probe: health.probe("postgresql", None),
             broker_probe: health.probe("rabbitmq", None),
@@ -161,7 +159,7 @@ impl Worker {
     }
 
     async fn connect_broker(&mut self) -> Result<Link, broker::Error> {
-        let connection = self.dialer.connect().await?;
+        let connection = Connection::connect(&self.shared.broker).await?;
         let settings = &self.shared.settings;
         connection.declare_exchange(&settings.exchange).await?;
         let publisher = connection.publisher(&settings.exchange, settings.confirm_timeout).await?;

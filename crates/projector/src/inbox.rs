@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use broker::{
-    Connection, Consumer, Delivery, Dialer, Envelope, Error, Options, Publisher, Queue, Receipt,
-};
+use broker::{Connection, Consumer, Delivery, Envelope, Error, Options, Publisher, Queue, Receipt};
 
 use crate::mysql::Committed;
 
@@ -14,7 +12,7 @@ const CONFIRM_LIMIT: Duration = Duration::from_secs(5);
 /// Takes deliveries of one queue.
 pub(crate) struct Inbox {
     consumer: Consumer,
-    dialer: Dialer,
+    options: Options,
     /// On a connection of its own: the broker stops reading from one that publishes when it is short
     /// of memory, and acknowledgements would wait there too.
     dead_letters: Option<(Connection, Publisher)>,
@@ -32,7 +30,7 @@ impl Inbox {
     ) -> Result<Self, Error> {
         Ok(Self {
             consumer: connection.consumer(&queue.name, prefetch, priority).await?,
-            dialer: Dialer::new(options.clone()),
+            options: options.clone(),
             dead_letters: None,
             dead_letter_queue: queue.dead_letters.clone(),
         })
@@ -71,7 +69,7 @@ impl Inbox {
         let (connection, mut publisher) = match self.dead_letters.take() {
             Some(open) if open.0.is_connected() => open,
             _ => {
-                let connection = self.dialer.connect().await?;
+                let connection = Connection::connect(&self.options).await?;
                 let publisher = connection.publisher("", CONFIRM_LIMIT).await?;
                 (connection, publisher)
             }

@@ -3,11 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use broker::{Connection, Dialer};
+use broker::Connection;
 use daemon::backoff::Backoff;
 use daemon::{Failure, Health, Probe, chain};
 use domain_events::Position;
-use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep};
 
 use crate::Settings;
@@ -41,7 +40,6 @@ pub(crate) async fn supervise(
     let supervisor = Supervisor {
         probe: health.probe(&component, None),
         gaps: health.probe(&format!("{component} gaps"), None),
-        dialer: Mutex::new(Dialer::new(context.broker.clone())),
         context: &context,
         model: &model,
     };
@@ -70,7 +68,6 @@ pub(crate) async fn supervise(
 struct Supervisor<'c> {
     context: &'c Arc<Context>,
     model: &'c Arc<ReadModel>,
-    dialer: Mutex<Dialer>,
     probe: Probe,
     gaps: Probe,
 }
@@ -116,7 +113,7 @@ impl Supervisor<'_> {
         context.metrics.paused(model.name(), false);
         // So that a login that is refused is told before the first gap.
         History::new(context.store.clone()).session().await?;
-        let connection = self.dialer.lock().await.connect().await?;
+        let connection = Connection::connect(&context.broker).await?;
         let topology = self.topology(model.projection.partitions);
         self.wait_for_others(&mut session).await?;
         let new_queue = topology.declare(&connection).await?;

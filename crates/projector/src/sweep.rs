@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use broker::{Connection, Dialer};
+use broker::Connection;
 use chrono::Utc;
 use daemon::{Failure, Health, Probe, chain};
 use domain_events::{Position, StreamId, StreamVersion};
@@ -52,7 +52,6 @@ pub(crate) async fn sweep(
     let mut sweeper = Sweeper {
         history: History::new(context.store.clone()),
         session: None,
-        dialer: Dialer::new(context.broker.clone()),
         connection: None,
         context: &context,
         states,
@@ -74,7 +73,6 @@ struct Sweeper<'c> {
     context: &'c Context,
     history: History,
     session: Option<Session>,
-    dialer: Dialer,
     connection: Option<Connection>,
     states: Vec<State>,
 }
@@ -239,7 +237,7 @@ impl Sweeper<'_> {
     ) -> Result<Vec<usize>, Trouble> {
         let connection = match self.connection.take() {
             Some(connection) if connection.is_connected() => connection,
-            _ => self.dialer.connect().await?,
+            _ => Connection::connect(&self.context.broker).await?,
         };
         let topology = self.topology(&state.model);
         let ready = topology.ready_in_each(&connection).await?;
