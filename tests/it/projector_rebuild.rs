@@ -158,6 +158,49 @@ async fn a_rebuild_that_dies_at_any_step_leaves_one_generation_whole() {
     .await;
 }
 
+/// The statement that swaps the tables is on its way when the rebuild dies, and reaches MySQL when another
+/// process has begun to go on: it must not put the tables in service that are just being filled.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_swap_that_comes_too_late_does_not_happen() {
+    with_projection(async |stack, projector, _| {
+        append_version(stack, 1).await;
+        all_at(stack, 1).await;
+        projector.kill().await;
+        let rebuild = stack.projector(TALLY).args(["rebuild", "tally"]);
+        let dies_at = async |step: &str| {
+            let (_, told) = rebuild.clone().env("PROJECTOR_CRASH_AT", step).try_run().await;
+            assert!(told.contains(&format!("crash: {step}")), "{told}");
+        };
+        dies_at("the new tables have everything").await;
+        let mut mysql = stack.mysql().await;
+        let tables: Vec<(String, String)> = sqlx::query_as(
+            "SELECT DATABASE(), CAST(table_name AS CHAR) FROM information_schema.tables
+             WHERE table_schema = CONCAT(DATABASE(), '__new')
+                 AND (table_name LIKE 'tally%' OR table_name LIKE 'projector\\_ticket\\_%')
+             ORDER BY table_name LIKE 'tally%'",
+        )
+        .fetch_all(&mut mysql)
+        .await
+        .unwrap();
+        let away = tables.iter().map(|(live, table)| {
+            let from = if table.starts_with("tally") { "" } else { "__new" };
+            format!("{live}{from}.{table} TO {live}__old.{table}")
+        });
+        let here = tables.iter().filter(|(_, table)| table.starts_with("tally"));
+        let here = here.map(|(live, table)| format!("{live}__new.{table} TO {live}.{table}"));
+        let late = format!("RENAME TABLE {}", away.chain(here).collect::<Vec<_>>().join(", "));
+        dies_at("the new tables are made").await;
+        let error =
+            sqlx::raw_sql(AssertSqlSafe(late)).execute(&mut mysql).await.unwrap_err().to_string();
+        assert!(error.contains("projector_ticket_"), "{error}");
+        rebuild.succeed().await;
+        append_version(stack, 2).await;
+        projector.restart();
+        all_at(stack, 2).await;
+    })
+    .await;
+}
+
 /// A projector goes on with a rebuild whose command is gone; `status` shows it meanwhile.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_projector_goes_on_with_a_rebuild_that_was_interrupted() {

@@ -60,9 +60,15 @@ pub(crate) struct InService {
 pub(crate) enum Swap {
     /// They are swapped.
     Done,
-    /// A reader held one of them.
+    /// A reader held one of them, or the server took too long: it may still happen, with its ticket.
     Held,
 }
+
+/// What one attempt to swap tables needs: an empty table, which the swap takes along.
+///
+/// A swap can reach the server late, or go on there after its connection was ended. Where its ticket is
+/// void, it has happened already, or it never will.
+pub(crate) struct Ticket(String);
 
 /// The tables of a projection and its bookkeeping.
 pub(crate) fn all_tables(projection: &Projection, ledger: &Ledger) -> Vec<String> {
@@ -175,6 +181,42 @@ impl Session {
         Ok(found.into_iter().filter_map(|name| StreamId::new(name).ok()).collect())
     }
 
+    /// A ticket for one attempt to swap tables that lie in `database`.
+    ///
+    /// Only on the session that owns the rebuild: whoever owns it next voids it.
+    pub(crate) async fn issue_ticket(
+        &mut self,
+        ledger: &Ledger,
+        database: &str,
+    ) -> Result<Ticket, Error> {
+        let ticket = Ticket(format!("projector_ticket_{}", Uuid::new_v4().simple()));
+        let (name, projection) = (&ticket.0, ledger.projection());
+        self.plain(format!("CREATE TABLE `{database}`.`{name}` (id INT) COMMENT = '{projection}'"))
+            .await?;
+        Ok(ticket)
+    }
+
+    /// Makes sure that no swap of a projection's tables is still to come; waits for one under way.
+    pub(crate) async fn void_tickets(
+        &mut self,
+        ledger: &Ledger,
+        databases: &Databases,
+    ) -> Result<(), Error> {
+        let read = query_as(
+            "SELECT CAST(table_schema AS CHAR), CAST(table_name AS CHAR) FROM information_schema.tables
+             WHERE table_schema IN (?, ?) AND table_name LIKE 'projector\\_ticket\\_%' AND table_comment = ?",
+        )
+        .bind(&databases.new)
+        .bind(&databases.old)
+        .bind(ledger.projection())
+        .fetch_all(&mut self.connection);
+        let tickets: Vec<(String, String)> = within("listing tickets", read).await?;
+        for (database, ticket) in tickets {
+            self.drop_tables(&database, &[ticket]).await?;
+        }
+        Ok(())
+    }
+
     /// Puts tables from one database into another, and those there into a third, all at once.
     ///
     /// Only while the gate is held. It runs on a connection of its own, which is killed when a reader
@@ -183,14 +225,15 @@ impl Session {
         &mut self,
         options: &Options,
         tables: &[String],
+        ticket: &Ticket,
         [from, to, away]: [&str; 3],
     ) -> Result<Swap, Error> {
         let pair = |source: &str, target: &str, table: &String| {
             format!("`{source}`.`{table}` TO `{target}`.`{table}`")
         };
-        let away = tables.iter().map(|table| pair(to, away, table));
-        let here = tables.iter().map(|table| pair(from, to, table));
-        let pairs: Vec<String> = away.chain(here).collect();
+        let mut pairs = vec![pair(from, away, &ticket.0)];
+        pairs.extend(tables.iter().map(|table| pair(to, away, table)));
+        pairs.extend(tables.iter().map(|table| pair(from, to, table)));
         let sql = format!("RENAME TABLE {}", pairs.join(", "));
         let mut other = Self::connect(options).await?;
         let limit = query("SET SESSION lock_wait_timeout = 1").execute(&mut other.connection);

@@ -38,6 +38,7 @@ impl Owned<'_> {
         let mut pause = Duration::from_millis(100);
         loop {
             target.fold_the_rest(&mut store).await?;
+            let ticket = self.session.issue_ticket(&self.live.ledger, from).await?;
             crash::point("the gate is closed next");
             let closed = Instant::now();
             let (mut batch, _gate) = self.session.begin(&self.live.ledger, Passage::Alone).await?;
@@ -45,8 +46,15 @@ impl Owned<'_> {
             target.fold_the_rest(&mut store).await?;
             crash::point("the new tables have everything");
             let live = &rebuilder.databases.live;
-            let swap = helper.swap(&rebuilder.mysql, &self.tables, [from, live, away]).await?;
-            if swap == Swap::Done || is_swapped(&mut helper, live, &self.tables, from).await? {
+            let ways = [from, live, away];
+            let swapped = match helper.swap(&rebuilder.mysql, &self.tables, &ticket, ways).await? {
+                Swap::Done => true,
+                Swap::Held => {
+                    helper.void_tickets(&self.live.ledger, &rebuilder.databases).await?;
+                    is_swapped(&mut helper, live, &self.tables, from).await?
+                }
+            };
+            if swapped {
                 crash::point("the tables are swapped");
                 batch.next_generation(&rebuilder.projection).await?;
                 crash::point("the swap is noted");
@@ -61,6 +69,7 @@ impl Owned<'_> {
             sleep(pause).await;
             pause = SWAP_PAUSE.min(pause * 2);
         }
+        helper.void_tickets(&self.live.ledger, &rebuilder.databases).await?;
         store.close().await;
         helper.close().await;
         Ok(())

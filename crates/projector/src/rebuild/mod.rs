@@ -211,6 +211,10 @@ impl Rebuilder {
         let live = self.model();
         let mut session = Session::connect(&self.mysql).await?;
         let own = session.try_own(&format!("{}.rebuild", live.name())).await?;
+        if own {
+            // A swap of whoever had it before must not come later.
+            session.void_tickets(&live.ledger, &self.databases).await?;
+        }
         let job = session.job(&live.ledger).await?;
         if !own {
             session.close().await;
