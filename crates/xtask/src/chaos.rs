@@ -1,5 +1,6 @@
 //! Campaigns of faults, on servers of their own.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -84,12 +85,6 @@ impl Bug {
 /// Runs the campaign of each bug with daemons that have it. Each must fail.
 fn prove(chaos: &Path, wanted: &[String]) -> Result<()> {
     let folder = target().join("bugs");
-    let mut table = String::from(
-        "# Bugs that the checker has found\n\n\
-         Written by `cargo xtask chaos --prove`: each bug is put into the daemons, and the campaign must \
-         fail.\n\n\
-         | bug | | faults | found as |\n|---|---|---|---|\n",
-    );
     let mut missed = Vec::new();
     for bug in Bug::all(wanted)? {
         let tree = copy(&folder)?;
@@ -119,12 +114,32 @@ fn prove(chaos: &Path, wanted: &[String]) -> Result<()> {
         }
         let faults = bug.campaign.iter().skip_while(|word| *word != "--only").nth(1);
         let faults = faults.map(|kinds| kinds.replace(',', ", ")).unwrap_or_default();
-        writeln!(table, "| {} | {} | {faults} | {found} |", bug.name, bug.what)?;
-        if wanted.is_empty() {
-            fs::write(root().join(TABLE), &table)?;
-        }
+        note(&bug.name, &format!("{} | {faults} | {found} |", bug.what))?;
     }
     if missed.is_empty() { Ok(()) } else { bail!("not found: {}", missed.join(", ")) }
+}
+
+/// Puts a row into the table, in the place of the one of before.
+fn note(name: &str, row: &str) -> Result<()> {
+    let path = root().join(TABLE);
+    let before = fs::read_to_string(&path).unwrap_or_default();
+    let cells = |line: &str| {
+        let (name, row) = line.strip_prefix("| ")?.split_once(" | ")?;
+        let is_there = root().join(BUGS).join(name).with_extension("patch").exists();
+        is_there.then(|| (name.to_owned(), row.to_owned()))
+    };
+    let mut rows: BTreeMap<String, String> = before.lines().filter_map(cells).collect();
+    rows.insert(name.to_owned(), row.to_owned());
+    let mut table = String::from(
+        "# Bugs that the checker has found\n\n\
+         Written by `cargo xtask chaos --prove`: each bug is put into the daemons, and the campaign must \
+         fail.\n\n\
+         | bug | | faults | found as |\n|---|---|---|---|\n",
+    );
+    for (name, row) in rows {
+        writeln!(table, "| {name} | {row}")?;
+    }
+    Ok(fs::write(path, table)?)
 }
 
 /// What a campaign says is wrong: `Lost 3, Doubled 1`.
