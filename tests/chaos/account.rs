@@ -13,7 +13,7 @@ pub(crate) struct Account {
     committed: Mutex<HashSet<Uuid>>,
     /// They were rolled back before a COMMIT was sent.
     rolled_back: Mutex<HashSet<Uuid>>,
-    /// A COMMIT was sent, and not answered.
+    /// A COMMIT was sent for so many events, and not answered.
     pub(crate) unknown: AtomicU64,
     appended: AtomicU64,
 }

@@ -57,6 +57,22 @@ impl Management {
         Ok(some.map(tell).collect())
     }
 
+    /// The queues that are not as they are when nothing is to be done: empty, and those of projections
+    /// with somebody who consumes them.
+    pub(crate) async fn restless(&self) -> Result<Vec<String>, String> {
+        let mut restless = self.backlog().await?;
+        let all = self.call("GET", &format!("queues/{}", self.vhost), Value::Null).await?;
+        for queue in all.as_array().into_iter().flatten() {
+            let name = queue["name"].as_str().unwrap_or_default();
+            if !is_for_dead_letters(name)
+                && queue["consumers"].as_u64().is_none_or(|some| some == 0)
+            {
+                restless.push(format!("{name}: nobody consumes it"));
+            }
+        }
+        Ok(restless)
+    }
+
     /// How many messages were given up.
     pub(crate) async fn dead_letters(&self) -> Result<u64, String> {
         let all = self.call("GET", &format!("queues/{}", self.vhost), Value::Null).await?;

@@ -1,6 +1,6 @@
 //! A campaign: daemons and writers at work, faults, and the reckoning.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
@@ -9,11 +9,14 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
+use clap::ValueEnum;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use harness::{Stack, root};
+use sqlx::postgres::PgConnection;
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{sleep, timeout_at};
+use uuid::Uuid;
 
 use crate::Arguments;
 use crate::account::{Account, lock};
@@ -22,19 +25,23 @@ use crate::checker::{self, Findings, Wrong};
 use crate::databases;
 use crate::faults::{Fault, Kind};
 use crate::fleet::{FRAGILE, Fleet, NAMES};
-use crate::inject::Harm;
+use crate::inject::{Harm, Unharmed};
 use crate::probe::recovery;
 use crate::report::{Report, Tried};
 use crate::schedule;
 use crate::sights::{Lookout, Sight};
-use crate::wire::Wire;
+use crate::wire::{Inversion, Wire};
 use crate::writers::Writers;
 
-/// When everything is over, an event may take so long.
+/// When everything is over, an event may take so long,
 const SETTLED: Duration = Duration::from_secs(3);
+/// and daemons and queues may need so long to be as they were.
+const CALM: Duration = Duration::from_mins(1);
 
 /// How often what was not seen is provoked.
 const PROVOCATIONS: u64 = 5;
+/// How many events are appended meanwhile.
+const PROVOKING_EVENTS: u64 = 5_000;
 
 /// Runs a campaign.
 pub(crate) async fn run(arguments: &Arguments) -> Report {
@@ -59,7 +66,7 @@ struct Campaign<'s> {
     lookout: Lookout,
     /// Those of the exchange, when everything was well.
     bindings: Vec<Binding>,
-    /// Faults that last, or from which not everything has recovered.
+    /// Faults that last, or from which not everything has recovered, without rebuilds.
     active: Arc<AtomicUsize>,
     tried: Mutex<BTreeMap<Kind, Tried>>,
     findings: Arc<Mutex<Findings>>,
@@ -68,7 +75,8 @@ struct Campaign<'s> {
 impl<'s> Campaign<'s> {
     async fn start(stack: &'s Stack, arguments: &'s Arguments) -> Self {
         stack.projector(Path::new("tests/chaos/projections")).arg("migrate").succeed().await;
-        let wire = Wire::watch(&stack.amqp_url);
+        note_holds(stack).await;
+        let wire = Wire::watch(&stack.amqp_url).await;
         let fleet = Fleet::start(stack, arguments).await;
         let harm = Arc::new(Harm::new(stack, fleet, &wire));
         let active = Arc::<AtomicUsize>::default();
@@ -89,6 +97,7 @@ impl<'s> Campaign<'s> {
     }
 
     async fn run(mut self) -> Report {
+        println!("[    0.00] it is {}", Utc::now().format("%FT%T%.3fZ"));
         let mut guard = JoinSet::new();
         guard.spawn(revive(Arc::clone(&self.harm), Arc::clone(&self.findings)));
         self.say("events flow before anything is broken");
@@ -98,8 +107,8 @@ impl<'s> Campaign<'s> {
         }
         let management = Management::of(self.stack.name());
         self.bindings = management.bindings().await.expect("the bindings are read");
-        let Arguments { seed, faults, only, .. } = self.arguments;
-        self.inflict_all(schedule::draw(*seed, 1, *faults, only)).await;
+        let Arguments { seed, faults, .. } = self.arguments;
+        self.inflict_all(schedule::draw(*seed, 1, *faults, &self.kinds())).await;
         self.provoke().await;
         self.writers.allow(self.arguments.events);
         while self.writers.account.appended() < self.arguments.events {
@@ -107,6 +116,20 @@ impl<'s> Campaign<'s> {
         }
         self.say("the faults are over");
         self.reckon().await
+    }
+
+    /// The kinds of faults that are wanted, and possible here.
+    fn kinds(&self) -> Vec<Kind> {
+        let only = &self.arguments.only;
+        let wanted = |kind: &&Kind| only.is_empty() || only.contains(kind);
+        let possible = |kind: &&Kind| {
+            let possible = **kind != Kind::FillDisk || self.harm.can_fill_disks();
+            if !possible {
+                self.say("no disk is filled: only root can give servers file systems of their own");
+            }
+            possible
+        };
+        Kind::value_variants().iter().filter(wanted).filter(possible).copied().collect()
     }
 
     fn say(&self, what: &str) {
@@ -158,6 +181,8 @@ impl<'s> Campaign<'s> {
                 unseen.into_iter().flat_map(Sight::provoked_by).copied().collect();
             let more = schedule::draw(seed.wrapping_add(round), next, 3 * kinds.len(), &kinds);
             next += more.len();
+            // Most of it needs events.
+            self.writers.allow(self.writers.account.appended() + PROVOKING_EVENTS);
             self.inflict_all(more).await;
         }
     }
@@ -165,23 +190,34 @@ impl<'s> Campaign<'s> {
     /// One fault, until events flow again.
     async fn inflict(&self, fault: Fault) {
         let turn = self.harm.turn(&fault).await;
-        self.active.fetch_add(1, Ordering::Relaxed);
-        self.say(&format!("{fault}: {:.1} s", fault.lasts.as_secs_f64()));
+        let active = usize::from(!fault.kind.is_rebuild());
+        self.active.fetch_add(active, Ordering::Relaxed);
+        let target = self.harm.target(&fault);
+        self.say(&format!("{fault}{target}: {:.1} s", fault.lasts.as_secs_f64()));
         let done = self.harm.inflict(&fault).await;
         drop(turn);
-        self.see_recovery(fault, done).await;
-        self.active.fetch_sub(1, Ordering::Relaxed);
+        if let Err(unharmed) = done {
+            self.note_unharmed(&fault, unharmed);
+        } else {
+            self.say(&format!("{fault}: over"));
+            self.see_recovery(&fault).await;
+        }
+        self.active.fetch_sub(active, Ordering::Relaxed);
     }
 
-    async fn see_recovery(&self, fault: Fault, done: Result<(), String>) {
-        if let Err(why) = done {
-            self.say(&format!("{fault}: missed: {why}"));
-            if why.starts_with("SIGTERM") {
+    fn note_unharmed(&self, fault: &Fault, unharmed: Unharmed) {
+        let why = match unharmed {
+            Unharmed::Missed(why) => why,
+            Unharmed::Disobeyed(why) => {
                 self.found(Wrong::Daemon, &format!("{fault}: {why}"));
+                why
             }
-            lock(&self.tried).entry(fault.kind).or_default().missed += 1;
-            return;
-        }
+        };
+        self.say(&format!("{fault}: missed: {why}"));
+        lock(&self.tried).entry(fault.kind).or_default().missed += 1;
+    }
+
+    async fn see_recovery(&self, fault: &Fault) {
         let tell = |what: &str| self.say(&format!("{fault}: {what}"));
         let recovered = self.recovery(tell).await;
         let mut tried = lock(&self.tried);
@@ -201,24 +237,33 @@ impl<'s> Campaign<'s> {
     async fn reckon(&mut self) -> Report {
         let account = self.writers.stop().await;
         let took = self.begun.elapsed();
-        let (stack, findings) = (self.stack, &self.findings);
+        let stack = self.stack;
         // A rebuild may have to begin anew.
         let limit = self.arguments.patience + self.arguments.events / 1_000;
-        let limit = Duration::from_secs(limit);
-        if timeout(limit, level(stack)).await.is_err() {
-            say(self.begun, "not everything is applied");
+        let limit = Instant::now() + Duration::from_secs(limit);
+        if timeout_at(limit.into(), level(stack)).await.is_err() {
+            self.say("not everything is applied");
         }
         let mut postgres = stack.postgres().await;
-        let mut mysql = stack.mysql().await;
         let streams = checker::read_streams(&mut postgres).await.expect("the event store is read");
-        let mut found = std::mem::take(&mut *lock(findings));
-        checker::compare(&streams, &mut mysql, &mut found).await.expect("read models are read");
-        self.compare_wire(&account, &streams, &mut found).await;
+        // What only some tables and the wire have to catch up with differs until it has.
+        let differences = loop {
+            let differences = self.compare(&account, &streams).await;
+            if differences.is_empty() || Instant::now() > limit {
+                break differences;
+            }
+            sleep(Duration::from_secs(1)).await;
+        };
+        let mut found = std::mem::take(&mut *lock(&self.findings));
+        found.extend(differences);
         given_up(stack, &mut found).await;
-        self.compare_broker(&mut found).await;
+        self.compare_servers(&mut found).await;
         self.lookout.sights.add(Sight::Poison, checker::poisoned(&streams).count() as u64);
         for sight in self.unseen() {
             found.add(Wrong::TooWeak, || format!("never seen: {}", sight.name()));
+        }
+        for kind in self.undone() {
+            found.add(Wrong::TooWeak, || format!("never done: {}", kind.name()));
         }
         for line in logs(stack.folder()).filter_map(panic) {
             found.add(Wrong::Daemon, || line);
@@ -232,18 +277,27 @@ impl<'s> Campaign<'s> {
             streams: streams.len(),
             rolled_back: account.rolled_back().len(),
             unknown: account.unknown.load(Ordering::Relaxed),
-            relays: self.arguments.relays,
-            projectors: self.arguments.projectors,
+            relays: self.arguments.relays(),
+            projectors: self.arguments.projectors(),
             published: seen.copies.values().copied().map(u64::from).sum(),
             duplicates: seen.duplicates(),
-            inversions: seen.inversions,
+            inversions: seen.inverted.len(),
             faults: std::mem::take(&mut *lock(&self.tried)),
             sights,
             findings: found,
         }
     }
 
-    /// Every event that is marked was published, and nothing else was.
+    async fn compare(&self, account: &Account, streams: &checker::Streams) -> Findings {
+        let mut findings = Findings::default();
+        let mut mysql = self.stack.mysql().await;
+        let compared = checker::compare(streams, &mut mysql, &mut findings).await;
+        compared.expect("the read models are read");
+        self.compare_wire(account, streams, &mut findings).await;
+        findings
+    }
+
+    /// Every event in the store is marked and was published, and nothing else was.
     async fn compare_wire(
         &self,
         account: &Account,
@@ -251,43 +305,44 @@ impl<'s> Campaign<'s> {
         findings: &mut Findings,
     ) {
         let mut postgres = self.stack.postgres().await;
-        let outbox: Vec<(uuid::Uuid, Option<DateTime<Utc>>)> =
+        let outbox: Vec<(Uuid, Option<DateTime<Utc>>)> =
             sqlx::query_as("SELECT event_id, processed_at FROM outbox")
                 .fetch_all(&mut postgres)
                 .await
                 .expect("the outbox is read");
-        let seen = lock(&self.wire.seen);
-        let unwatched = lock(&self.harm.unwatched);
-        for (id, processed_at) in outbox {
-            let Some(at) = processed_at else {
+        let marked: HashMap<Uuid, DateTime<Utc>> =
+            outbox.into_iter().filter_map(|(id, at)| Some((id, at?))).collect();
+        let stored: HashSet<Uuid> = streams.values().flatten().map(|event| event.id).collect();
+        let copies = lock(&self.wire.seen).copies.clone();
+        let unwatched = lock(&self.harm.unwatched).clone();
+        for id in &stored {
+            let Some(at) = marked.get(id) else {
                 findings.add(Wrong::LeftBehind, || id.to_string());
                 continue;
             };
-            let excused = unwatched.iter().any(|(from, to)| (from..=to).contains(&&at));
-            if !excused && !seen.copies.contains_key(&id) {
+            let excused = unwatched.iter().any(|(from, to)| (from..=to).contains(&at));
+            if !excused && !copies.contains_key(id) {
                 findings.add(Wrong::Unpublished, || format!("{id} marked at {at}"));
             }
         }
-        let stored: std::collections::HashSet<_> =
-            streams.values().flatten().map(|event| event.id).collect();
         for id in account.committed().difference(&stored) {
             findings.add(Wrong::NotStored, || id.to_string());
         }
-        for id in account.rolled_back() {
-            if stored.contains(&id) || seen.copies.contains_key(&id) {
-                findings.add(Wrong::RolledBack, || id.to_string());
-            }
+        for id in copies.keys().filter(|id| !stored.contains(id)) {
+            findings.add(Wrong::RolledBack, || format!("{id} was published"));
         }
-        let excused = lock(&self.tried).keys().any(|kind| kind.refuses_single_messages());
-        if seen.inversions > 0 && !excused {
-            findings.add(Wrong::InvertedOnTheWire, || format!("{} times", seen.inversions));
+        for id in account.rolled_back().intersection(&stored) {
+            findings.add(Wrong::RolledBack, || format!("{id} is stored"));
+        }
+        let inverted = lock(&self.wire.seen).inverted.clone();
+        for id in unreasonable(&mut postgres, &inverted).await {
+            findings.add(Wrong::InvertedOnTheWire, || id.to_string());
         }
     }
 
-    /// The broker is as it was at first, and events flow as fast.
-    async fn compare_broker(&self, findings: &mut Findings) {
-        let stack = self.stack;
-        let management = Management::of(stack.name());
+    /// Daemons and broker are as they were at first, and events flow as fast.
+    async fn compare_servers(&self, findings: &mut Findings) {
+        let management = Management::of(self.stack.name());
         match management.dead_letters().await {
             Ok(0) => {}
             Ok(dead) => findings.add(Wrong::GivenUp, || format!("{dead} dead letters")),
@@ -296,6 +351,20 @@ impl<'s> Campaign<'s> {
         let bindings = management.bindings().await.unwrap_or_default();
         for missing in self.bindings.iter().filter(|binding| !bindings.contains(binding)) {
             findings.add(Wrong::NotRecovered, || format!("no binding {}", missing.path));
+        }
+        let begun = Instant::now();
+        loop {
+            let restless = self.restless(&management).await;
+            if restless.is_empty() {
+                break;
+            }
+            if begun.elapsed() > CALM {
+                for what in restless {
+                    findings.add(Wrong::NotRecovered, || what);
+                }
+                break;
+            }
+            sleep(Duration::from_millis(500)).await;
         }
         match self.recovery(|what| self.say(what)).await {
             Some(took) if took < SETTLED => {}
@@ -306,12 +375,36 @@ impl<'s> Campaign<'s> {
         }
     }
 
+    /// Daemons that are not ready, and queues that are not empty or that nobody consumes.
+    async fn restless(&self, management: &Management) -> Vec<String> {
+        let queues = management.restless().await;
+        let mut restless = queues.unwrap_or_else(|error| vec![error]);
+        for slot in &self.harm.fleet.slots {
+            if let Some(why) = slot.unready().await {
+                restless.push(format!("{} is not ready: {why}", slot.name));
+            }
+        }
+        restless
+    }
+
+    /// Kinds of faults that a whole campaign must have done, and this one has not.
+    fn undone(&self) -> Vec<Kind> {
+        let tried = lock(&self.tried);
+        let undone = |kind: &Kind| tried.get(kind).is_none_or(|tried| tried.done == 0);
+        let whole = self.arguments.only.is_empty() && self.arguments.faults >= schedule::ROUND;
+        self.kinds().into_iter().filter(undone).filter(|_| whole).collect()
+    }
+
     fn sights(&self) -> BTreeMap<Sight, u64> {
         let mut counts = self.lookout.sights.counts();
         counts.insert(Sight::Duplicate, lock(&self.wire.seen).duplicates());
-        counts.insert(Sight::UnknownCommit, self.harm.fleet.cuts() as u64);
-        let taken = |log| read(log).matches("taking over lanes").count() as u64;
-        counts.insert(Sight::LaneTakenOver, logs(self.stack.folder()).map(taken).sum());
+        counts.insert(Sight::UnknownCommit, self.harm.fleet.unknown_commits() as u64);
+        for (sight, told) in
+            [(Sight::LaneTakenOver, "taking over lanes"), (Sight::Silence, "gave no answer")]
+        {
+            let times = |log| read(log).matches(told).count() as u64;
+            counts.insert(sight, logs(self.stack.folder()).map(times).sum());
+        }
         counts
     }
 
@@ -372,6 +465,37 @@ async fn level(stack: &Stack) {
         }
         sleep(Duration::from_millis(250)).await;
     }
+}
+
+/// Lets PostgreSQL note which streams wait because the broker refused an event of theirs, and when.
+async fn note_holds(stack: &Stack) {
+    let note = sqlx::raw_sql(
+        "CREATE TABLE chaos_holds (stream_key text NOT NULL, at timestamptz NOT NULL);
+         CREATE INDEX ON chaos_holds (stream_key);
+         CREATE FUNCTION chaos_note() RETURNS trigger LANGUAGE plpgsql AS $$
+         BEGIN
+             INSERT INTO chaos_holds VALUES (NEW.stream_key, clock_timestamp());
+             RETURN NULL;
+         END $$;
+         CREATE TRIGGER chaos AFTER INSERT OR UPDATE ON outbox_holds
+             FOR EACH ROW EXECUTE FUNCTION chaos_note()",
+    );
+    note.execute(&mut stack.postgres().await).await.expect("holds are noted");
+}
+
+/// Those of some events that came behind a later one of their stream without a reason: the broker had not
+/// refused one of the stream shortly before.
+async fn unreasonable(postgres: &mut PgConnection, inverted: &[Inversion]) -> Vec<Uuid> {
+    let (events, at): (Vec<Uuid>, Vec<DateTime<Utc>>) =
+        inverted.iter().map(|inversion| (inversion.event_id, inversion.at)).unzip();
+    let find = sqlx::query_scalar(
+        "SELECT event_id
+         FROM unnest($1::uuid[], $2::timestamptz[]) AS late (event_id, at) JOIN outbox USING (event_id)
+         WHERE NOT EXISTS (
+             SELECT FROM chaos_holds
+             WHERE stream_key = stream_id AND chaos_holds.at > late.at - interval '2 min')",
+    );
+    find.bind(events).bind(at).fetch_all(postgres).await.expect("the outbox is read")
 }
 
 /// Nothing must be left that waits for a person.

@@ -11,7 +11,7 @@ use sqlx::mysql::MySqlConnection;
 use sqlx::postgres::PgConnection;
 use uuid::Uuid;
 
-use crate::writers::TOO_LARGE;
+use crate::writers::{LIGHT, TOO_LARGE};
 
 /// What is wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -36,13 +36,13 @@ pub(crate) enum Wrong {
     LeftBehind,
     /// First copies of two events of a stream came in the wrong order, without a reason.
     InvertedOnTheWire,
-    /// An event that was rolled back was published or stored.
+    /// An event was published that is not in the event store, or is there though it was rolled back.
     RolledBack,
     /// An event that was committed is not in the event store.
     NotStored,
     /// A stream waits for a person, or a message was given up, or a projection or rebuild stopped.
     GivenUp,
-    /// Events did not flow again after a fault.
+    /// Events did not flow again after a fault, or something is not as it was before.
     NotRecovered,
     /// A daemon ended by itself, did not end when asked to, or panicked.
     Daemon,
@@ -51,7 +51,7 @@ pub(crate) enum Wrong {
 }
 
 /// What was found, with a few examples of each.
-#[derive(Default)]
+#[derive(Default, Clone)]
 pub(crate) struct Findings(BTreeMap<Wrong, (u64, Vec<String>)>);
 
 const EXAMPLES: usize = 5;
@@ -62,6 +62,15 @@ impl Findings {
         *count += 1;
         if examples.len() < EXAMPLES {
             examples.push(example());
+        }
+    }
+
+    pub(crate) fn extend(&mut self, others: Self) {
+        for (wrong, (count, examples)) in others.0 {
+            let (all, kept) = self.0.entry(wrong).or_default();
+            *all += count;
+            kept.extend(examples);
+            kept.truncate(EXAMPLES);
         }
     }
 
@@ -283,18 +292,23 @@ async fn compare_fragile(
     connection: &mut MySqlConnection,
     findings: &mut Findings,
 ) -> Result<(), sqlx::Error> {
-    let mut expected: BTreeMap<String, (i64, i64)> = BTreeMap::new();
+    let mut expected: BTreeMap<String, (i64, i64, String)> = BTreeMap::new();
     for (stream, events) in streams.iter().filter(|(stream, _)| is_fragile(stream)) {
         let whole = events.iter().position(Event::is_poison).unwrap_or(events.len());
         if let Some(last) = events[..whole].last() {
-            expected.insert(stream.clone(), (count(&events[..whole]), last.version));
+            let row = (count(&events[..whole]), last.version, LIGHT.to_owned());
+            expected.insert(stream.clone(), row);
         }
     }
-    let rows: Vec<(String, i64, i64)> =
-        sqlx::query_as("SELECT stream_id, applied, last_version FROM fragile")
-            .fetch_all(&mut *connection)
-            .await?;
-    let found = rows.into_iter().map(|(stream, applied, last)| (stream, (applied, last))).collect();
+    let rows: Vec<(String, i64, i64, String)> = sqlx::query_as(
+        "SELECT stream_id, applied, last_version, CAST(amount AS CHAR) FROM fragile",
+    )
+    .fetch_all(&mut *connection)
+    .await?;
+    let found = rows
+        .into_iter()
+        .map(|(stream, applied, last, amount)| (stream, (applied, last, amount)))
+        .collect();
     compare_rows("fragile", &expected, &found, findings);
     let parked: Vec<String> =
         sqlx::query_scalar("SELECT stream_id FROM fragile__streams WHERE parked")
@@ -377,10 +391,17 @@ async fn compare_contacts(
     }
     let rows: Vec<(String, String, Option<String>)> =
         sqlx::query_as("SELECT order_id, customer_id, name FROM order_contacts")
-            .fetch_all(connection)
+            .fetch_all(&mut *connection)
             .await?;
     let found = rows.into_iter().map(|(order, customer, name)| (order, (customer, name))).collect();
     compare_rows("contacts", &expected, &found, findings);
+
+    let customers = streams.keys().filter(|stream| stream.starts_with("customer-"));
+    let expected: BTreeMap<String, String> =
+        customers.filter_map(|stream| Some((stream.clone(), last_name(stream)?))).collect();
+    let rows: Vec<(String, String)> =
+        sqlx::query_as("SELECT customer_id, name FROM contact_names").fetch_all(connection).await?;
+    compare_rows("names", &expected, &rows.into_iter().collect(), findings);
     Ok(())
 }
 

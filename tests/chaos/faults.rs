@@ -21,8 +21,10 @@ pub(crate) enum Kind {
     FreezeProjector,
     /// A rebuild, which is no fault by itself.
     Rebuild,
-    /// A rebuild that is killed, and gone on with by any projector.
+    /// SIGKILL of a rebuild; any projector goes on with it.
     KillRebuild,
+    /// SIGTERM of a rebuild; the same.
+    StopRebuild,
     /// A rebuild that stands still for a while.
     FreezeRebuild,
     /// Every connection is reset.
@@ -65,7 +67,7 @@ pub(crate) enum Kind {
     DeleteQueue,
     /// A queue is emptied.
     PurgeQueue,
-    /// No queue is bound to the exchange.
+    /// No queue is bound to the exchange, or none of one projection.
     RemoveBindings,
     /// A queue refuses messages.
     RefuseMessages,
@@ -130,22 +132,14 @@ impl Kind {
             | Self::FreezeProjector
             | Self::Rebuild
             | Self::KillRebuild
+            | Self::StopRebuild
             | Self::FreezeRebuild => &[],
         }
     }
 
-    /// Whether messages of one stream may reach the broker in another order than theirs, for good
-    /// reason: it takes one of them and refuses the one before.
-    pub(crate) fn refuses_single_messages(self) -> bool {
-        matches!(
-            self,
-            Self::RemoveBindings
-                | Self::RefuseMessages
-                | Self::DeleteQueue
-                | Self::FillDisk
-                | Self::RestartServer
-                | Self::KillServer
-        )
+    /// Whether it is a rebuild, by itself no fault but something to disturb.
+    pub(crate) fn is_rebuild(self) -> bool {
+        matches!(self, Self::Rebuild | Self::KillRebuild | Self::StopRebuild | Self::FreezeRebuild)
     }
 }
 

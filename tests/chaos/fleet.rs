@@ -12,8 +12,8 @@ use crate::Arguments;
 use crate::faults::Server;
 
 const PAGE_LIMIT: Duration = Duration::from_millis(500);
-/// In MySQL.
-const USER: &str = "chaos";
+/// The daemons' in MySQL, and nobody else's.
+pub(crate) const USER: &str = "chaos";
 const PROJECTIONS: &str = "tests/chaos/projections";
 /// The names of the projections.
 pub(crate) const NAMES: [&str; 5] = ["ledger", "chain", "counter", "contacts", FRAGILE];
@@ -25,7 +25,7 @@ pub(crate) struct Slot {
     pub(crate) name: String,
     program: Program,
     daemon: Mutex<Option<Daemon>>,
-    wires: Vec<(Server, Proxy)>,
+    ways: Vec<(Server, Proxy)>,
 }
 
 /// All daemons.
@@ -40,16 +40,16 @@ impl Fleet {
         let user = sqlx::raw_sql(sqlx::AssertSqlSafe(user));
         user.execute(&mut stack.mysql().await).await.expect("a user without a password");
         let mut slots = Vec::new();
-        for number in 1..=arguments.relays {
+        for number in 1..=arguments.relays() {
             slots.push(Slot::relay(stack, number).await);
         }
-        for number in 1..=arguments.projectors {
+        for number in 1..=arguments.projectors() {
             slots.push(Slot::projector(stack, number, arguments.no_sweep).await);
         }
         for slot in &slots {
             slot.start().await;
         }
-        Self { slots, relays: arguments.relays }
+        Self { slots, relays: arguments.relays() }
     }
 
     /// The places of the relays.
@@ -67,35 +67,41 @@ impl Fleet {
         if server == Server::MySql { self.projectors() } else { 0..self.slots.len() }
     }
 
+    /// The projection that a rebuild is of.
+    pub(crate) fn rebuilt(which: usize) -> &'static str {
+        NAMES[which % NAMES.len()]
+    }
+
     /// A rebuild, on the same way as one of the projectors.
     pub(crate) fn rebuild(&self, which: usize) -> Program {
         let projectors = self.projectors();
         let slot = &self.slots[projectors.start + which % projectors.len()];
-        let name = NAMES[which % NAMES.len()];
+        let name = Self::rebuilt(which);
         let parked = (name == FRAGILE).then_some("--allow-parked");
         slot.program.clone().args(["rebuild", name]).args(parked)
     }
 
-    /// How often one of the proxies has cut a connection at a certain moment.
-    pub(crate) fn cuts(&self) -> usize {
-        self.slots.iter().flat_map(|slot| &slot.wires).map(|(_, proxy)| proxy.cuts()).sum()
+    /// How many transactions were committed of which the daemon does not know.
+    pub(crate) fn unknown_commits(&self) -> usize {
+        let ways = self.slots.iter().flat_map(|slot| &slot.ways);
+        ways.map(|(_, proxy)| proxy.unknown_commits()).sum()
     }
 }
 
 impl Slot {
     async fn relay(stack: &Stack, number: usize) -> Self {
-        let mut wires = Wires::default();
+        let mut ways = Ways::default();
         let program = stack
             .relay()
-            .env("EVENT_STORE_URL", &wires.to(Server::PostgreSql, &stack.postgres_url).await)
-            .env("AMQP_URL", &wires.to(Server::RabbitMq, &stack.amqp_url).await)
+            .env("EVENT_STORE_URL", &ways.to(Server::PostgreSql, &stack.postgres_url).await)
+            .env("AMQP_URL", &ways.to(Server::RabbitMq, &stack.amqp_url).await)
             .env("OUTBOX_RELAY__RELAY__CONFIRM_TIMEOUT", "4s")
             .env("OUTBOX_RELAY__RELAY__CLAIM_TIMEOUT", "6s");
-        Self::of(format!("relay-{number}"), program, wires)
+        Self::of(format!("relay-{number}"), program, ways)
     }
 
     async fn projector(stack: &Stack, number: usize, no_sweep: bool) -> Self {
-        let mut wires = Wires::default();
+        let mut ways = Ways::default();
         // A proxy finds no COMMIT in what is encrypted; and without encryption, MySQL takes a password
         // only from whoever has logged in before.
         let mut readable = Url::parse(&stack.mysql_url).expect("a URL");
@@ -104,20 +110,20 @@ impl Slot {
         readable.set_query(Some("ssl-mode=DISABLED"));
         let mut program = stack
             .projector(Path::new(PROJECTIONS))
-            .env("EVENT_STORE_URL", &wires.to(Server::PostgreSql, &stack.postgres_url).await)
-            .env("AMQP_URL", &wires.to(Server::RabbitMq, &stack.amqp_url).await)
-            .env("READ_MODEL_URL", &wires.to(Server::MySql, readable.as_str()).await)
+            .env("EVENT_STORE_URL", &ways.to(Server::PostgreSql, &stack.postgres_url).await)
+            .env("AMQP_URL", &ways.to(Server::RabbitMq, &stack.amqp_url).await)
+            .env("READ_MODEL_URL", &ways.to(Server::MySql, readable.as_str()).await)
             // More streams stop than any user would bear.
             .env("PROJECTOR__PROJECTOR__STORM_STREAMS", "1000000")
             .env("PROJECTOR__PROJECTOR__STORM_PERCENT", "100");
         if no_sweep {
             program = program.env("PROJECTOR__PROJECTOR__SWEEP_INTERVAL", "1h");
         }
-        Self::of(format!("projector-{number}"), program, wires)
+        Self::of(format!("projector-{number}"), program, ways)
     }
 
-    fn of(name: String, program: Program, Wires(wires): Wires) -> Self {
-        Self { name, program, daemon: Mutex::default(), wires }
+    fn of(name: String, program: Program, Ways(ways): Ways) -> Self {
+        Self { name, program, daemon: Mutex::default(), ways }
     }
 
     /// Starts the daemon, in place of the one that ran before.
@@ -150,16 +156,26 @@ impl Slot {
         Some(page.1)
     }
 
+    /// What it is not ready for, and why.
+    pub(crate) async fn unready(&self) -> Option<String> {
+        let daemon = self.daemon.lock().await;
+        match timeout(PAGE_LIMIT, daemon.as_ref()?.get("/readyz")).await {
+            Ok(Some((200, _))) => None,
+            Ok(Some((_, page))) => Some(page),
+            _ => Some("no answer".to_owned()),
+        }
+    }
+
     /// The way to a server.
-    pub(crate) fn wire(&self, server: Server) -> Option<&Proxy> {
-        self.wires.iter().find(|(to, _)| *to == server).map(|(_, proxy)| proxy)
+    pub(crate) fn way(&self, server: Server) -> Option<&Proxy> {
+        self.ways.iter().find(|(to, _)| *to == server).map(|(_, proxy)| proxy)
     }
 }
 
 #[derive(Default)]
-struct Wires(Vec<(Server, Proxy)>);
+struct Ways(Vec<(Server, Proxy)>);
 
-impl Wires {
+impl Ways {
     /// A URL that leads to a server through a proxy.
     async fn to(&mut self, server: Server, url: &str) -> String {
         let (proxy, through) = Proxy::before(url).await;

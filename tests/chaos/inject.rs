@@ -5,10 +5,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use harness::{Cut, Mode, Proxy, Stack};
 use rand::RngExt;
 use rustix::process::Signal;
+use sqlx::mysql::MySqlConnection;
 use tokio::sync::{Mutex as Turn, OwnedMutexGuard};
 use tokio::time::{sleep, timeout};
 
@@ -28,8 +29,16 @@ const AIM_LIMIT: Duration = Duration::from_secs(1);
 const UNDO_LIMIT: Duration = Duration::from_mins(2);
 /// A rebuild may take so long.
 const REBUILD_LIMIT: Duration = Duration::from_secs(20);
-/// Each stream of those that everybody uses.
+/// A file system that is nearly full may need so long until nothing is left.
+const FULL_LIMIT: Duration = Duration::from_secs(10);
+/// A daemon ends within 10 s of SIGTERM; the machine is busy.
+const TERM_LIMIT: Duration = Duration::from_secs(12);
+/// A message that is confirmed at the end of a time may be marked so much later.
+const MARK_LIMIT: TimeDelta = TimeDelta::seconds(7);
+/// The streams that everybody uses.
 const HOT_STREAMS: u32 = 20;
+/// Of two transactions in a deadlock MySQL ends the one that has changed less.
+const WEIGHT: u32 = 5_000;
 
 /// What one fault at a time is done to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -38,6 +47,26 @@ pub(crate) enum Target {
     Way(usize, Server),
     Server(Server),
     Rebuild,
+}
+
+/// Why a fault did not come about.
+pub(crate) enum Unharmed {
+    /// What it is done to was away, or did not react.
+    Missed(String),
+    /// A daemon did not end as it must.
+    Disobeyed(String),
+}
+
+impl From<String> for Unharmed {
+    fn from(why: String) -> Self {
+        Self::Missed(why)
+    }
+}
+
+impl From<&str> for Unharmed {
+    fn from(why: &str) -> Self {
+        Self::Missed(why.to_owned())
+    }
 }
 
 /// Everything that can be broken.
@@ -98,7 +127,7 @@ impl Harm {
             (K::KillProjector | K::StopProjector | K::FreezeProjector, _) => {
                 vec![Target::Daemon(self.projector(fault))]
             }
-            (K::Rebuild | K::KillRebuild | K::FreezeRebuild, _) => vec![Target::Rebuild],
+            (kind, _) if kind.is_rebuild() => vec![Target::Rebuild],
             (
                 K::Reset
                 | K::HalfClose
@@ -116,6 +145,24 @@ impl Harm {
             (_, Some(server)) => vec![Target::Server(server)],
             (_, None) => Vec::new(),
         }
+    }
+
+    /// What a fault is done to, as far as its kind and server do not tell.
+    pub(crate) fn target(&self, fault: &Fault) -> String {
+        let name = |target: &Target| match *target {
+            Target::Daemon(slot) | Target::Way(slot, _) => {
+                Some(self.fleet.slots[slot].name.clone())
+            }
+            Target::Server(_) => None,
+            Target::Rebuild => Some(Fleet::rebuilt(fault.which).to_owned()),
+        };
+        let names: Vec<String> = self.targets(fault).iter().filter_map(name).collect();
+        if names.is_empty() { String::new() } else { format!(" ({})", names.join(", ")) }
+    }
+
+    /// Whether the servers have file systems of their own.
+    pub(crate) fn can_fill_disks(&self) -> bool {
+        self.servers.can_be_filled()
     }
 
     fn relay(&self, fault: &Fault) -> usize {
@@ -146,7 +193,7 @@ impl Harm {
     }
 
     /// Does what a fault says, for as long as it says, and undoes it.
-    pub(crate) async fn inflict(&self, fault: &Fault) -> Result<(), String> {
+    pub(crate) async fn inflict(&self, fault: &Fault) -> Result<(), Unharmed> {
         use Kind as K;
         match (fault.kind, fault.server) {
             (K::KillRelay | K::StopRelay | K::FreezeRelay, _) => {
@@ -155,9 +202,9 @@ impl Harm {
             (K::KillProjector | K::StopProjector | K::FreezeProjector, _) => {
                 self.daemon(fault, self.projector(fault)).await
             }
-            (K::Rebuild | K::KillRebuild | K::FreezeRebuild, _) => self.rebuild(fault).await,
+            (kind, _) if kind.is_rebuild() => self.rebuild(fault).await,
             (K::CutAtCommit | K::CutAtCommitAnswer | K::CutAtConfirm, Some(server)) => {
-                self.cut(fault, server).await
+                Ok(self.cut(fault, server).await?)
             }
             (
                 K::Reset | K::HalfClose | K::BlackHole | K::BlackHoleOneWay | K::Latency | K::Slice,
@@ -167,24 +214,24 @@ impl Harm {
                 Ok(())
             }
             (K::RestartServer | K::KillServer | K::FreezeServer | K::FillDisk, Some(server)) => {
-                self.server(fault, server).await
+                Ok(self.server(fault, server).await?)
             }
-            (K::EndSessions, Some(Server::PostgreSql)) => self.end_postgres_sessions().await,
-            (K::EndSessions, _) => self.end_mysql_sessions().await,
-            (K::Deadlock, _) => self.deadlock(fault.lasts).await,
-            (K::HoldRows, _) => self.hold_rows(fault).await,
-            _ => self.broker(fault).await,
+            (K::EndSessions, Some(Server::PostgreSql)) => Ok(self.end_postgres_sessions().await?),
+            (K::EndSessions, _) => Ok(self.end_mysql_sessions().await?),
+            (K::Deadlock, _) => Ok(self.deadlock(fault.lasts).await?),
+            (K::HoldRows, _) => Ok(self.hold_rows(fault).await?),
+            _ => Ok(self.broker(fault).await?),
         }
     }
 
-    async fn daemon(&self, fault: &Fault, slot: usize) -> Result<(), String> {
+    async fn daemon(&self, fault: &Fault, slot: usize) -> Result<(), Unharmed> {
         let slot = &self.fleet.slots[slot];
-        let away = "it was not running".to_owned();
-        if let (Kind::KillRelay | Kind::FreezeRelay, Some(wire)) =
-            (fault.kind, slot.wire(Server::RabbitMq))
+        let away = "it was not running";
+        if let (Kind::KillRelay | Kind::FreezeRelay, Some(way)) =
+            (fault.kind, slot.way(Server::RabbitMq))
         {
             // While it holds lanes, and has published what it has not marked.
-            drop(timeout(AIM_LIMIT, wire.confirm()).await);
+            drop(timeout(AIM_LIMIT, way.confirm()).await);
         }
         match fault.kind {
             Kind::FreezeRelay | Kind::FreezeProjector => {
@@ -197,8 +244,9 @@ impl Harm {
                 let ended = slot.with(async |daemon| daemon.terminate().await).await.ok_or(away)?;
                 slot.start().await;
                 let (status, took) = ended;
-                if !status.success() || took > Duration::from_secs(30) {
-                    return Err(format!("SIGTERM: {status} after {took:?}"));
+                if !status.success() || took > TERM_LIMIT {
+                    let why = format!("{} ended {took:?} after SIGTERM: {status}", slot.name);
+                    return Err(Unharmed::Disobeyed(why));
                 }
             }
             _ => {
@@ -211,7 +259,7 @@ impl Harm {
     }
 
     /// One that takes long is killed: any projector goes on with it.
-    async fn rebuild(&self, fault: &Fault) -> Result<(), String> {
+    async fn rebuild(&self, fault: &Fault) -> Result<(), Unharmed> {
         let mut rebuild = self.fleet.rebuild(fault.which).start();
         let begun = Instant::now();
         let limit = match fault.kind {
@@ -221,16 +269,28 @@ impl Harm {
         while rebuild.running().is_some() && begun.elapsed() < limit {
             sleep(Duration::from_millis(50)).await;
         }
-        if rebuild.running().is_none() {
-            return Ok(());
+        match fault.kind {
+            Kind::Rebuild if rebuild.running().is_none() => return Ok(()),
+            _ if rebuild.running().is_none() => return Err("it ended before".into()),
+            Kind::FreezeRebuild => {
+                rebuild.signal(Signal::STOP);
+                sleep(fault.lasts).await;
+                rebuild.signal(Signal::CONT);
+                sleep(fault.lasts).await;
+            }
+            Kind::StopRebuild => {
+                let (status, took) = rebuild.terminate().await;
+                if took > TERM_LIMIT {
+                    let why = format!("a rebuild ended {took:?} after SIGTERM: {status}");
+                    return Err(Unharmed::Disobeyed(why));
+                }
+                return Ok(());
+            }
+            _ => {}
         }
-        if fault.kind == Kind::FreezeRebuild {
-            rebuild.signal(Signal::STOP);
-            sleep(fault.lasts).await;
-            rebuild.signal(Signal::CONT);
-            sleep(fault.lasts).await;
+        if rebuild.running().is_some() {
+            rebuild.kill().await;
         }
-        rebuild.kill().await;
         Ok(())
     }
 
@@ -279,7 +339,7 @@ impl Harm {
 
     fn proxies(&self, fault: &Fault, server: Server) -> Vec<&Proxy> {
         let ways = self.ways(fault, server);
-        ways.into_iter().filter_map(|slot| self.fleet.slots[slot].wire(server)).collect()
+        ways.into_iter().filter_map(|slot| self.fleet.slots[slot].way(server)).collect()
     }
 
     async fn server(&self, fault: &Fault, server: Server) -> Result<(), String> {
@@ -291,8 +351,16 @@ impl Harm {
             }
             Kind::FillDisk => {
                 self.servers.fill(server).await?;
+                let begun = Instant::now();
+                while !self.servers.is_full(server) && begun.elapsed() < FULL_LIMIT {
+                    sleep(Duration::from_millis(20)).await;
+                }
+                let was_full = self.servers.is_full(server);
                 sleep(fault.lasts).await;
                 self.servers.empty(server).await?;
+                if !was_full {
+                    return Err("it needed no more room".to_owned());
+                }
                 if server == Server::RabbitMq {
                     // Its log of quorum queues does not come back by itself.
                     drop(self.servers.stop(server).await);
@@ -325,18 +393,7 @@ impl Harm {
                 sleep(fault.lasts).await;
                 undo(async || control(&["set_disk_free_limit", "50MB"]).await).await
             }
-            Kind::RemoveBindings => {
-                let begun = Utc::now();
-                let bindings = management.bindings().await?;
-                let unbound = management.unbind(&bindings).await;
-                sleep(fault.lasts).await;
-                let bound = management.bindings().await;
-                undo(async || management.bind(&bindings).await).await?;
-                if !bound.is_ok_and(|bound| bound.is_empty()) {
-                    lock(&self.unwatched).push((begun, Utc::now()));
-                }
-                unbound
-            }
+            Kind::RemoveBindings => self.remove_bindings(fault).await,
             Kind::RefuseMessages => {
                 management.refuse().await?;
                 self.wire_pause.store(true, Ordering::Relaxed);
@@ -356,13 +413,35 @@ impl Harm {
         }
     }
 
+    /// Removes all bindings, so that messages come back, or those of one projection, so that it does not
+    /// get what the broker has confirmed.
+    async fn remove_bindings(&self, fault: &Fault) -> Result<(), String> {
+        let management = &self.management;
+        let begun = Utc::now();
+        let mut bindings = management.bindings().await?;
+        let is_partial = fault.which % 2 == 1 && bindings.len() > 1;
+        if is_partial {
+            // The first is that of whoever watches the wire.
+            let chosen = bindings[1 + fault.which % (bindings.len() - 1)].path.clone();
+            bindings.retain(|binding| binding.path == chosen);
+        }
+        let unbound = management.unbind(&bindings).await;
+        sleep(fault.lasts).await;
+        let bound = management.bindings().await;
+        undo(async || management.bind(&bindings).await).await?;
+        if !is_partial && !bound.is_ok_and(|bound| bound.is_empty()) {
+            lock(&self.unwatched).push((begun, Utc::now() + MARK_LIMIT));
+        }
+        unbound
+    }
+
     async fn end_postgres_sessions(&self) -> Result<(), String> {
         let mut connection = databases::postgres(&self.postgres_url).await;
-        let end = sqlx::query(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+        let end = sqlx::query_scalar(
+            "SELECT count(*) FILTER (WHERE pg_terminate_backend(pid)) FROM pg_stat_activity
              WHERE datname = current_database() AND application_name <> '' AND random() < 0.5",
         );
-        within(end.execute(&mut connection)).await
+        some(within(end.fetch_one(&mut connection)).await?)
     }
 
     async fn end_mysql_sessions(&self) -> Result<(), String> {
@@ -371,34 +450,24 @@ impl Harm {
             "SELECT CAST(id AS SIGNED) FROM information_schema.processlist
              WHERE db = DATABASE() AND id <> CONNECTION_ID() AND RAND() < 0.5",
         );
-        let ids: Vec<i64> = timeout(databases::LIMIT, find.fetch_all(&mut connection))
-            .await
-            .map_err(|_| "MySQL was silent")?
-            .map_err(|error| error.to_string())?;
+        let ids: Vec<i64> = within(find.fetch_all(&mut connection)).await?;
+        let mut ended = 0;
         for id in ids {
             // It may have ended meanwhile.
-            drop(within(sqlx::query("KILL ?").bind(id).execute(&mut connection)).await);
+            let kill = within(sqlx::query("KILL ?").bind(id).execute(&mut connection)).await;
+            ended += i64::from(kill.is_ok());
         }
-        Ok(())
+        some(ended)
     }
 
-    /// Locks the rows of streams in another order than batches do, many times.
+    /// Locks the rows of streams in another order than batches do, and makes batches lose.
     async fn deadlock(&self, lasts: Duration) -> Result<(), String> {
         let begun = Instant::now();
         while begun.elapsed() < lasts {
             let mut connection = databases::mysql(&self.mysql_url).await;
-            within(sqlx::raw_sql("BEGIN").execute(&mut connection)).await?;
-            for _ in 0..4 {
-                let stream = format!("account-{}", rand::rng().random_range(1..=HOT_STREAMS));
-                let update =
-                    sqlx::query("UPDATE ledger_streams SET total = total + 1 WHERE stream_id = ?");
-                if within(update.bind(stream).execute(&mut connection)).await.is_err() {
-                    break;
-                }
-                sleep(Duration::from_millis(10)).await;
-            }
-            // Rolled back, one way or another.
-            drop(within(sqlx::raw_sql("ROLLBACK").execute(&mut connection)).await);
+            let lock_all = lock_in_disorder(&mut connection);
+            // A batch may be so quick that it has everything first.
+            drop(timeout(databases::LIMIT, lock_all).await);
         }
         Ok(())
     }
@@ -415,13 +484,48 @@ impl Harm {
         )));
         within(hold.execute(&mut connection)).await?;
         sleep(fault.lasts).await;
-        within(sqlx::raw_sql("ROLLBACK").execute(&mut connection)).await
+        within(sqlx::raw_sql("ROLLBACK").execute(&mut connection)).await.map(drop)
     }
 }
 
-async fn within<T>(call: impl Future<Output = Result<T, sqlx::Error>>) -> Result<(), String> {
+/// Takes one row, waits until a batch that has others waits for it, and wants those too.
+async fn lock_in_disorder(connection: &mut MySqlConnection) -> Result<(), sqlx::Error> {
+    sqlx::raw_sql("CREATE TABLE IF NOT EXISTS chaos_weight (n INT)")
+        .execute(&mut *connection)
+        .await?;
+    sqlx::raw_sql("BEGIN; SET SESSION cte_max_recursion_depth = 1000000")
+        .execute(&mut *connection)
+        .await?;
+    sqlx::query(
+        "INSERT INTO chaos_weight
+         WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < ?)
+         SELECT n FROM numbers",
+    )
+    .bind(WEIGHT)
+    .execute(&mut *connection)
+    .await?;
+    let first = format!("account-{}", rand::rng().random_range(1..=HOT_STREAMS));
+    sqlx::query("SELECT total FROM ledger_streams WHERE stream_id = ? FOR UPDATE")
+        .bind(first)
+        .execute(&mut *connection)
+        .await?;
+    sleep(Duration::from_millis(200)).await;
+    for number in 1..=HOT_STREAMS {
+        sqlx::query("SELECT total FROM ledger_streams WHERE stream_id = ? FOR UPDATE")
+            .bind(format!("account-{number}"))
+            .execute(&mut *connection)
+            .await?;
+    }
+    sqlx::raw_sql("ROLLBACK").execute(connection).await.map(drop)
+}
+
+fn some(sessions: i64) -> Result<(), String> {
+    if sessions > 0 { Ok(()) } else { Err("there was no session".to_owned()) }
+}
+
+async fn within<T>(call: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, String> {
     match timeout(databases::LIMIT, call).await {
-        Ok(Ok(_)) => Ok(()),
+        Ok(Ok(done)) => Ok(done),
         Ok(Err(error)) => Err(error.to_string()),
         Err(_) => Err("the server was silent".to_owned()),
     }

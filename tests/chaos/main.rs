@@ -23,8 +23,12 @@ mod writers;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use tokio::time::timeout;
 
 use self::faults::Kind;
 
@@ -43,10 +47,12 @@ struct Arguments {
     /// Faults at the same time, at most.
     #[arg(long, default_value_t = 3)]
     at_once: usize,
-    #[arg(long, default_value_t = 2)]
-    relays: usize,
-    #[arg(long, default_value_t = 2)]
-    projectors: usize,
+    /// How many relays; two to four, by the seed, if nothing is said.
+    #[arg(long)]
+    relays: Option<usize>,
+    /// How many projectors; the same.
+    #[arg(long)]
+    projectors: Option<usize>,
     /// Only these faults; the run need not see everything that a whole campaign must see.
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Kind>,
@@ -61,11 +67,39 @@ struct Arguments {
     report: Option<PathBuf>,
 }
 
+impl Arguments {
+    fn relays(&self) -> usize {
+        self.relays.unwrap_or_else(|| self.drawn(0))
+    }
+
+    fn projectors(&self) -> usize {
+        self.projectors.unwrap_or_else(|| self.drawn(1))
+    }
+
+    fn drawn(&self, which: u64) -> usize {
+        ChaCha8Rng::seed_from_u64(self.seed.wrapping_sub(which)).random_range(2..=4)
+    }
+
+    /// Far longer than a campaign takes that does not hang.
+    fn limit(&self) -> Duration {
+        let faults = u64::try_from(self.faults).unwrap_or(u64::MAX).saturating_mul(20);
+        Duration::from_secs(faults.saturating_add(3 * self.patience + self.events / 50))
+    }
+}
+
 #[tokio::main]
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    println!("seed {}", arguments.seed);
-    let report = campaign::run(&arguments).await;
+    println!(
+        "seed {}, {} relays, {} projectors",
+        arguments.seed,
+        arguments.relays(),
+        arguments.projectors()
+    );
+    let Ok(report) = timeout(arguments.limit(), campaign::run(&arguments)).await else {
+        println!("the campaign hangs: it has not ended after {:?}", arguments.limit());
+        return ExitCode::FAILURE;
+    };
     println!("\n{report}");
     if let Some(path) = &arguments.report {
         std::fs::write(path, report.to_string()).expect("the report is written");

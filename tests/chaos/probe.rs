@@ -1,37 +1,38 @@
-//! How long it takes until events flow again: one is appended, and waited for.
+//! How long it takes until events flow again: some are appended, and waited for.
 
 use std::future::pending;
 use std::time::{Duration, Instant};
 
 use harness::Stack;
+use sqlx::mysql::MySqlConnection;
 use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
 use crate::broker::Management;
 use crate::databases::{self, LIMIT};
-use crate::writers::append_to;
+use crate::writers::{LIGHT, append_to};
 
-/// From then on it is told where the event is.
+/// From then on it is told where the events are.
 const SLOW: Duration = Duration::from_secs(6);
+/// So many that most lanes of the relays and all partitions have one.
+const ACCOUNTS: i64 = 16;
 
-/// Appends an event, and gives how long it took until the read models show it; `None` when they do
-/// not within the limit.
-/// Tells where it is when that takes long.
+/// Appends events for every projection and most lanes, and gives how long it took until all read models
+/// show all of them; `None` when they do not within the limit. Tells where they are when that takes long.
 pub(crate) async fn recovery(
     stack: &Stack,
     limit: Duration,
     tell: impl Fn(&str),
 ) -> Option<Duration> {
     let begun = Instant::now();
-    let id = Uuid::new_v4();
-    let stream = format!("account-probe{}", id.simple());
+    let probe = Probe::new();
     let shown = async {
-        append(&stack.postgres_url, &stream, id).await;
-        wait(&stack.mysql_url, &stream).await;
+        probe.append(&stack.postgres_url).await;
+        probe.wait(&stack.mysql_url).await;
     };
     let diagnosis = async {
         sleep(SLOW).await;
-        tell(&whereabouts(stack, &stream).await);
+        tell(&probe.whereabouts(stack).await);
         pending::<()>().await;
     };
     tokio::select! {
@@ -40,51 +41,108 @@ pub(crate) async fn recovery(
     }
 }
 
-/// How far an event has got.
-async fn whereabouts(stack: &Stack, stream: &str) -> String {
-    let mut postgres = databases::postgres(&stack.postgres_url).await;
-    let published = sqlx::query_scalar::<_, bool>(
-        "SELECT processed_at IS NOT NULL FROM outbox WHERE stream_id = $1",
-    );
-    let published = published.bind(stream).fetch_optional(&mut postgres).await;
-    let mut mysql = databases::mysql(&stack.mysql_url).await;
-    let applied = sqlx::query_as::<_, (i64, i64)>(
-        "SELECT (SELECT count(*) FROM ledger_streams WHERE stream_id = ?),
-                (SELECT count(*) FROM chain WHERE stream_id = ?)",
-    );
-    let applied = applied.bind(stream).bind(stream).fetch_one(&mut mysql).await;
-    let queues = Management::of(stack.name()).backlog().await;
-    format!("slow: published {published:?}, in ledger and chain {applied:?}, queues {queues:?}")
+/// One event for each of some streams.
+struct Probe {
+    /// What the names of its streams have after their category.
+    name: String,
+    /// Streams, and what is appended to them; the ids make a second try harmless.
+    appends: Vec<(String, String)>,
 }
 
-async fn append(url: &str, stream: &str, id: Uuid) {
-    let data = r#"{"bucket":"b00","amount":0.01,"note":"probe"}"#;
-    let events = format!(r#"[{{"event_id":"{id}","type":"Moved","data":{data}}}]"#);
-    loop {
-        let mut connection = databases::postgres(url).await;
-        // Its id makes a second try harmless.
-        let append = append_to(&mut connection, stream, &events);
-        if matches!(timeout(LIMIT, append).await, Ok(Ok(()))) {
-            return;
+impl Probe {
+    fn new() -> Self {
+        let name = format!("probe{}", Uuid::new_v4().simple());
+        let mut appends = Vec::new();
+        let mut add = |stream: String, event_type: &str, data: &str| {
+            let id = Uuid::new_v4();
+            let event = format!(r#"[{{"event_id":"{id}","type":"{event_type}","data":{data}}}]"#);
+            appends.push((stream, event));
+        };
+        for number in 0..ACCOUNTS {
+            let data = format!(r#"{{"bucket":"{name}","amount":0.01,"note":"probe"}}"#);
+            add(format!("account-{name}-{number}"), "Moved", &data);
         }
-        sleep(Duration::from_millis(100)).await;
+        add(format!("customer-{name}"), "CustomerNamed", r#"{"name":"probe"}"#);
+        let placed = format!(r#"{{"customer_id":"customer-{name}"}}"#);
+        add(format!("order-{name}"), "OrderPlaced", &placed);
+        add(format!("fragile-{name}"), "Weighed", &format!(r#"{{"amount":{LIGHT}}}"#));
+        Self { name, appends }
     }
-}
 
-async fn wait(url: &str, stream: &str) {
-    loop {
-        let mut connection = databases::mysql(url).await;
+    async fn append(&self, url: &str) {
         loop {
-            let look = sqlx::query_scalar::<_, i64>(
-                "SELECT (SELECT count(*) FROM ledger_versions WHERE stream_id = ?)
-                      + (SELECT count(*) FROM chain WHERE stream_id = ?)",
-            );
-            let look = look.bind(stream).bind(stream).fetch_one(&mut connection);
-            let Ok(Ok(shown)) = timeout(LIMIT, look).await else { break };
-            if shown >= 2 {
+            let mut connection = databases::postgres(url).await;
+            let append = async {
+                for (stream, events) in &self.appends {
+                    append_to(&mut connection, stream, events).await?;
+                }
+                Ok::<(), sqlx::Error>(())
+            };
+            if matches!(timeout(LIMIT, append).await, Ok(Ok(()))) {
                 return;
             }
-            sleep(Duration::from_millis(20)).await;
+            sleep(Duration::from_millis(100)).await;
         }
+    }
+
+    async fn wait(&self, url: &str) {
+        loop {
+            let mut connection = databases::mysql(url).await;
+            while let Ok(Ok(missing)) = timeout(LIMIT, self.missing(&mut connection)).await {
+                if missing.is_empty() {
+                    return;
+                }
+                sleep(Duration::from_millis(20)).await;
+            }
+        }
+    }
+
+    /// The read models that do not show everything.
+    async fn missing(
+        &self,
+        connection: &mut MySqlConnection,
+    ) -> Result<Vec<&'static str>, sqlx::Error> {
+        let Self { name, .. } = self;
+        let (ledger, chain, counter, contacts, fragile): (i64, i64, i64, i64, i64) =
+            sqlx::query_as(
+                "SELECT (SELECT count(*) FROM ledger_versions
+                     WHERE stream_id LIKE ? OR stream_id IN (?, ?)),
+                    (SELECT count(*) FROM chain WHERE stream_id LIKE ?),
+                    CAST((SELECT COALESCE(SUM(events), 0) FROM counter WHERE bucket = ?) AS SIGNED),
+                    (SELECT count(*) FROM order_contacts WHERE order_id = ? AND name IS NOT NULL),
+                    (SELECT count(*) FROM fragile WHERE stream_id = ?)",
+            )
+            .bind(format!("account-{name}-%"))
+            .bind(format!("customer-{name}"))
+            .bind(format!("order-{name}"))
+            .bind(format!("account-{name}-%"))
+            .bind(name)
+            .bind(format!("order-{name}"))
+            .bind(format!("fragile-{name}"))
+            .fetch_one(connection)
+            .await?;
+        let models = [
+            ("ledger", ledger, ACCOUNTS + 2),
+            ("chain", chain, ACCOUNTS),
+            ("counter", counter, ACCOUNTS),
+            ("contacts", contacts, 1),
+            ("fragile", fragile, 1),
+        ];
+        let behind = models.into_iter().filter(|(_, shown, all)| shown < all);
+        Ok(behind.map(|(model, ..)| model).collect())
+    }
+
+    /// How far its events have got.
+    async fn whereabouts(&self, stack: &Stack) -> String {
+        let streams: Vec<&str> = self.appends.iter().map(|(stream, _)| stream.as_str()).collect();
+        let mut postgres = databases::postgres(&stack.postgres_url).await;
+        let published = sqlx::query_scalar::<_, i64>(
+            "SELECT count(*) FROM outbox WHERE stream_id = ANY ($1) AND processed_at IS NOT NULL",
+        );
+        let published = published.bind(&streams).fetch_one(&mut postgres).await;
+        let missing = self.missing(&mut databases::mysql(&stack.mysql_url).await).await;
+        let queues = Management::of(stack.name()).backlog().await;
+        let all = streams.len();
+        format!("slow: published {published:?} of {all}, missing in {missing:?}, queues {queues:?}")
     }
 }

@@ -31,7 +31,7 @@ pub(crate) struct Report {
     pub(crate) projectors: usize,
     pub(crate) published: u64,
     pub(crate) duplicates: u64,
-    pub(crate) inversions: u64,
+    pub(crate) inversions: usize,
     pub(crate) faults: BTreeMap<Kind, Tried>,
     pub(crate) sights: BTreeMap<Sight, u64>,
     pub(crate) findings: Findings,
@@ -60,8 +60,9 @@ impl fmt::Display for Report {
         writeln!(out, "# Chaos\n")?;
         writeln!(
             out,
-            "Written by `cargo xtask chaos`: seed {}, {done} faults in {:.0} s, {} events of {} streams, \
+            "Written by `cargo xtask chaos{}`: seed {}, {done} faults in {:.0} s, {} events of {} streams, \
              {} relays, {} projectors.\n",
+            command_line(),
             self.seed,
             self.took.as_secs_f64(),
             self.events,
@@ -79,14 +80,22 @@ impl fmt::Display for Report {
             ("of nobody", Wrong::Phantom),
             ("rows that differ from a fold", Wrong::Differs),
             ("marked, and never published", Wrong::Unpublished),
+            ("never marked", Wrong::LeftBehind),
+            ("committed, and not stored", Wrong::NotStored),
+            ("rolled back, and published or stored", Wrong::RolledBack),
+            ("put before an earlier one on the wire, without a reason", Wrong::InvertedOnTheWire),
         ] {
             writeln!(out, "| {name} | {} |", self.findings.count(wrong))?;
         }
-        writeln!(out, "| rolled back, and never seen | {} |", self.rolled_back)?;
-        writeln!(out, "| commits with an outcome unknown to the writer | {} |", self.unknown)?;
+        writeln!(out, "| rolled back | {} |", self.rolled_back)?;
+        writeln!(out, "| committed or not, the writer does not know | {} |", self.unknown)?;
         writeln!(out, "| messages on the wire | {} |", self.published)?;
         writeln!(out, "| of these duplicates | {} |", self.duplicates)?;
-        writeln!(out, "| first copies out of order | {} |\n", self.inversions)?;
+        writeln!(
+            out,
+            "| first copies behind a later one, with a reason | {} |\n",
+            self.inversions
+        )?;
         writeln!(out, "| seen | times |\n|---|--:|")?;
         for sight in Sight::ALL {
             let times = self.sights.get(&sight).copied().unwrap_or(0);
@@ -114,6 +123,21 @@ impl fmt::Display for Report {
         }
         Ok(())
     }
+}
+
+/// What the program was called with, but for the report itself.
+fn command_line() -> String {
+    let mut line = String::from(if cfg!(debug_assertions) { "" } else { " --release" });
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        if argument == "--report" {
+            arguments.next();
+        } else {
+            line.push(' ');
+            line.push_str(&argument);
+        }
+    }
+    line
 }
 
 fn line(

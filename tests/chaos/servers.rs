@@ -18,8 +18,10 @@ use crate::faults::Server;
 
 const STOP_LIMIT: Duration = Duration::from_secs(30);
 const START_LIMIT: Duration = Duration::from_mins(1);
+const STARTS: usize = 5;
+const FILLS: usize = 20;
 /// What a full disk has left.
-const LEFT: u64 = 128 << 10;
+const LEFT: u64 = 8 << 10;
 const DISK: &str = "6g";
 
 /// The servers that `cargo xtask chaos` has started.
@@ -69,9 +71,13 @@ impl Servers {
     }
 
     /// Starts a server that was stopped, and waits until it answers.
+    ///
+    /// # Panics
+    ///
+    /// When it does not, however often it is tried.
     pub(crate) async fn start(&self, server: Server) {
         let log = self.data.join(format!("{}.log", server.name()));
-        loop {
+        for _ in 0..STARTS {
             let output = File::options().append(true).create(true).open(&log).expect("a log");
             let mut command =
                 Command::new(self.data.join("tools").join(format!("start-{}", server.name())));
@@ -84,6 +90,7 @@ impl Servers {
             }
             drop(self.kill(server).await);
         }
+        panic!("{} does not start any more: see {}", server.name(), log.display());
     }
 
     /// Starts a server again if it has ended, or answers no more.
@@ -98,16 +105,31 @@ impl Servers {
         self.start(server).await;
     }
 
-    /// Leaves a server no room on its disk.
+    /// Whether servers have file systems of their own, which only root can give them.
+    pub(crate) fn can_be_filled(&self) -> bool {
+        let id = |folder: &Path| statvfs(folder).ok().map(|found| found.f_fsid);
+        Server::ALL.iter().all(|server| id(&self.data.join(server.name())) != id(&self.data))
+    }
+
+    /// Leaves a server next to no room on its disk.
     pub(crate) async fn fill(&self, server: Server) -> Result<(), String> {
         let disk = self.data.join(server.name());
-        let shared = statvfs(&self.data).map_err(|error| error.to_string())?.f_fsid;
-        let own = statvfs(&disk).map_err(|error| error.to_string())?;
-        if own.f_fsid == shared {
-            return Err("it has no file system of its own, which only root can give it".to_owned());
+        let mut filled = Ok(());
+        for _ in 0..FILLS {
+            let own = statvfs(&disk).map_err(|error| error.to_string())?;
+            let used = (own.f_blocks - own.f_bfree) * own.f_frsize;
+            // Refused if it needs more by now.
+            filled = resize(&disk, &format!("{}k", (used + LEFT) >> 10)).await;
+            if filled.is_ok() {
+                break;
+            }
         }
-        let used = (own.f_blocks - own.f_bfree) * own.f_frsize;
-        resize(&disk, &format!("{}k", (used + LEFT) >> 10)).await
+        filled
+    }
+
+    /// Whether a server has used the last of it.
+    pub(crate) fn is_full(&self, server: Server) -> bool {
+        statvfs(self.data.join(server.name())).is_ok_and(|own| own.f_bfree == 0)
     }
 
     /// Gives it room again.

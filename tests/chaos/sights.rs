@@ -1,6 +1,6 @@
 //! What a campaign must have seen: one that never saw a duplicate proves nothing about duplicates.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -11,6 +11,7 @@ use tokio::time::{sleep, timeout};
 use crate::account::lock;
 use crate::databases::{self, LIMIT};
 use crate::faults::Kind;
+use crate::fleet::USER;
 use crate::inject::Harm;
 
 const PERIOD: Duration = Duration::from_millis(500);
@@ -22,8 +23,12 @@ pub(crate) enum Sight {
     Duplicate,
     /// Events were read from the event store, because their messages did not come.
     HealedGap,
-    /// A relay went on with lanes that another one had held when it went silent or died.
+    /// A relay went on with lanes whose last claim was broken off.
     LaneTakenOver,
+    /// A server gave no answer within the time that a daemon has for it.
+    Silence,
+    /// A batch was ended by MySQL because of a deadlock.
+    Deadlock,
     /// The broker took no messages for a while.
     BlockedBroker,
     /// A COMMIT was answered, and the answer did not arrive.
@@ -39,10 +44,12 @@ pub(crate) enum Sight {
 }
 
 impl Sight {
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::Duplicate,
         Self::HealedGap,
         Self::LaneTakenOver,
+        Self::Silence,
+        Self::Deadlock,
         Self::BlockedBroker,
         Self::UnknownCommit,
         Self::CutOverUnderFire,
@@ -56,6 +63,8 @@ impl Sight {
             Self::Duplicate => "an event published twice",
             Self::HealedGap => "a gap healed from the event store",
             Self::LaneTakenOver => "a lane taken over",
+            Self::Silence => "a server that was silent for too long",
+            Self::Deadlock => "a batch that lost a deadlock",
             Self::BlockedBroker => "a blocked broker",
             Self::UnknownCommit => "a commit with unknown outcome",
             Self::CutOverUnderFire => "a cut-over under fire",
@@ -70,6 +79,8 @@ impl Sight {
         match self {
             Self::Duplicate | Self::LaneTakenOver => &[Kind::KillRelay],
             Self::HealedGap => &[Kind::PurgeQueue],
+            Self::Silence => &[Kind::BlackHole],
+            Self::Deadlock => &[Kind::Deadlock],
             Self::BlockedBroker => &[Kind::MemoryAlarm],
             Self::UnknownCommit => &[Kind::CutAtCommitAnswer],
             Self::CutOverUnderFire => &[Kind::Rebuild, Kind::Latency],
@@ -107,19 +118,22 @@ impl Lookout {
         let mut tasks = JoinSet::new();
         tasks.spawn(look_at_daemons(Arc::clone(harm), Arc::clone(&sights)));
         let (url, active) = (mysql_url.to_owned(), Arc::clone(active));
-        tasks.spawn(look_at_generations(url, active, Arc::clone(&sights)));
+        tasks.spawn(look_at_read_models(url, active, Arc::clone(&sights)));
         Self { sights, _tasks: tasks }
     }
 }
 
 async fn look_at_daemons(harm: Arc<Harm>, sights: Arc<Sights>) {
     let mut last: HashMap<(usize, String), f64> = HashMap::new();
+    let mut blocked = HashSet::new();
     loop {
         for (number, slot) in harm.fleet.slots.iter().enumerate() {
-            if let Some(page) = slot.page("/readyz").await
-                && page.contains("takes no messages")
-            {
-                sights.add(Sight::BlockedBroker, 1);
+            if let Some(page) = slot.page("/readyz").await {
+                if !page.contains("takes no messages") {
+                    blocked.remove(&number);
+                } else if blocked.insert(number) {
+                    sights.add(Sight::BlockedBroker, 1);
+                }
             }
             let page = slot.page("/metrics").await.unwrap_or_default();
             for line in page.lines() {
@@ -142,7 +156,7 @@ async fn look_at_daemons(harm: Arc<Harm>, sights: Arc<Sights>) {
 }
 
 fn sight_of(series: &str) -> Option<Sight> {
-    if series.starts_with("projector_healed_events_total") {
+    if series.starts_with("projector_healed_events_total") && series.contains("by=\"gap\"") {
         Some(Sight::HealedGap)
     } else if series == "outbox_relay_messages_published_total{outcome=\"nacked\"}" {
         Some(Sight::Nack)
@@ -153,22 +167,31 @@ fn sight_of(series: &str) -> Option<Sight> {
     }
 }
 
-/// Every rebuild that comes into service gives its projection another generation.
-async fn look_at_generations(url: String, active: Arc<AtomicUsize>, sights: Arc<Sights>) {
-    let mut last: Option<i64> = None;
+/// Every rebuild that comes into service gives its projection another generation, and MySQL counts whom it
+/// has ended because of a deadlock.
+async fn look_at_read_models(url: String, active: Arc<AtomicUsize>, sights: Arc<Sights>) {
+    let mut last: Option<(i64, i64)> = None;
     loop {
         let mut connection = databases::mysql(&url).await;
         loop {
             let busy = active.load(Ordering::Relaxed);
-            let look = sqlx::query_scalar(
-                "SELECT CAST(COALESCE(SUM(generation), 0) AS SIGNED) FROM projector_projections",
+            let look = sqlx::query_as(
+                "SELECT CAST(COALESCE(SUM(generation), 0) AS SIGNED),
+                        CAST((SELECT COALESCE(SUM(sum_error_raised), 0)
+                              FROM performance_schema.events_errors_summary_by_user_by_error
+                              WHERE user = ? AND error_number = 1213) AS SIGNED)
+                 FROM projector_projections",
             );
-            let Ok(Ok(now)) = timeout(LIMIT, look.fetch_one(&mut connection)).await else { break };
-            // The rebuild itself is one of those that are active.
-            if last.is_some_and(|last| now > last) && busy > 1 {
-                sights.add(Sight::CutOverUnderFire, 1);
+            let look = look.bind(USER).fetch_one(&mut connection);
+            let Ok(Ok((generations, deadlocks))) = timeout(LIMIT, look).await else { break };
+            if let Some((before, deadlocks_before)) = last {
+                if generations > before && busy > 0 {
+                    sights.add(Sight::CutOverUnderFire, 1);
+                }
+                // A server that was started again counts from nothing.
+                sights.add(Sight::Deadlock, u64::from(deadlocks > deadlocks_before));
             }
-            last = Some(now);
+            last = Some((generations, deadlocks));
             sleep(PERIOD / 5).await;
         }
         sleep(PERIOD).await;

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use futures_util::StreamExt;
 use lapin::options::{
     BasicAckOptions, BasicConsumeOptions, BasicQosOptions, ExchangeDeclareOptions,
@@ -12,6 +13,7 @@ use lapin::options::{
 };
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Connection, ConnectionProperties, ExchangeKind};
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use uuid::Uuid;
@@ -31,8 +33,7 @@ const LIMIT: Duration = Duration::from_secs(10);
 pub(crate) struct Seen {
     /// How often each event was published.
     pub(crate) copies: HashMap<Uuid, u32>,
-    /// First copies that came after one with a higher version of their stream.
-    pub(crate) inversions: u64,
+    pub(crate) inverted: Vec<Inversion>,
     highest: HashMap<String, i64>,
 }
 
@@ -45,7 +46,9 @@ impl Seen {
         *copies += 1;
         if *copies == 1 {
             let highest = self.highest.entry(message.stream).or_default();
-            self.inversions += u64::from(message.version < *highest);
+            if message.version < *highest {
+                self.inverted.push(Inversion { event_id: message.event_id, at: Utc::now() });
+            }
             *highest = message.version.max(*highest);
         }
     }
@@ -54,6 +57,13 @@ impl Seen {
     pub(crate) fn duplicates(&self) -> u64 {
         self.copies.values().map(|copies| u64::from(copies - 1)).sum()
     }
+}
+
+/// An event whose first copy came behind one with a higher version of its stream.
+#[derive(Clone, Copy)]
+pub(crate) struct Inversion {
+    pub(crate) event_id: Uuid,
+    pub(crate) at: DateTime<Utc>,
 }
 
 struct Message {
@@ -71,22 +81,31 @@ pub(crate) struct Wire {
 }
 
 impl Wire {
-    pub(crate) fn watch(url: &str) -> Self {
+    /// Begins to watch, before anybody publishes.
+    pub(crate) async fn watch(url: &str) -> Self {
         let (seen, pause) = (Arc::<Mutex<Seen>>::default(), Arc::<AtomicBool>::default());
         let mut task = JoinSet::new();
         let (url, log, paused) = (url.to_owned(), Arc::clone(&seen), Arc::clone(&pause));
+        let (bound, is_bound) = oneshot::channel();
         task.spawn(async move {
+            let mut bound = Some(bound);
             loop {
                 // Whatever happened, the broker will be there again.
-                drop(read(&url, &log, &paused).await);
+                drop(read(&url, &log, &paused, &mut bound).await);
                 sleep(PAUSE).await;
             }
         });
+        is_bound.await.expect("the wire can be watched");
         Self { seen, pause, _task: task }
     }
 }
 
-async fn read(url: &str, log: &Mutex<Seen>, pause: &AtomicBool) -> Result<(), lapin::Error> {
+async fn read(
+    url: &str,
+    log: &Mutex<Seen>,
+    pause: &AtomicBool,
+    bound: &mut Option<oneshot::Sender<()>>,
+) -> Result<(), lapin::Error> {
     let connect = Connection::connect(url, ConnectionProperties::default());
     let Ok(connection) = timeout(LIMIT, connect).await else { return Ok(()) };
     let connection = connection?;
@@ -103,6 +122,9 @@ async fn read(url: &str, log: &Mutex<Seen>, pause: &AtomicBool) -> Result<(), la
     let consume = BasicConsumeOptions::default();
     let mut deliveries =
         channel.basic_consume(QUEUE.into(), "chaos".into(), consume, none()).await?;
+    if let Some(bound) = bound.take() {
+        bound.send(()).ok();
+    }
     loop {
         let next = match timeout(LIMIT, deliveries.next()).await {
             Ok(Some(next)) => next?,

@@ -30,7 +30,9 @@ const FRAGILE_PER_THOUSAND: u64 = 5;
 const POISON: f64 = 0.05;
 /// More digits than a binary float keeps.
 const LARGE_AMOUNT: &str = "9007199254740993.01";
-/// For the column that it is meant for.
+/// Of an event of a fragile stream.
+pub(crate) const LIGHT: &str = "1.50";
+/// The same, too large for the column that it is meant for.
 pub(crate) const TOO_LARGE: &str = "1000.00";
 
 /// Writers under way.
@@ -191,7 +193,7 @@ impl Writer {
             return ("OrderPlaced", format!(r#"{{"customer_id":"customer-{customer}"}}"#));
         }
         if stream.starts_with("fragile-") {
-            let amount = if self.random.random_bool(POISON) { TOO_LARGE } else { "1.50" };
+            let amount = if self.random.random_bool(POISON) { TOO_LARGE } else { LIGHT };
             return ("Weighed", format!(r#"{{"amount":{amount}}}"#));
         }
         let length = match self.random.random_range(0..1_000) {

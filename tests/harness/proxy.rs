@@ -45,7 +45,7 @@ pub enum Side {
 /// A moment at which one connection is reset, once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cut {
-    /// The client sends COMMIT to PostgreSQL; the server does not get it.
+    /// The client sends COMMIT to PostgreSQL or MySQL; the server does not get it.
     Commit,
     /// The server answers a COMMIT; the client does not get to know.
     CommitAnswer,
@@ -71,6 +71,8 @@ pub struct Proxy {
 struct Cuts {
     armed: Mutex<Option<Cut>>,
     fired: AtomicUsize,
+    /// Answers to a COMMIT that were swallowed.
+    swallowed: AtomicUsize,
     /// Told of each confirm that comes through.
     confirms: Notify,
 }
@@ -131,9 +133,14 @@ impl Proxy {
         self.cuts.confirms.notified().await;
     }
 
-    /// How often a connection was reset at such a moment.
+    /// How often such a moment came.
     pub fn cuts(&self) -> usize {
         self.cuts.fired.load(Ordering::Relaxed)
+    }
+
+    /// How many transactions were committed of which the client does not know.
+    pub fn unknown_commits(&self) -> usize {
+        self.cuts.swallowed.load(Ordering::Relaxed)
     }
 
     /// Where it listens.
@@ -264,10 +271,8 @@ impl Flow<'_> {
 
     /// Whether the connection is to be reset instead of letting these bytes through.
     fn cuts(&self, bytes: &[u8]) -> bool {
-        // A method frame with 13 bytes, the acknowledgement of a publish.
-        let is_confirm = |frame: &[u8]| frame[0] == 1 && frame[3..] == [0, 0, 0, 13, 0, 60, 0, 80];
         match self.towards {
-            Side::Server if bytes.windows(6).any(|word| word == b"COMMIT") => {
+            Side::Server if is_commit(bytes) => {
                 match self.cuts.fire(&[Cut::Commit, Cut::CommitAnswer]) {
                     Some(Cut::CommitAnswer) => {
                         self.committing.store(true, Ordering::Relaxed);
@@ -276,12 +281,39 @@ impl Flow<'_> {
                     cut => cut.is_some(),
                 }
             }
-            Side::Client if self.committing.load(Ordering::Relaxed) => true,
-            Side::Client if bytes.windows(11).any(is_confirm) => {
+            Side::Client if self.committing.load(Ordering::Relaxed) => {
+                self.cuts.swallowed.fetch_add(1, Ordering::Relaxed);
+                true
+            }
+            Side::Client if has_confirm(bytes) => {
                 self.cuts.confirms.notify_waiters();
                 self.cuts.fire(&[Cut::Confirm]).is_some()
             }
             _ => false,
         }
+    }
+}
+
+/// Whether a client ends a transaction with this: a simple query to PostgreSQL, or a query to MySQL. An
+/// isolation level, READ COMMITTED, has the word too.
+fn is_commit(bytes: &[u8]) -> bool {
+    bytes.ends_with(b"Q\0\0\0\x0bCOMMIT\0") || bytes.ends_with(b"\x07\0\0\0\x03COMMIT")
+}
+
+/// Whether RabbitMQ confirms messages with this: a method frame with 13 bytes, `basic.ack`.
+fn has_confirm(bytes: &[u8]) -> bool {
+    bytes.windows(11).any(|frame| frame[0] == 1 && frame[3..] == [0, 0, 0, 13, 0, 60, 0, 80])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_end_of_a_transaction_is_a_commit() {
+        assert!(is_commit(b"Q\0\0\0\x0bCOMMIT\0"));
+        assert!(is_commit(b"\x07\0\0\0\x03COMMIT"));
+        assert!(!is_commit(b"Q\0\0\0\x25BEGIN ISOLATION LEVEL READ COMMITTED\0"));
+        assert!(!is_commit(b"\x10\0\0\0\x03SET 'READ-COMMITTED'"));
     }
 }
