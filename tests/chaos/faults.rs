@@ -69,7 +69,7 @@ pub(crate) enum Kind {
     PurgeQueue,
     /// No queue is bound to the exchange, or none of one projection.
     RemoveBindings,
-    /// A queue refuses messages.
+    /// A queue refuses messages, all or some.
     RefuseMessages,
 }
 

@@ -396,7 +396,8 @@ impl Harm {
             Kind::RemoveBindings => self.remove_bindings(fault).await,
             Kind::RefuseMessages => {
                 management.refuse().await?;
-                self.wire_pause.store(true, Ordering::Relaxed);
+                // Otherwise it takes some, whenever one was read.
+                self.wire_pause.store(fault.which.is_multiple_of(2), Ordering::Relaxed);
                 sleep(fault.lasts).await;
                 self.wire_pause.store(false, Ordering::Relaxed);
                 undo(async || management.take_again().await).await
