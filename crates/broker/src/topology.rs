@@ -158,12 +158,7 @@ impl Connection {
         self.delete_queue(name).await
     }
 
-    /// Deletes a queue with what is in it.
-    ///
-    /// # Errors
-    ///
-    /// When the broker cannot be told.
-    pub async fn delete_queue(&self, name: &str) -> Result<(), Error> {
+    async fn delete_queue(&self, name: &str) -> Result<(), Error> {
         let channel = self.channel().await?;
         let delete = channel.queue_delete(short(name)?, QueueDeleteOptions::default());
         tolerate(call("deleting a queue", delete).await.map(drop))
