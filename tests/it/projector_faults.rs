@@ -266,6 +266,44 @@ async fn a_queue_that_serves_nobody_is_told_of_and_kept() {
     .await;
 }
 
+/// A batch that takes long has all deliveries that may be unsettled, so that no more come. That is not a
+/// queue which serves nobody.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_that_is_busy_holds_its_queue() {
+    Stack::run(async |stack| {
+        let projector = stack.projector(TALLY).env("PROJECTOR__PROJECTOR__PREFETCH", "2");
+        projector.clone().arg("migrate").succeed().await;
+        let _daemon = projector.start_ready().await;
+        let _relay = stack.relay().start_ready().await;
+        stack.append("order-1", &[tested(&json!(1))]).await;
+        wait_for(stack, "order-1", "1").await;
+        let mut other = stack.mysql().await;
+        let mut transaction = other.begin().await.unwrap();
+        let lock = "UPDATE tally_total SET applied = applied";
+        transaction.execute(lock).await.unwrap();
+        let since = Instant::now();
+        let events: Vec<_> = (2..=9).map(|n| tested(&json!(n))).collect();
+        stack.append("order-1", &events).await;
+        let held = async || {
+            let held: Option<String> =
+                sqlx::query_scalar("SELECT CAST(partitions AS CHAR) FROM projector_instances")
+                    .fetch_optional(&mut stack.mysql().await)
+                    .await
+                    .unwrap();
+            held.as_deref() == Some("[1]")
+        };
+        eventually("it is served", async || held().await.then_some(())).await;
+        // Longer than a delivery counts, shorter than a statement waits for a row.
+        while since.elapsed() < Duration::from_secs(4) {
+            assert!(held().await, "after {:?}", since.elapsed());
+            sleep(Duration::from_millis(100)).await;
+        }
+        transaction.rollback().await.unwrap();
+        wait_for(stack, "order-1", "1,2,3,4,5,6,7,8,9").await;
+    })
+    .await;
+}
+
 /// Who sweeps a projection gives that up while its history is applied, whatever went wrong before with
 /// another projection: otherwise its queue would not be followed any more.
 #[tokio::test(flavor = "multi_thread")]

@@ -146,6 +146,11 @@ impl Consumer {
         Ok(batch)
     }
 
+    /// Whether a delivery is not settled yet.
+    pub fn has_unsettled(&self) -> bool {
+        !self.unsettled.is_empty()
+    }
+
     /// Tells the broker that messages are done with and can be forgotten.
     ///
     /// # Errors

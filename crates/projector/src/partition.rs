@@ -40,19 +40,29 @@ pub(crate) struct Partitions<'p> {
     pub(crate) ready: Option<&'p Probe>,
 }
 
+/// What this instance gets from a queue.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Served {
+    /// When it delivered last.
+    pub(crate) last: Option<Instant>,
+    /// Whether deliveries are not settled: while a slow batch has all that may be, no more come.
+    pub(crate) unsettled: bool,
+}
+
 /// A queue, as seen by the task that spreads the load.
 struct Seat {
     /// With which priority to consume.
     priority: watch::Sender<i32>,
-    /// When it delivered last.
-    served: watch::Receiver<Option<Instant>>,
+    /// What it gives.
+    served: watch::Receiver<Served>,
     /// Since when it is to be this instance's.
     mine: Mutex<Option<Instant>>,
 }
 
 impl Seat {
     fn is_held(&self) -> bool {
-        self.served.borrow().is_some_and(|at| at.elapsed() < HOLDS)
+        let served = *self.served.borrow();
+        served.unsettled || served.last.is_some_and(|at| at.elapsed() < HOLDS)
     }
 
     /// Notes whether this instance should have the queue; says whether it has to take it over.
@@ -81,7 +91,7 @@ impl Partitions<'_> {
         let mut queues = Vec::new();
         for number in 0..self.topology.queues.len() {
             let (priority, wanted) = watch::channel(0);
-            let (serves, served) = watch::channel(None);
+            let (serves, served) = watch::channel(Served::default());
             seats.push(Seat { priority, served, mine: Mutex::default() });
             queues.push(self.guarded(number, wanted, serves, &stop));
         }
@@ -102,7 +112,7 @@ impl Partitions<'_> {
         &self,
         number: usize,
         wanted: watch::Receiver<i32>,
-        serves: watch::Sender<Option<Instant>>,
+        serves: watch::Sender<Served>,
         stop: &CancellationToken,
     ) -> Result<(), Trouble> {
         let result = self.follow_one(number, wanted, &serves, stop).await;
@@ -114,7 +124,7 @@ impl Partitions<'_> {
         &self,
         number: usize,
         mut wanted: watch::Receiver<i32>,
-        serves: &watch::Sender<Option<Instant>>,
+        serves: &watch::Sender<Served>,
         stop: &CancellationToken,
     ) -> Result<(), Trouble> {
         let queue = &self.topology.queues[number];
