@@ -339,3 +339,47 @@ async fn trouble_with_one_projection_does_not_keep_another_from_its_history() {
     })
     .await;
 }
+
+/// While an append stays open nobody sweeps, and who did before gives up what it owned: otherwise no
+/// history could be applied.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_append_that_stays_open_does_not_hold_up_the_history() {
+    Stack::run(async |stack| {
+        let projector = stack.projector(TALLY).env("PROJECTOR__PROJECTOR__SWEEP_INTERVAL", "3s");
+        projector.clone().arg("migrate").succeed().await;
+        let daemon = projector.start_ready().await;
+        let _relay = stack.relay().start_ready().await;
+        stack.append("order-1", &[tested(&json!(1))]).await;
+        eventually("the sweeper owns the projection", async || {
+            let series = "projector_checkpoint_position{projection=\"tally\"}";
+            (daemon.metric(series).await > 0.5).then_some(())
+        })
+        .await;
+        let replays = || daemon.log().matches("history is applied").count();
+        let before = replays();
+        let channel = stack.amqp().await.create_channel().await.unwrap();
+        let options = QueueDeleteOptions::default();
+        channel.queue_delete("projector.tally".into(), options).await.unwrap();
+        eventually("the history is to be applied", async || {
+            let pending: i64 = sqlx::query_scalar(
+                "SELECT COUNT(*) FROM tally__checkpoint WHERE replay_until IS NOT NULL",
+            )
+            .fetch_one(&mut stack.mysql().await)
+            .await
+            .unwrap();
+            (pending > 0 || replays() > before).then_some(())
+        })
+        .await;
+        let mut postgres = stack.postgres().await;
+        let mut writer = postgres.begin().await.unwrap();
+        let events = json!([tested(&json!(2))]);
+        harness::append(&mut writer, "order-2", None, &events).await.unwrap();
+        within(Duration::from_secs(20), "the history is applied", async || {
+            (replays() > before).then_some(())
+        })
+        .await;
+        writer.commit().await.unwrap();
+        wait_for(stack, "order-2", "1").await;
+    })
+    .await;
+}

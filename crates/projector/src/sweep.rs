@@ -106,7 +106,15 @@ impl Sweeper<'_> {
                     }
                 }
             }
-            Err(trouble) => result = Err(trouble),
+            Err(trouble) => {
+                // While an append stays open nobody is swept, and a replay must not wait for that.
+                states.iter_mut().for_each(State::leave);
+                self.session = None;
+                if !matches!(trouble, Trouble::Fence(_)) {
+                    self.history.forget();
+                }
+                result = Err(trouble);
+            }
         }
         self.states = states;
         result
