@@ -383,3 +383,28 @@ async fn an_append_that_stays_open_does_not_hold_up_the_history() {
     })
     .await;
 }
+
+/// Event store and read models are enough to find what was lost, and to apply it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_lost_is_applied_without_the_broker() {
+    Stack::run(async |stack| {
+        let (broker, url) = Proxy::before(&stack.amqp_url).await;
+        let projector = stack.projector(TALLY).env("AMQP_URL", &url);
+        projector.clone().arg("migrate").succeed().await;
+        let daemon = projector.start_ready().await;
+        stack.append("order-1", &[tested(&json!(1))]).await;
+        broker.set(Mode::BlackHole);
+        let published = "UPDATE outbox SET processed_at = now() WHERE processed_at IS NULL";
+        stack.postgres().await.execute(published).await.unwrap();
+        within(Duration::from_mins(1), "it is applied", async || {
+            (applied(stack, "order-1").await.as_deref() == Some("1")).then_some(())
+        })
+        .await;
+        eventually("the checkpoint passes it", async || {
+            let series = "projector_checkpoint_position{projection=\"tally\"}";
+            (daemon.metric(series).await > 0.5).then_some(())
+        })
+        .await;
+    })
+    .await;
+}

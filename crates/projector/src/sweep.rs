@@ -168,8 +168,13 @@ impl Sweeper<'_> {
                 }
             }
             let instances = session.instances(&model.ledger).await?;
-            self.look_at_queues(state, &instances).await?;
+            // What is lost can be applied without the broker.
+            let queues = self.look_at_queues(state, &instances).await;
+            if queues.is_err() {
+                state.forget_queues();
+            }
             while self.look(&mut session, state, checkpoint, limits.published).await? {}
+            queues?;
         } else {
             state.leave();
             state.forget_queues();
