@@ -8,7 +8,7 @@ use lapin::options::{
 use lapin::protocol::{AMQPHardError, AMQPSoftError};
 use lapin::types::{AMQPValue, FieldTable, LongLongInt};
 
-use crate::connection::{call, short};
+use crate::connection::{LOOK_LIMIT, call, call_within, short};
 use crate::error::{is_hard, is_soft};
 use crate::{Connection, Error};
 
@@ -246,10 +246,10 @@ impl Connection {
 
     async fn look_up(&self, queue: &str) -> Result<Option<lapin::Queue>, Error> {
         // A missing queue costs the channel.
-        let channel = self.channel().await?;
+        let channel = self.look_channel().await?;
         let options = QueueDeclareOptions { passive: true, ..Default::default() };
         let declare = channel.queue_declare(short(queue)?, options, FieldTable::default());
-        match call("looking for a queue", declare).await {
+        match call_within(LOOK_LIMIT, "looking for a queue", declare).await {
             Ok(found) => Ok(Some(found)),
             Err(Error::Call { source, .. }) if is_soft(&source, AMQPSoftError::NOTFOUND) => {
                 Ok(None)

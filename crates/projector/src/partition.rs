@@ -130,7 +130,7 @@ impl Partitions<'_> {
         let queue = &self.topology.queues[number];
         while !stop.is_cancelled() {
             let priority = *wanted.borrow_and_update();
-            let mut live = Live::open(
+            let open = Live::open(
                 self.context,
                 self.model,
                 self.connection,
@@ -138,8 +138,9 @@ impl Partitions<'_> {
                 priority,
                 self.gaps,
                 serves.clone(),
-            )
-            .await?;
+            );
+            let Some(live) = stop.run_until_cancelled(open).await else { break };
+            let mut live = live?;
             if let Some(ready) = self.ready {
                 ready.ok();
             }
@@ -154,6 +155,10 @@ impl Partitions<'_> {
                 result = live.follow(&again) => result,
                 () = changed => Ok(()),
             };
+            if result.is_err() {
+                // The others need not wait until this one has left.
+                stop.cancel();
+            }
             live.leave().await;
             result?;
         }
