@@ -1,6 +1,7 @@
 //! What a projection needs in the broker.
 
 use broker::{Binding, Connection, Error, Queue};
+use futures_util::future::try_join_all;
 
 use crate::projection::Projection;
 
@@ -73,9 +74,8 @@ impl Topology {
 
     /// Removes the queues, which must be empty.
     pub(crate) async fn remove(&self, connection: &Connection) -> Result<(), Error> {
-        for queue in &self.queues {
-            connection.delete_empty_queue(&queue.name).await?;
-        }
+        let queues = self.queues.iter().map(|queue| connection.delete_empty_queue(&queue.name));
+        try_join_all(queues).await?;
         match &self.hash {
             Some(hash) => connection.delete_exchange(hash).await,
             None => Ok(()),
