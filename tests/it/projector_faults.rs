@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 use domain_events::Message;
 use futures_util::StreamExt;
 use harness::{Cut, Mode, Proxy, Stack, eventually, within};
-use lapin::options::{BasicConsumeOptions, BasicQosOptions, QueueDeleteOptions};
+use lapin::options::{
+    BasicConsumeOptions, BasicQosOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
+};
 use lapin::types::{AMQPValue, FieldTable};
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection, Executor};
@@ -403,6 +405,41 @@ async fn what_was_lost_is_applied_without_the_broker() {
         eventually("the checkpoint passes it", async || {
             let series = "projector_checkpoint_position{projection=\"tally\"}";
             (daemon.metric(series).await > 0.5).then_some(())
+        })
+        .await;
+    })
+    .await;
+}
+
+/// A queue that is not bound any more gets nothing, and nobody tells: only what the sweeper finds.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_binding_that_is_gone_is_made_again() {
+    Stack::run(async |stack| {
+        stack.projector(TALLY).arg("migrate").succeed().await;
+        let daemon = stack.projector(TALLY).start_ready().await;
+        let _relay = stack.relay().start_ready().await;
+        let channel = stack.amqp().await.create_channel().await.unwrap();
+        let (bind, none) = (QueueBindOptions::default(), FieldTable::default);
+        // For somebody else the exchange still has a use.
+        let options = QueueDeclareOptions::durable();
+        channel.queue_declare("else".into(), options, none()).await.unwrap();
+        let (exchange, key) = ("events", "order.#");
+        channel.queue_bind("else".into(), exchange.into(), key.into(), bind, none()).await.unwrap();
+        let queue = "projector.tally";
+        channel.queue_unbind(queue.into(), exchange.into(), key.into(), none()).await.unwrap();
+        stack.append("order-1", &[tested(&json!(1))]).await;
+        wait_for(stack, "order-1", "1").await;
+        let by_the_queue = async |stream: String| {
+            let healed = "projector_healed_events_total{projection=\"tally\",by=\"sweep\"}";
+            let before = daemon.metric(healed).await;
+            stack.append(&stream, &[tested(&json!(1))]).await;
+            wait_for(stack, &stream, "1").await;
+            (daemon.metric(healed).await - before).abs() < 0.5
+        };
+        let mut number = 1;
+        within(Duration::from_secs(20), "an event comes by the queue", async || {
+            number += 1;
+            by_the_queue(format!("order-{number}")).await.then_some(())
         })
         .await;
     })

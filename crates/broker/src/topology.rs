@@ -203,6 +203,16 @@ impl Connection {
             // Without the right to declare it, who has it has bound it too.
             return Ok(new);
         }
+        self.bind(queue).await?;
+        Ok(new)
+    }
+
+    /// Makes sure of the bindings of a queue, which must exist.
+    ///
+    /// # Errors
+    ///
+    /// When the broker cannot be told, or we may not.
+    pub async fn bind(&self, queue: &Queue) -> Result<(), Error> {
         for binding in &queue.bindings {
             let channel = self.channel().await?;
             let bind = channel.queue_bind(
@@ -214,7 +224,7 @@ impl Connection {
             );
             call("binding a queue", bind).await?;
         }
-        Ok(new)
+        Ok(())
     }
 
     /// What a queue and its dead-letter queue lack to be as they must.

@@ -173,8 +173,21 @@ impl Sweeper<'_> {
             if queues.is_err() {
                 state.forget_queues();
             }
-            while self.look(&mut session, state, checkpoint, limits.published).await? {}
+            let mut healed = false;
+            while self.look(&mut session, state, checkpoint, limits.published).await? {
+                healed = true;
+            }
             queues?;
+            // A binding that is gone shows like this alone.
+            if healed && let Some(connection) = self.connection.take() {
+                match self.topology(&model).bind(&connection).await {
+                    Ok(()) => self.connection = Some(connection),
+                    // Perhaps it may not.
+                    Err(error) => {
+                        tracing::debug!(error = chain(&error), "the queues were not bound");
+                    }
+                }
+            }
         } else {
             state.leave();
             state.forget_queues();

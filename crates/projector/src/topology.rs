@@ -64,6 +64,17 @@ impl Topology {
         Ok(new)
     }
 
+    /// Makes sure of the bindings.
+    pub(crate) async fn bind(&self, connection: &Connection) -> Result<(), Error> {
+        if let Some(hash) = &self.hash {
+            connection.declare_hash_exchange(hash, HASHED, &self.source, &self.keys).await?;
+        }
+        for queue in &self.queues {
+            connection.bind(queue).await?;
+        }
+        Ok(())
+    }
+
     /// Lets nothing more in. What is in the queues stays there.
     pub(crate) async fn cut_off(&self, connection: &Connection) -> Result<(), Error> {
         match &self.hash {
