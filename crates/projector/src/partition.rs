@@ -27,6 +27,9 @@ use crate::trouble::Trouble;
 const HEARTBEAT: Duration = Duration::from_millis(500);
 /// A queue that delivered to this instance within this time is its.
 const HOLDS: Duration = Duration::from_millis(1_500);
+/// How long to wait for a queue that another instance has, before it is taken once more: the other may be
+/// in a batch that takes long.
+const TAKE_AGAIN: Duration = Duration::from_secs(10);
 
 /// The queues of one projection, on one connection.
 pub(crate) struct Partitions<'p> {
@@ -74,7 +77,7 @@ impl Seat {
             return should;
         };
         // Another instance took it while this one was thought to have gone.
-        let lost = contested && !self.is_held() && since.elapsed() > HOLDS * 2;
+        let lost = contested && !self.is_held() && since.elapsed() > TAKE_AGAIN;
         if lost {
             *mine = Some(Instant::now());
         }
