@@ -265,6 +265,35 @@ async fn declaring_twice_is_harmless_and_other_settings_are_told() {
     .await;
 }
 
+/// Nothing is deleted with a queue: neither what waits in it, nor what a consumer has.
+#[tokio::test(flavor = "multi_thread")]
+async fn only_an_empty_queue_is_deleted() {
+    Stack::run_empty(async |stack| {
+        let connection = stack.broker().await;
+        connection.declare_exchange(EXCHANGE).await.unwrap();
+        let bindings = vec![Binding { exchange: EXCHANGE.to_owned(), key: "a.#".to_owned() }];
+        let queue = Queue { name: "one".to_owned(), dead_letters: "dead".to_owned(), bindings };
+        connection.declare_queue(&queue).await.unwrap();
+        let mut publisher = connection.publisher(EXCHANGE, LIMIT).await.unwrap();
+        publisher.publish(&[message("a.A", 1)]).await.unwrap();
+        let refused = async || {
+            let error = connection.delete_empty_queue("one").await.unwrap_err();
+            assert!(matches!(error, broker::Error::NotEmpty { .. }), "{error}");
+        };
+        refused().await;
+        let mut consumer = connection.consumer("one", 10, 0).await.unwrap();
+        let delivered = consumer.next(10).await.unwrap();
+        assert_eq!(connection.ready_messages("one").await.unwrap(), Some(0));
+        refused().await;
+        let receipts = delivered.into_iter().map(|it| it.envelope.into_receipt()).collect();
+        consumer.ack(receipts).await.unwrap();
+        consumer.close().await;
+        connection.delete_empty_queue("one").await.unwrap();
+        assert_eq!(connection.ready_messages("one").await.unwrap(), None);
+    })
+    .await;
+}
+
 /// A broker that hangs up in the middle of the handshake, or accepts and then says nothing, must not
 /// keep whoever connects from connecting later, nor leave threads behind.
 #[tokio::test(flavor = "multi_thread")]

@@ -85,7 +85,7 @@ async fn append_lost(stack: &Stack, stream_id: &str) {
 }
 
 /// Waits until so many messages are in the dead-letter queue, and gives their reasons.
-async fn dead_letters(stack: &Stack, count: usize) -> Vec<String> {
+pub(crate) async fn dead_letters(stack: &Stack, count: usize) -> Vec<String> {
     let channel = stack.amqp().await.create_channel().await.unwrap();
     let mut reasons = Vec::new();
     eventually(&format!("{count} dead letters"), async || {

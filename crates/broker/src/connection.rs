@@ -19,8 +19,11 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// seconds to declare a queue, and to ask it again would only be more work; a dead one is noticed by
 /// the heartbeat.
 pub(crate) const CALL_LIMIT: Duration = Duration::from_secs(20);
+/// How long the broker may take to say whether there is a queue. While a queue is being deleted, or its
+/// leader elected, it may not answer at all; then it is asked again.
+pub(crate) const LOOK_LIMIT: Duration = Duration::from_secs(5);
 /// A blocked broker never answers a close.
-const CLOSE_LIMIT: Duration = Duration::from_secs(2);
+pub(crate) const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 /// Seconds. A dead peer is noticed after twice as long; below 5 there are false alarms.
 const HEARTBEAT: u16 = 10;
 
@@ -133,6 +136,11 @@ impl Connection {
     pub(crate) async fn channel(&self) -> Result<lapin::Channel, Error> {
         open_channel(&self.inner).await
     }
+
+    /// A channel to look for a queue.
+    pub(crate) async fn look_channel(&self) -> Result<lapin::Channel, Error> {
+        call_within(LOOK_LIMIT, "opening a channel", self.inner.create_channel()).await
+    }
 }
 
 pub(crate) async fn open_channel(connection: &lapin::Connection) -> Result<lapin::Channel, Error> {
@@ -144,9 +152,18 @@ pub(crate) async fn call<T>(
     operation: &'static str,
     call: impl Future<Output = lapin::Result<T>>,
 ) -> Result<T, Error> {
-    match timeout(CALL_LIMIT, call).await {
+    call_within(CALL_LIMIT, operation, call).await
+}
+
+/// Awaits a call, but no longer than `limit`.
+pub(crate) async fn call_within<T>(
+    limit: Duration,
+    operation: &'static str,
+    call: impl Future<Output = lapin::Result<T>>,
+) -> Result<T, Error> {
+    match timeout(limit, call).await {
         Ok(result) => result.map_err(|source| Error::Call { operation, source }),
-        Err(_elapsed) => Err(Error::Timeout { operation, limit: CALL_LIMIT }),
+        Err(_elapsed) => Err(Error::Timeout { operation, limit }),
     }
 }
 

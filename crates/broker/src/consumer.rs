@@ -9,8 +9,9 @@ use lapin::message::Delivery as Received;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions};
 use lapin::types::{AMQPValue, DeliveryTag, FieldTable, ShortString};
 use lapin::{BasicProperties, Channel};
+use tokio::time::timeout;
 
-use crate::connection::{call, short};
+use crate::connection::{CLOSE_LIMIT, call, short};
 use crate::{Error, properties};
 
 /// A message received and not settled yet.
@@ -146,6 +147,11 @@ impl Consumer {
         Ok(batch)
     }
 
+    /// Whether a delivery is not settled yet.
+    pub fn has_unsettled(&self) -> bool {
+        !self.unsettled.is_empty()
+    }
+
     /// Tells the broker that messages are done with and can be forgotten.
     ///
     /// # Errors
@@ -162,10 +168,10 @@ impl Consumer {
         call("acknowledging", try_join_all(acks)).await.map(drop)
     }
 
-    /// Ends the consumer. What is not settled goes back to the queue.
+    /// Ends the consumer. What is not settled goes back to the queue. Gives up waiting after 2 s.
     pub async fn close(self) {
         // Whatever the answer, the channel is gone; with the connection at the latest.
-        drop(call("closing a channel", self.channel.close(200, "bye".into())).await);
+        drop(timeout(CLOSE_LIMIT, self.channel.close(200, "bye".into())).await);
     }
 
     /// Gives messages back to the queue, to be delivered again.

@@ -86,8 +86,8 @@ pub enum Error {
         #[source]
         source: lapin::Error,
     },
-    /// A queue that shall go still has messages.
-    #[error("queue {queue} is not empty")]
+    /// A queue that shall go still has messages, or a consumer that may have some.
+    #[error("queue {queue} is not empty, or somebody consumes it")]
     NotEmpty {
         /// The queue.
         queue: String,

@@ -1,5 +1,7 @@
 //! Exchanges, queues and bindings.
 
+use std::time::Duration;
+
 use lapin::ExchangeKind;
 use lapin::options::{
     ExchangeBindOptions, ExchangeDeclareOptions, ExchangeDeleteOptions, ExchangeUnbindOptions,
@@ -7,8 +9,9 @@ use lapin::options::{
 };
 use lapin::protocol::{AMQPHardError, AMQPSoftError};
 use lapin::types::{AMQPValue, FieldTable, LongLongInt};
+use tokio::time::sleep;
 
-use crate::connection::{call, short};
+use crate::connection::{LOOK_LIMIT, call, call_within, short};
 use crate::error::{is_hard, is_soft};
 use crate::{Connection, Error};
 
@@ -17,6 +20,12 @@ use crate::{Connection, Error};
 /// High, because a crash counts against every unsettled message, and twenty crashes in a row must
 /// not empty a healthy queue.
 const DELIVERY_LIMIT: LongLongInt = 1_000;
+
+/// Looks in a row that must find a queue empty. RabbitMQ says 0 too when the leader of a quorum queue does
+/// not answer within 250 ms.
+const EMPTY_LOOKS: u32 = 3;
+/// How long before each look.
+const EMPTY_PAUSE: Duration = Duration::from_millis(300);
 
 /// A queue of one projection, and its dead-letter queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -145,25 +154,25 @@ impl Connection {
         Ok(())
     }
 
-    /// Deletes a queue, unless it has messages.
+    /// Deletes a queue, unless it has messages, or somebody consumes it and may have some.
     ///
     /// # Errors
     ///
     /// When it has some.
     pub async fn delete_empty_queue(&self, name: &str) -> Result<(), Error> {
-        // Quorum queues do not know if_empty.
-        if self.ready_messages(name).await?.is_some_and(|messages| messages > 0) {
-            return Err(Error::NotEmpty { queue: name.to_owned() });
+        // Quorum queues know neither if_empty nor if_unused.
+        for _ in 0..EMPTY_LOOKS {
+            // Who just left is gone then.
+            sleep(EMPTY_PAUSE).await;
+            let Some(found) = self.look_up(name).await? else { return Ok(()) };
+            if found.message_count() > 0 || found.consumer_count() > 0 {
+                return Err(Error::NotEmpty { queue: name.to_owned() });
+            }
         }
         self.delete_queue(name).await
     }
 
-    /// Deletes a queue with what is in it.
-    ///
-    /// # Errors
-    ///
-    /// When the broker cannot be told.
-    pub async fn delete_queue(&self, name: &str) -> Result<(), Error> {
+    async fn delete_queue(&self, name: &str) -> Result<(), Error> {
         let channel = self.channel().await?;
         let delete = channel.queue_delete(short(name)?, QueueDeleteOptions::default());
         tolerate(call("deleting a queue", delete).await.map(drop))
@@ -194,6 +203,16 @@ impl Connection {
             // Without the right to declare it, who has it has bound it too.
             return Ok(new);
         }
+        self.bind(queue).await?;
+        Ok(new)
+    }
+
+    /// Makes sure of the bindings of a queue, which must exist.
+    ///
+    /// # Errors
+    ///
+    /// When the broker cannot be told, or we may not.
+    pub async fn bind(&self, queue: &Queue) -> Result<(), Error> {
         for binding in &queue.bindings {
             let channel = self.channel().await?;
             let bind = channel.queue_bind(
@@ -205,7 +224,7 @@ impl Connection {
             );
             call("binding a queue", bind).await?;
         }
-        Ok(new)
+        Ok(())
     }
 
     /// What a queue and its dead-letter queue lack to be as they must.
@@ -251,10 +270,10 @@ impl Connection {
 
     async fn look_up(&self, queue: &str) -> Result<Option<lapin::Queue>, Error> {
         // A missing queue costs the channel.
-        let channel = self.channel().await?;
+        let channel = self.look_channel().await?;
         let options = QueueDeclareOptions { passive: true, ..Default::default() };
         let declare = channel.queue_declare(short(queue)?, options, FieldTable::default());
-        match call("looking for a queue", declare).await {
+        match call_within(LOOK_LIMIT, "looking for a queue", declare).await {
             Ok(found) => Ok(Some(found)),
             Err(Error::Call { source, .. }) if is_soft(&source, AMQPSoftError::NOTFOUND) => {
                 Ok(None)

@@ -41,6 +41,11 @@ impl Inbox {
         self.consumer.next(max).await
     }
 
+    /// Whether a delivery is not settled yet.
+    pub(crate) fn has_unsettled(&self) -> bool {
+        self.consumer.has_unsettled()
+    }
+
     /// Lets the broker forget messages whose effects are committed.
     pub(crate) async fn ack(
         &mut self,

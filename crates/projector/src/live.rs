@@ -21,6 +21,7 @@ use crate::inbox::Inbox;
 use crate::lane::{Failure, Lane, Pending, Report};
 use crate::metrics::Outcome;
 use crate::mysql::{Committed, Passage};
+use crate::partition::Served;
 use crate::sequence::Verdict;
 use crate::trouble::Trouble;
 
@@ -48,8 +49,8 @@ pub(crate) struct Live<'c> {
     /// The prefetch; half of it may wait for missing events.
     prefetch: usize,
     probe: &'c Probe,
-    /// When a delivery came last.
-    serves: watch::Sender<Option<Instant>>,
+    /// Told what the queue gives.
+    serves: watch::Sender<Served>,
 }
 
 /// A stream whose deliveries wait for events before them.
@@ -77,7 +78,7 @@ impl<'c> Live<'c> {
         queue: &Queue,
         priority: i32,
         probe: &'c Probe,
-        serves: watch::Sender<Option<Instant>>,
+        serves: watch::Sender<Served>,
     ) -> Result<Self, Trouble> {
         let settings = &context.settings;
         let inbox =
@@ -106,6 +107,8 @@ impl<'c> Live<'c> {
     pub(crate) async fn follow(&mut self, stop: &CancellationToken) -> Result<(), Trouble> {
         loop {
             self.start();
+            let unsettled = self.inbox.has_unsettled();
+            self.serves.send_modify(|served| served.unsettled = unsettled);
             let timer = self.timer();
             tokio::select! {
                 biased;
@@ -114,8 +117,9 @@ impl<'c> Live<'c> {
                 Some(read) = self.reading.join_next() => self.fill(done(read)?).await?,
                 () = sleep_until(timer.unwrap_or_else(Instant::now)), if timer.is_some() => {}
                 next = self.inbox.next(self.context.settings.batch_size) => {
-                    self.serves.send_replace(Some(Instant::now()));
-                    for delivery in next? {
+                    let deliveries = next?;
+                    self.serves.send_modify(|served| served.last = Some(Instant::now()));
+                    for delivery in deliveries {
                         self.take_in(delivery).await?;
                     }
                 }
@@ -147,6 +151,7 @@ impl<'c> Live<'c> {
             tracing::debug!(error = chain(&error), "giving messages back failed");
         }
         self.inbox.close().await;
+        self.serves.send_modify(|served| served.unsettled = false);
     }
 
     /// Begins what can be begun.

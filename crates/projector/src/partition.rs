@@ -27,6 +27,9 @@ use crate::trouble::Trouble;
 const HEARTBEAT: Duration = Duration::from_millis(500);
 /// A queue that delivered to this instance within this time is its.
 const HOLDS: Duration = Duration::from_millis(1_500);
+/// How long to wait for a queue that another instance has, before it is taken once more: the other may be
+/// in a batch that takes long.
+const TAKE_AGAIN: Duration = Duration::from_secs(10);
 
 /// The queues of one projection, on one connection.
 pub(crate) struct Partitions<'p> {
@@ -40,19 +43,29 @@ pub(crate) struct Partitions<'p> {
     pub(crate) ready: Option<&'p Probe>,
 }
 
+/// What this instance gets from a queue.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Served {
+    /// When it delivered last.
+    pub(crate) last: Option<Instant>,
+    /// Whether deliveries are not settled: while a slow batch has all that may be, no more come.
+    pub(crate) unsettled: bool,
+}
+
 /// A queue, as seen by the task that spreads the load.
 struct Seat {
     /// With which priority to consume.
     priority: watch::Sender<i32>,
-    /// When it delivered last.
-    served: watch::Receiver<Option<Instant>>,
+    /// What it gives.
+    served: watch::Receiver<Served>,
     /// Since when it is to be this instance's.
     mine: Mutex<Option<Instant>>,
 }
 
 impl Seat {
     fn is_held(&self) -> bool {
-        self.served.borrow().is_some_and(|at| at.elapsed() < HOLDS)
+        let served = *self.served.borrow();
+        served.unsettled || served.last.is_some_and(|at| at.elapsed() < HOLDS)
     }
 
     /// Notes whether this instance should have the queue; says whether it has to take it over.
@@ -64,7 +77,7 @@ impl Seat {
             return should;
         };
         // Another instance took it while this one was thought to have gone.
-        let lost = contested && !self.is_held() && since.elapsed() > HOLDS * 2;
+        let lost = contested && !self.is_held() && since.elapsed() > TAKE_AGAIN;
         if lost {
             *mine = Some(Instant::now());
         }
@@ -81,7 +94,7 @@ impl Partitions<'_> {
         let mut queues = Vec::new();
         for number in 0..self.topology.queues.len() {
             let (priority, wanted) = watch::channel(0);
-            let (serves, served) = watch::channel(None);
+            let (serves, served) = watch::channel(Served::default());
             seats.push(Seat { priority, served, mine: Mutex::default() });
             queues.push(self.guarded(number, wanted, serves, &stop));
         }
@@ -102,7 +115,7 @@ impl Partitions<'_> {
         &self,
         number: usize,
         wanted: watch::Receiver<i32>,
-        serves: watch::Sender<Option<Instant>>,
+        serves: watch::Sender<Served>,
         stop: &CancellationToken,
     ) -> Result<(), Trouble> {
         let result = self.follow_one(number, wanted, &serves, stop).await;
@@ -114,13 +127,13 @@ impl Partitions<'_> {
         &self,
         number: usize,
         mut wanted: watch::Receiver<i32>,
-        serves: &watch::Sender<Option<Instant>>,
+        serves: &watch::Sender<Served>,
         stop: &CancellationToken,
     ) -> Result<(), Trouble> {
         let queue = &self.topology.queues[number];
         while !stop.is_cancelled() {
             let priority = *wanted.borrow_and_update();
-            let mut live = Live::open(
+            let open = Live::open(
                 self.context,
                 self.model,
                 self.connection,
@@ -128,8 +141,9 @@ impl Partitions<'_> {
                 priority,
                 self.gaps,
                 serves.clone(),
-            )
-            .await?;
+            );
+            let Some(live) = stop.run_until_cancelled(open).await else { break };
+            let mut live = live?;
             if let Some(ready) = self.ready {
                 ready.ok();
             }
@@ -144,6 +158,10 @@ impl Partitions<'_> {
                 result = live.follow(&again) => result,
                 () = changed => Ok(()),
             };
+            if result.is_err() {
+                // The others need not wait until this one has left.
+                stop.cancel();
+            }
             live.leave().await;
             result?;
         }

@@ -1,6 +1,7 @@
 //! One projection, over whatever happens to the servers.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use broker::Connection;
@@ -42,6 +43,7 @@ pub(crate) async fn supervise(
         gaps: health.probe(&format!("{component} gaps"), None),
         context: &context,
         model: &model,
+        new_queue: AtomicBool::new(false),
     };
     supervisor.gaps.ok();
     let settings = &context.settings;
@@ -70,6 +72,8 @@ struct Supervisor<'c> {
     model: &'c Arc<ReadModel>,
     probe: Probe,
     gaps: Probe,
+    /// A queue was made, and lacks what was published before.
+    new_queue: AtomicBool,
 }
 
 impl Supervisor<'_> {
@@ -116,9 +120,15 @@ impl Supervisor<'_> {
         let connection = Connection::connect(&context.broker).await?;
         let topology = self.topology(model.projection.partitions);
         self.wait_for_others(&mut session).await?;
-        let new_queue = topology.declare(&connection).await?;
+        session.close().await;
+        // Kept over whatever fails before the replay has begun.
+        if topology.declare(&connection).await? {
+            self.new_queue.store(true, Ordering::Relaxed);
+        }
+        // MySQL would have ended a session that lay idle while a slow broker made queues.
+        let mut session = Session::connect(&context.mysql).await?;
         self.retire_old_queues(&mut session, &connection).await?;
-        self.replay(&mut session, new_queue).await?;
+        self.replay(&mut session).await?;
         session.close().await;
         Ok((connection, topology))
     }
@@ -219,12 +229,14 @@ impl Supervisor<'_> {
 
     /// Applies the event store's history, if the queue is new or that was never finished. What was
     /// published before the queue was there, only the event store has.
-    async fn replay(&self, session: &mut Session, new_queue: bool) -> Result<(), Trouble> {
+    async fn replay(&self, session: &mut Session) -> Result<(), Trouble> {
         let ledger = &self.model.ledger;
         let mut history = History::new(self.context.store.clone());
+        let new_queue = self.new_queue.load(Ordering::Relaxed);
         if new_queue || session.checkpoint(ledger).await?.is_none() {
             let until = self.decided(&mut history).await?;
             session.begin_replay(ledger, until).await?;
+            self.new_queue.store(false, Ordering::Relaxed);
         }
         loop {
             let checkpoint = session.checkpoint(ledger).await?;

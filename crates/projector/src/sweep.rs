@@ -5,18 +5,20 @@
 //! checkpoint up to what the relay has published. Only the sweeper, and the replay before the first
 //! delivery, move the checkpoint: up to it, every event is known to be applied.
 
-use std::collections::{BTreeMap, HashMap};
+mod state;
+
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use broker::Connection;
 use chrono::Utc;
-use daemon::{Failure, Health, Probe, chain};
-use domain_events::{Position, StreamId, StreamVersion};
-use event_store::{StreamHead, Wanted};
+use daemon::{Failure, Health, chain};
+use domain_events::{Position, StreamId};
+use event_store::Wanted;
 use tokio::time::sleep;
-use uuid::Uuid;
 
+use self::state::{Behind, State};
 use crate::Settings;
 use crate::apply::ReadModel;
 use crate::context::Context;
@@ -27,12 +29,8 @@ use crate::topology::Topology;
 use crate::trouble::Trouble;
 use crate::unserved::Unserved;
 
-/// Positions compared at once.
-const WINDOW: i64 = 20_000;
 /// How long to wait for open appends before the sweep is put off.
 const FENCE_PATIENCE: Duration = Duration::from_secs(2);
-/// While the queue is not empty, a missing event may still be in it; but not for ever.
-const GRACES_IN_QUEUE: u32 = 12;
 /// A lag of this age without progress is not healthy.
 const LAG_LIMIT: Duration = Duration::from_mins(1);
 /// MySQL ends a session that lies idle for longer than a minute.
@@ -47,7 +45,7 @@ pub(crate) async fn sweep(
     let probe = health.probe("sweeper", None);
     probe.ok();
     let Settings { sweep_interval: interval, sweep_grace: grace, .. } = context.settings;
-    let unserved = Unserved::new(grace, interval);
+    let unserved = Unserved::new(grace);
     let states = models.into_iter().map(|it| State::new(it, &health, unserved.clone())).collect();
     let mut sweeper = Sweeper {
         history: History::new(context.store.clone()),
@@ -77,30 +75,6 @@ struct Sweeper<'c> {
     states: Vec<State>,
 }
 
-/// What is known of one projection.
-struct State {
-    model: Arc<ReadModel>,
-    /// Tells the tables that it knows of from others.
-    epoch: Option<Uuid>,
-    /// Up to here it was looked at.
-    seen: Option<Position>,
-    /// Windows with streams that are behind: from after where, up to where.
-    open: BTreeMap<Position, Position>,
-    /// Streams that are behind: where they stood, and since when.
-    behind: HashMap<StreamId, (i64, Instant)>,
-    /// When the queues were last seen empty.
-    drained: Option<Instant>,
-    unserved: Unserved,
-    probe: Probe,
-}
-
-/// A stream whose bookkeeping is behind the event store.
-#[derive(Clone)]
-struct Behind {
-    head: StreamHead,
-    applied: i64,
-}
-
 /// How far the event store is.
 #[derive(Clone, Copy)]
 struct Limits {
@@ -127,14 +101,20 @@ impl Sweeper<'_> {
                     if let Err(trouble) = self.sweep(state, limits).await {
                         // With the session goes what it owned.
                         state.leave();
-                        self.history.forget();
-                        self.session = None;
-                        self.connection = None;
+                        self.disconnect();
                         result = Err(trouble);
                     }
                 }
             }
-            Err(trouble) => result = Err(trouble),
+            Err(trouble) => {
+                // While an append stays open nobody is swept, and a replay must not wait for that.
+                states.iter_mut().for_each(State::leave);
+                self.session = None;
+                if !matches!(trouble, Trouble::Fence(_)) {
+                    self.history.forget();
+                }
+                result = Err(trouble);
+            }
         }
         self.states = states;
         result
@@ -175,6 +155,7 @@ impl Sweeper<'_> {
             tracing::debug!(projection = model.name(), pruned, "the inbox was pruned");
         }
         if session.paused(&model.ledger).await?.is_some() {
+            state.forget_queues();
             self.session = Some(session);
             return Ok(());
         }
@@ -187,11 +168,29 @@ impl Sweeper<'_> {
                 }
             }
             let instances = session.instances(&model.ledger).await?;
-            let dead = self.look_at_queues(state, &instances).await?;
-            while self.look(&mut session, state, checkpoint, limits.published).await? {}
-            self.bury(state, &dead).await?;
+            // What is lost can be applied without the broker.
+            let queues = self.look_at_queues(state, &instances).await;
+            if queues.is_err() {
+                state.forget_queues();
+            }
+            let mut healed = false;
+            while self.look(&mut session, state, checkpoint, limits.published).await? {
+                healed = true;
+            }
+            queues?;
+            // A binding that is gone shows like this alone.
+            if healed && let Some(connection) = self.connection.take() {
+                match self.topology(&model).bind(&connection).await {
+                    Ok(()) => self.connection = Some(connection),
+                    // Perhaps it may not.
+                    Err(error) => {
+                        tracing::debug!(error = chain(&error), "the queues were not bound");
+                    }
+                }
+            }
         } else {
             state.leave();
+            state.forget_queues();
         }
         self.session = Some(session);
         Ok(())
@@ -229,48 +228,35 @@ impl Sweeper<'_> {
         if due.is_empty() { Ok(false) } else { self.heal(session, &model, &due).await }
     }
 
-    /// Looks at what waits in the queues; gives those that are dead, by number.
+    /// Looks at what waits in the queues, and whether somebody is served from them.
     async fn look_at_queues(
         &mut self,
         state: &mut State,
         instances: &[Instance],
-    ) -> Result<Vec<usize>, Trouble> {
+    ) -> Result<(), Trouble> {
         let connection = match self.connection.take() {
             Some(connection) if connection.is_connected() => connection,
             _ => Connection::connect(&self.context.broker).await?,
         };
         let topology = self.topology(&state.model);
         let ready = topology.ready_in_each(&connection).await?;
-        if ready.iter().all(|messages| *messages == 0) {
+        self.connection = Some(connection);
+        let dead = state.unserved.dead(&ready, instances, Instant::now());
+        // What is in a dead queue does not come either.
+        let mut waiting = ready.iter().enumerate().filter(|(_, messages)| **messages > 0);
+        if waiting.all(|(number, _)| dead.contains(&number)) {
             state.drained = Some(Instant::now());
         }
-        self.connection = Some(connection);
-        Ok(state.unserved.dead(&ready, instances, Instant::now()))
+        let names: Vec<&str> =
+            dead.iter().map(|number| topology.queues[*number].name.as_str()).collect();
+        state.report_dead(&names);
+        Ok(())
     }
 
     fn topology(&self, model: &ReadModel) -> Topology {
         let settings = &self.context.settings;
         let (projection, exchange) = (&model.projection, &settings.exchange);
         Topology::of(projection, &settings.queue_prefix, exchange, projection.partitions)
-    }
-
-    /// Deletes dead queues. Those who consume them make them anew, and apply from the event store what
-    /// was in them.
-    async fn bury(&mut self, state: &mut State, dead: &[usize]) -> Result<(), Trouble> {
-        let topology = self.topology(&state.model);
-        for number in dead {
-            let Some(connection) = &self.connection else { return Ok(()) };
-            let queue = &topology.queues[*number].name;
-            tracing::warn!(
-                projection = state.model.name(),
-                queue,
-                "RabbitMQ delivers what is in this queue to no instance, though all of them consume \
-                 it; it is deleted and made anew, and its events are read from the event store"
-            );
-            connection.delete_queue(queue).await?;
-            state.unserved.forget(*number);
-        }
-        Ok(())
     }
 
     /// The streams with events in the window that are not applied.
@@ -344,90 +330,5 @@ impl Sweeper<'_> {
             state.probe.failing(&format!("{stuck} streams have made no progress for {limit} s"));
         }
         Ok(())
-    }
-}
-
-impl State {
-    fn new(model: Arc<ReadModel>, health: &Health, unserved: Unserved) -> Self {
-        let probe = health.probe(&format!("projection {} lag", model.name()), None);
-        probe.ok();
-        Self {
-            model,
-            epoch: None,
-            seen: None,
-            open: BTreeMap::new(),
-            behind: HashMap::new(),
-            drained: None,
-            unserved,
-            probe,
-        }
-    }
-
-    /// Lets another instance go on. What is known of streams stays true: one that has not moved when it
-    /// is looked at again has not moved in between.
-    fn leave(&mut self) {
-        self.seen = None;
-        self.open.clear();
-        self.probe.ok();
-    }
-
-    fn forget(&mut self) {
-        self.seen = None;
-        self.open.clear();
-        self.behind.clear();
-        self.probe.ok();
-    }
-
-    /// What to look at: what was behind before, and what is new.
-    fn windows(&self, seen: Position, until: Position) -> Vec<(Position, Position)> {
-        let mut windows: Vec<_> = self.open.iter().map(|(after, end)| (*after, *end)).collect();
-        let mut after = seen;
-        while after < until {
-            let end = Position::new(after.get() + WINDOW).map_or(until, |end| end.min(until));
-            windows.push((after, end));
-            after = end;
-        }
-        windows
-    }
-
-    fn looked_at(&mut self, after: Position, end: Position, clean: bool) {
-        if clean {
-            self.open.remove(&after);
-            return;
-        }
-        // While a stream is stuck, small windows would pile up.
-        let before = self.open.range(..after).next_back().map(|(after, end)| (*after, *end));
-        match before {
-            Some((start, middle)) if middle == after && end.get() - start.get() <= WINDOW => {
-                self.open.remove(&after);
-                self.open.insert(start, end);
-            }
-            _ => {
-                self.open.insert(after, end);
-            }
-        }
-    }
-
-    /// Remembers since when streams are behind, and gives those that count as lost.
-    fn note(&mut self, behind: &HashMap<StreamId, Behind>, grace: Duration) -> Vec<Wanted> {
-        let now = Instant::now();
-        let mut seen = HashMap::new();
-        let mut due = Vec::new();
-        for Behind { head, applied } in behind.values() {
-            let known = self.behind.get(&head.stream_id);
-            // A stream that moved is being delivered.
-            let since = known.filter(|(before, _)| before == applied).map_or(now, |known| known.1);
-            let waited = now - since;
-            let drained = self.drained.is_some_and(|drained| drained >= since);
-            if waited >= grace
-                && (drained || waited >= grace * GRACES_IN_QUEUE)
-                && let Ok(from) = StreamVersion::new(applied + 1)
-            {
-                due.push(Wanted { stream_id: head.stream_id.clone(), from, to: head.version });
-            }
-            seen.insert(head.stream_id.clone(), (*applied, since));
-        }
-        self.behind = seen;
-        due
     }
 }

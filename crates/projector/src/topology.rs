@@ -1,6 +1,7 @@
 //! What a projection needs in the broker.
 
 use broker::{Binding, Connection, Error, Queue};
+use futures_util::future::try_join_all;
 
 use crate::projection::Projection;
 
@@ -63,6 +64,17 @@ impl Topology {
         Ok(new)
     }
 
+    /// Makes sure of the bindings.
+    pub(crate) async fn bind(&self, connection: &Connection) -> Result<(), Error> {
+        if let Some(hash) = &self.hash {
+            connection.declare_hash_exchange(hash, HASHED, &self.source, &self.keys).await?;
+        }
+        for queue in &self.queues {
+            connection.bind(queue).await?;
+        }
+        Ok(())
+    }
+
     /// Lets nothing more in. What is in the queues stays there.
     pub(crate) async fn cut_off(&self, connection: &Connection) -> Result<(), Error> {
         match &self.hash {
@@ -73,9 +85,8 @@ impl Topology {
 
     /// Removes the queues, which must be empty.
     pub(crate) async fn remove(&self, connection: &Connection) -> Result<(), Error> {
-        for queue in &self.queues {
-            connection.delete_empty_queue(&queue.name).await?;
-        }
+        let queues = self.queues.iter().map(|queue| connection.delete_empty_queue(&queue.name));
+        try_join_all(queues).await?;
         match &self.hash {
             Some(hash) => connection.delete_exchange(hash).await,
             None => Ok(()),

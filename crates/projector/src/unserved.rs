@@ -7,8 +7,8 @@ use crate::mysql::Instance;
 
 /// A queue that has messages and serves nobody is dead after so many graces,
 const GRACES_UNSERVED: u32 = 3;
-/// but not sooner: one statement of a batch may take 10 s.
-const UNSERVED_MIN: Duration = Duration::from_secs(12);
+/// but not sooner: RabbitMQ may need three heartbeats of 10 s until it drops a consumer that is frozen.
+const UNSERVED_MIN: Duration = Duration::from_secs(40);
 
 /// Queues with messages that nobody is delivered, and since when.
 ///
@@ -19,25 +19,24 @@ const UNSERVED_MIN: Duration = Duration::from_secs(12);
 pub(crate) struct Unserved {
     /// From when on a queue is dead.
     limit: Duration,
-    /// A queue that was not looked at for longer may have served somebody meanwhile.
-    gap: Duration,
     queues: HashMap<usize, Spell>,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Spell {
     since: Instant,
-    seen: Instant,
+    /// When it was looked at last, it seemed to be empty.
+    empty: bool,
 }
 
 impl Unserved {
-    pub(crate) fn new(grace: Duration, interval: Duration) -> Self {
+    pub(crate) fn new(grace: Duration) -> Self {
         let limit = UNSERVED_MIN.max(grace * GRACES_UNSERVED);
-        Self { limit, gap: (limit / 2).max(interval * 2), queues: HashMap::new() }
+        Self { limit, queues: HashMap::new() }
     }
 
     /// Notes how many messages each queue has, and which queues the instances are served from; gives the
-    /// queues that have served nobody for too long, until they are forgotten.
+    /// queues that have served nobody for too long.
     pub(crate) fn dead(
         &mut self,
         ready: &[u32],
@@ -52,16 +51,15 @@ impl Unserved {
         };
         let mut dead = Vec::new();
         for (number, messages) in ready.iter().enumerate() {
-            if *messages == 0 || is_served(number) {
-                self.forget(number);
+            let empty = *messages == 0;
+            let known = self.queues.get(&number);
+            // RabbitMQ says 0 too when the leader of a queue does not answer it at once.
+            if is_served(number) || (empty && known.is_none_or(|spell| spell.empty)) {
+                self.queues.remove(&number);
                 continue;
             }
-            let begun = Spell { since: now, seen: now };
-            let spell = self.queues.entry(number).or_insert(begun);
-            if now - spell.seen > self.gap {
-                *spell = begun;
-            }
-            spell.seen = now;
+            let spell = self.queues.entry(number).or_insert(Spell { since: now, empty });
+            spell.empty = empty;
             if now - spell.since >= self.limit {
                 dead.push(number);
             }
@@ -69,9 +67,9 @@ impl Unserved {
         dead
     }
 
-    /// Lets a queue begin anew.
-    pub(crate) fn forget(&mut self, number: usize) {
-        self.queues.remove(&number);
+    /// Lets all begin anew, when it is not known what happened meanwhile.
+    pub(crate) fn forget(&mut self) {
+        self.queues.clear();
     }
 }
 
@@ -81,8 +79,7 @@ mod tests {
 
     use super::*;
 
-    const GRACE: Duration = Duration::from_secs(10);
-    const INTERVAL: Duration = Duration::from_secs(5);
+    const GRACE: Duration = Duration::from_secs(20);
 
     fn instance(partitions: &[u16]) -> Instance {
         let (id, host) = (Uuid::nil(), String::new());
@@ -93,37 +90,53 @@ mod tests {
     fn a_queue_is_dead_when_it_serves_nobody_for_too_long() {
         let begun = Instant::now();
         let after = |seconds| begun + Duration::from_secs(seconds);
-        let mut unserved = Unserved::new(GRACE, INTERVAL);
+        let mut unserved = Unserved::new(GRACE);
         let none = [instance(&[]), instance(&[])];
-        for seconds in [0, 8, 16, 24, 29] {
+        // However slow the rounds are.
+        for seconds in [0, 8, 48, 59] {
             assert!(unserved.dead(&[5, 0], &none, after(seconds)).is_empty());
         }
-        // Until somebody has seen to it.
-        assert_eq!(unserved.dead(&[7, 0], &none, after(30)), [0]);
-        assert_eq!(unserved.dead(&[7, 0], &none, after(31)), [0]);
-        unserved.forget(0);
-        assert!(unserved.dead(&[7, 0], &none, after(32)).is_empty());
+        assert_eq!(unserved.dead(&[7, 0], &none, after(60)), [0]);
+        assert_eq!(unserved.dead(&[7, 0], &none, after(61)), [0]);
+        unserved.forget();
+        assert!(unserved.dead(&[7, 0], &none, after(62)).is_empty());
     }
 
     #[test]
-    fn while_nobody_looks_a_queue_may_serve_somebody() {
+    fn a_consumer_that_is_frozen_is_given_time() {
         let begun = Instant::now();
-        let mut unserved = Unserved::new(GRACE, INTERVAL);
+        let mut unserved = Unserved::new(Duration::from_secs(1));
         let none = [instance(&[])];
         assert!(unserved.dead(&[5], &none, begun).is_empty());
-        assert!(unserved.dead(&[5], &none, begun + Duration::from_secs(31)).is_empty());
+        assert!(unserved.dead(&[5], &none, begun + Duration::from_secs(39)).is_empty());
+        assert_eq!(unserved.dead(&[5], &none, begun + Duration::from_secs(40)), [0]);
     }
 
     #[test]
-    fn a_delivery_an_empty_queue_or_nobody_there_begin_anew() {
+    fn a_queue_that_seems_empty_once_is_not() {
+        let begun = Instant::now();
+        let after = |seconds| begun + Duration::from_secs(seconds);
+        let mut unserved = Unserved::new(GRACE);
+        let none = [instance(&[])];
+        for (seconds, ready) in [(0, 5), (20, 0), (40, 5)] {
+            assert!(unserved.dead(&[ready], &none, after(seconds)).is_empty());
+        }
+        assert_eq!(unserved.dead(&[5], &none, after(60)), [0]);
+        assert_eq!(unserved.dead(&[0], &none, after(61)), [0]);
+        assert!(unserved.dead(&[0], &none, after(62)).is_empty());
+        assert!(unserved.dead(&[5], &none, after(63)).is_empty());
+    }
+
+    #[test]
+    fn a_delivery_or_nobody_there_begin_anew() {
         let begun = Instant::now();
         let none = [instance(&[])];
-        for (ready, instances) in [(5, vec![instance(&[1])]), (0, none.to_vec()), (5, Vec::new())] {
-            let mut unserved = Unserved::new(GRACE, INTERVAL);
+        for instances in [vec![instance(&[1])], Vec::new()] {
+            let mut unserved = Unserved::new(GRACE);
             let after = |seconds| begun + Duration::from_secs(seconds);
             assert!(unserved.dead(&[5], &none, begun).is_empty());
-            assert!(unserved.dead(&[ready], &instances, after(15)).is_empty());
-            assert!(unserved.dead(&[5], &none, after(30)).is_empty());
+            assert!(unserved.dead(&[5], &instances, after(30)).is_empty());
+            assert!(unserved.dead(&[5], &none, after(70)).is_empty());
         }
     }
 }

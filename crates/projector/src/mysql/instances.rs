@@ -16,7 +16,7 @@ pub(crate) struct Instance {
     pub(crate) host: String,
     /// How many partitions it shares.
     pub(crate) of: u16,
-    /// The partitions that it applied events of within the last seconds.
+    /// The partitions that it is delivered.
     pub(crate) partitions: Vec<u16>,
 }
 
