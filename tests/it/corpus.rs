@@ -430,7 +430,7 @@ async fn corpus_projection() {
             fs::write(bad.join("tables.sql"), tables).unwrap();
             let handler = "INSERT INTO bad (id, n) VALUES (:stream_id, 1)";
             fs::write(bad.join("Tested.sql"), handler).unwrap();
-            fs::write(bad.join(&case.input.file), &case.input.text).unwrap();
+            fs::write(bad.join(&case.input.file), written_out(&case.input.text)).unwrap();
             let output = stack.projector(&folder).arg("check").output().await;
             let told = String::from_utf8_lossy(&output.stderr).into_owned()
                 + &String::from_utf8_lossy(&output.stdout);
