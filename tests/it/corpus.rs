@@ -631,7 +631,18 @@ async fn corpus_import() {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Request {
+    #[serde(default)]
+    daemon: Server,
     send: String,
+}
+
+/// The daemon that is asked.
+#[derive(Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Server {
+    #[default]
+    OutboxRelay,
+    Projector,
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -639,22 +650,35 @@ async fn corpus_http() {
     Stack::run(async |stack| {
         let mut surprises = Surprises::default();
         let relay = stack.relay().start_ready().await;
-        let log = relay.log();
-        let started = log.lines().find(|line| line.contains("started")).unwrap();
-        let started: Value = serde_json::from_str(started).unwrap();
-        let address = started["http"].as_str().unwrap().to_owned();
+        stack.projector(TALLY).arg("migrate").succeed().await;
+        let projector = stack.projector(TALLY).start_ready().await;
+        let addresses = [&relay, &projector].map(address);
         let cases = corpus::<Request>("http");
-        let mut asked: Vec<_> =
-            join_all(cases.iter().map(|case| ask(&address, case.input.send.as_str()))).await;
+        let mut asked: Vec<_> = join_all(
+            cases
+                .iter()
+                .map(|case| ask(&addresses[case.input.daemon as usize], case.input.send.as_str())),
+        )
+        .await;
         for (case, (_, told)) in cases.iter().zip(&asked) {
             let verdict = if told.contains(" 200 ") { Verdict::Apply } else { Verdict::Refuse };
             surprises.compare(case, verdict, told);
         }
-        asked.extend(join_all((0..300).map(|_| ask(&address, "GET /livez HT"))).await);
-        assert_eq!(relay.get("/livez").await.unwrap().0, 200, "the daemon is well");
+        asked.extend(join_all((0..300).map(|_| ask(&addresses[0], "GET /livez HT"))).await);
+        for daemon in [relay, projector] {
+            assert_eq!(daemon.get("/livez").await.unwrap().0, 200, "the daemon is well");
+        }
         surprises.assert_none();
     })
     .await;
+}
+
+/// Where a daemon answers.
+fn address(daemon: &Daemon) -> String {
+    let log = daemon.log();
+    let started = log.lines().find(|line| line.contains("started")).unwrap();
+    let started: Value = serde_json::from_str(started).unwrap();
+    started["http"].as_str().unwrap().to_owned()
 }
 
 /// Sends a request, and tells the first line of the answer, or what becomes of the connection.
