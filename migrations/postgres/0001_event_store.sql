@@ -82,6 +82,12 @@ LANGUAGE sql STABLE AS $$
                 THEN 'ES004 type and category are together longer than 254 bytes'
             WHEN jsonb_typeof(item->'data') IS DISTINCT FROM 'object'
                 THEN 'ES005 data is missing or not a JSON object'
+            WHEN EXISTS (
+                SELECT FROM jsonb_object_keys(item) AS field
+                WHERE field NOT IN ('event_id', 'type', 'data', 'metadata', 'occurred_at',
+                                    'schema_version'))
+                THEN 'ES007 it has a field other than event_id, type, data, metadata, occurred_at'
+                     ' and schema_version'
             WHEN jsonb_typeof(item->'metadata') NOT IN ('object', 'null')
                 THEN 'ES007 metadata is not a JSON object'
             WHEN octet_length((item->'metadata')::text) > 32768
@@ -115,8 +121,8 @@ $$;
 --                       occurred_at     timestamp with time zone, optional: now
 --                       schema_version  positive integer, optional: 1
 --
--- Events that the stream already holds (same event_id) are not appended again, and a call whose
--- events are all there succeeds whatever version it expects.
+-- Events that the stream already holds (same event_id, type and data) are not appended again, and a
+-- call whose events are all there succeeds whatever version it expects.
 --
 -- Errors, by SQLSTATE:
 --   ES001  the stream is not at the expected version
@@ -124,7 +130,7 @@ $$;
 --   ES003  an event_id is missing, not a UUID, nil, or twice in the call
 --   ES004  a type is missing or malformed
 --   ES005  data is missing or not an object
---   ES006  an event_id is already used in another stream
+--   ES006  an event_id is already used, in another stream or with another type or data
 --   ES007  another argument is malformed
 --   22008  occurred_at has the right form, but no such time exists
 --   40001  under REPEATABLE READ or SERIALIZABLE: another transaction appended; try again
@@ -172,6 +178,21 @@ BEGIN
     SELECT array_agg((item->>'event_id')::uuid) INTO ids FROM jsonb_array_elements(batch) item;
     SELECT coalesce(array_agg(e.event_id), '{}') INTO known
     FROM events e WHERE e.event_id = ANY (ids) AND e.stream_id = target;
+
+    -- Metadata and time may be those of the repetition.
+    IF known <> '{}' THEN
+        SELECT e.event_id, e.stream_version INTO fault
+        FROM events e JOIN jsonb_array_elements(batch) item
+             ON (item->>'event_id')::uuid = e.event_id
+        WHERE e.event_id = ANY (known)
+              AND (e.event_type <> item->>'type' OR e.data <> item->'data')
+        LIMIT 1;
+        IF FOUND THEN
+            RAISE EXCEPTION 'event id % is that of version % of stream "%", which has another type or'
+                ' other data', fault.event_id, fault.stream_version, target
+                USING ERRCODE = 'ES006', HINT = 'Give every event an id of its own.';
+        END IF;
+    END IF;
 
     IF cardinality(known) = cardinality(ids) THEN
         RETURN version;

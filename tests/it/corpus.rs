@@ -1,12 +1,14 @@
 //! Bad input through every door: what its sender is told, and that the rest goes on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use futures_util::future::join_all;
 use futures_util::stream;
 use harness::{Daemon, Stack, eventually, root};
+use lapin::message::Delivery;
 use lapin::options::{
     BasicGetOptions, BasicPublishOptions, ExchangeDeclareOptions, QueueBindOptions,
     QueueDeclareOptions,
@@ -14,12 +16,13 @@ use lapin::options::{
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, ExchangeKind};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::projector::TALLY;
@@ -49,27 +52,48 @@ enum Verdict {
     Refuse,
 }
 
-#[derive(Deserialize)]
-struct Corpus<C> {
-    case: Vec<C>,
+impl Verdict {
+    /// Whether there is something to tell.
+    fn is_told(self) -> bool {
+        matches!(self, Self::Park | Self::DeadLetter | Self::Block | Self::Refuse)
+    }
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Corpus {
+    case: Vec<toml::Table>,
+}
+
 struct Case<I> {
     name: String,
     verdict: Verdict,
     /// A part of what the sender is told.
-    #[serde(default)]
     reason: String,
-    #[serde(flatten)]
     input: I,
 }
 
+impl<I: DeserializeOwned> Case<I> {
+    /// A case that says too little or too much is a mistake.
+    fn read(mut table: toml::Table) -> Self {
+        let name: String = table.remove("name").expect("a name").try_into().unwrap();
+        let verdict: Verdict = table.remove("verdict").expect(&name).try_into().unwrap();
+        let reason = table.remove("reason").map(|it| it.try_into().unwrap());
+        assert_eq!(reason.is_some(), verdict.is_told(), "{name}: the reason");
+        let input = table.try_into().unwrap_or_else(|error| panic!("{name}: {error}"));
+        Self { name, verdict, reason: reason.unwrap_or_default(), input }
+    }
+}
+
 /// The cases of a door.
-fn corpus<I: for<'d> Deserialize<'d>>(door: &str) -> Vec<Case<I>> {
+fn corpus<I: DeserializeOwned>(door: &str) -> Vec<Case<I>> {
     let file = root().join("tests/corpus").join(format!("{door}.toml"));
     let text = fs::read_to_string(file).unwrap();
-    toml::from_str::<Corpus<Case<I>>>(&text).unwrap().case
+    let cases = toml::from_str::<Corpus>(&text).unwrap().case;
+    let cases: Vec<Case<I>> = cases.into_iter().map(Case::read).collect();
+    let names: HashSet<&str> = cases.iter().map(|case| case.name.as_str()).collect();
+    assert_eq!(names.len(), cases.len(), "{door}: a name twice");
+    cases
 }
 
 /// Writes out `{{x*300}}`.
@@ -105,6 +129,7 @@ impl Surprises {
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Append {
     stream: String,
     expected: Option<i64>,
@@ -126,8 +151,11 @@ async fn corpus_append() {
             let appended = append(&mut transaction, &stream, case.input.expected, &events).await;
             let (verdict, told) = match appended {
                 Err(error) => (Verdict::Refuse, told(&error)),
-                Ok(()) if count(&mut transaction).await > 1 => (Verdict::Apply, String::new()),
-                Ok(()) => (Verdict::Duplicate, String::new()),
+                Ok(()) => match count(&mut transaction).await {
+                    1 => (Verdict::Duplicate, String::new()),
+                    2 => (Verdict::Apply, String::new()),
+                    count => panic!("{}: {count} events", case.name),
+                },
             };
             surprises.compare(&case, verdict, &told);
             transaction.rollback().await.unwrap();
@@ -159,6 +187,7 @@ async fn count(connection: &mut PgConnection) -> i64 {
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Row {
     columns: String,
     values: String,
@@ -169,13 +198,14 @@ async fn corpus_outbox() {
     Stack::run(async |stack| {
         let mut surprises = Surprises::default();
         let channel = everything(stack).await;
-        let mut seen = Vec::new();
+        let mut seen = BTreeMap::new();
         let mut connection = stack.postgres().await;
         let mut taken = Vec::new();
         for case in corpus::<Row>("outbox") {
             let id = Uuid::new_v4();
-            let values = case.input.values.replace("$id", &format!("'{id}'"));
-            let insert = format!("INSERT INTO outbox ({}) VALUES ({values})", case.input.columns);
+            let values = written_out(&case.input.values).replace("$id", &format!("'{id}'"));
+            let columns = written_out(&case.input.columns);
+            let insert = format!("INSERT INTO outbox ({columns}) VALUES ({values})");
             let inserted = sqlx::raw_sql(AssertSqlSafe(insert)).execute(&mut connection).await;
             match inserted {
                 Ok(_) => taken.push((case, id)),
@@ -204,14 +234,26 @@ async fn corpus_outbox() {
             let (verdict, told) = became.await;
             surprises.compare(&case, verdict, &told);
             if verdict == Verdict::Publish {
-                eventually(&case.name, async || {
+                let (key, body) = eventually(&case.name, async || {
                     let get = channel.basic_get("all".into(), BasicGetOptions { no_ack: true });
                     if let Some(message) = get.await.unwrap() {
-                        seen.push(message.properties.message_id().clone().unwrap().to_string());
+                        let id = message.properties.message_id().clone().unwrap().to_string();
+                        let key = message.routing_key.to_string();
+                        let before = seen.insert(id, (key, message.data.clone()));
+                        assert_eq!(before, None, "{}: published twice", case.name);
                     }
-                    seen.contains(&id.to_string()).then_some(())
+                    seen.get(&id.to_string()).cloned()
                 })
                 .await;
+                let row: (String, String) = sqlx::query_as(
+                    "SELECT routing_key, payload::text FROM outbox WHERE event_id = $1",
+                )
+                .bind(id)
+                .fetch_one(&mut connection)
+                .await
+                .unwrap();
+                let body = String::from_utf8(body).unwrap();
+                assert_eq!((key, body), row, "{}: what is published", case.name);
             }
         }
         surprises.assert_none();
@@ -233,13 +275,13 @@ async fn everything(stack: &Stack) -> Channel {
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Sent {
     /// How many events of its stream were applied before.
     #[serde(default)]
     before: i64,
-    /// The last of those is sent again.
-    #[serde(default)]
-    again: bool,
+    /// The version of those whose event is sent again.
+    again: Option<i64>,
     #[serde(default)]
     properties: BTreeMap<String, String>,
     #[serde(default)]
@@ -257,27 +299,38 @@ async fn corpus_message() {
         stack.projector(TALLY).arg("migrate").succeed().await;
         let quiet = stack.projector(TALLY).env("PROJECTOR__PROJECTOR__STORM_STREAMS", "1000");
         let quiet = quiet.env("PROJECTOR__PROJECTOR__STORM_PERCENT", "100");
-        let projector = quiet.start_ready().await;
+        let mut projector = quiet.start_ready().await;
         let channel = stack.amqp().await.create_channel().await.unwrap();
         for (number, case) in corpus::<Sent>("message").into_iter().enumerate() {
             let stream = format!("order-{number}");
-            let mut last = Uuid::nil();
+            let mut ids = vec![Uuid::new_v4()];
             for version in 1..=case.input.before {
-                last = Uuid::new_v4();
-                send(&channel, &stream, version, last, &Sent::good()).await;
+                ids.push(Uuid::new_v4());
+                send(&channel, &stream, version, *ids.last().unwrap(), &Sent::good()).await;
                 eventually("the events before are applied", async || {
                     (applied(stack, &stream).await == version).then_some(())
                 })
                 .await;
             }
             let before = Counts::of(stack, &projector, &stream).await;
-            let id = if case.input.again { last } else { Uuid::new_v4() };
-            let version = if case.input.again { case.input.before } else { case.input.before + 1 };
-            send(&channel, &stream, version, id, &case.input).await;
+            let again = case.input.again.map(|version| (version, ids[version as usize]));
+            let (version, id) = again.unwrap_or((case.input.before + 1, ids[0]));
+            let (body, message_id) = send(&channel, &stream, version, id, &case.input).await;
             let (verdict, told) = eventually(&case.name, async || {
-                before.difference(&Counts::of(stack, &projector, &stream).await, &channel).await
+                before.difference(&Counts::of(stack, &projector, &stream).await)
             })
             .await;
+            let told = if verdict == Verdict::DeadLetter {
+                let dead = eventually(&case.name, async || get(&channel, DEAD).await).await;
+                assert_eq!(dead.data, body, "{}: the body of the dead letter", case.name);
+                let id = dead.properties.message_id().as_ref().map(ToString::to_string);
+                assert_eq!(id, message_id, "{}: the id of the dead letter", case.name);
+                let headers = dead.properties.headers().clone().unwrap();
+                let reason = headers.inner()["dead_letter_reason"].as_long_string().unwrap();
+                String::from_utf8_lossy(reason.as_bytes()).into()
+            } else {
+                told
+            };
             surprises.compare(&case, verdict, &told);
         }
         send(&channel, "order-last", 1, Uuid::new_v4(), &Sent::good()).await;
@@ -286,20 +339,42 @@ async fn corpus_message() {
         })
         .await;
         assert!(!projector.log().contains("DROP TABLE"), "a payload is in the log");
+        assert!(projector.terminate().await.0.success());
+        for queue in ["projector.tally", DEAD] {
+            let passive = QueueDeclareOptions { passive: true, ..Default::default() };
+            let queue = channel.queue_declare(queue.into(), passive, FieldTable::default());
+            let queue = queue.await.unwrap();
+            assert_eq!(queue.message_count(), 0, "what is left in {}", queue.name());
+        }
         surprises.assert_none();
     })
     .await;
+}
+
+const DEAD: &str = "projector.tally.dead";
+
+/// Takes a message out of a queue.
+async fn get(channel: &Channel, queue: &str) -> Option<Delivery> {
+    let get = channel.basic_get(queue.into(), BasicGetOptions { no_ack: true });
+    get.await.unwrap().map(|message| message.delivery)
 }
 
 impl Sent {
     fn good() -> Self {
         let (properties, headers) = (BTreeMap::new(), BTreeMap::new());
         let (removed, body, bytes) = (Vec::new(), None, None);
-        Self { before: 0, again: false, properties, headers, removed, body, bytes }
+        Self { before: 0, again: None, properties, headers, removed, body, bytes }
     }
 }
 
-async fn send(channel: &Channel, stream: &str, version: i64, id: Uuid, sent: &Sent) {
+/// Sends a message; gives its body and its message id.
+async fn send(
+    channel: &Channel,
+    stream: &str,
+    version: i64,
+    id: Uuid,
+    sent: &Sent,
+) -> (Vec<u8>, Option<String>) {
     let time = "2026-01-31T09:30:00.000000Z";
     let mut headers: BTreeMap<String, AMQPValue> = BTreeMap::new();
     let text = |text: &str| AMQPValue::LongString(text.as_bytes().into());
@@ -322,7 +397,8 @@ async fn send(channel: &Channel, stream: &str, version: i64, id: Uuid, sent: &Se
         ("type", "Tested".to_owned()),
         ("content_type", "application/json".to_owned()),
     ]);
-    properties.extend(sent.properties.iter().map(|(name, value)| (name.as_str(), value.clone())));
+    properties
+        .extend(sent.properties.iter().map(|(name, value)| (name.as_str(), written_out(value))));
     for name in &sent.removed {
         headers.remove(name);
         properties.remove(name.as_str());
@@ -332,6 +408,7 @@ async fn send(channel: &Channel, stream: &str, version: i64, id: Uuid, sent: &Se
         table.insert(name.into(), value);
     }
     let mut basic = BasicProperties::default().with_delivery_mode(2).with_headers(table);
+    let message_id = properties.get("message_id").cloned();
     for (name, value) in properties {
         let value = value.into();
         basic = match name {
@@ -349,6 +426,7 @@ async fn send(channel: &Channel, stream: &str, version: i64, id: Uuid, sent: &Se
     let options = BasicPublishOptions::default();
     let publish = channel.basic_publish("".into(), "projector.tally".into(), options, &body, basic);
     publish.await.unwrap().await.unwrap();
+    (body, message_id)
 }
 
 /// What tells the verdicts on messages apart.
@@ -381,8 +459,10 @@ impl Counts {
         }
     }
 
-    async fn difference(&self, now: &Self, channel: &Channel) -> Option<(Verdict, String)> {
-        if now.applied > self.applied {
+    fn difference(&self, now: &Self) -> Option<(Verdict, String)> {
+        let applied = now.applied - self.applied;
+        if applied > 0 {
+            assert_eq!((applied, now.head), (1, self.head + 1), "one event is applied");
             return Some((Verdict::Apply, String::new()));
         }
         if let Some(error) = &now.parked {
@@ -394,14 +474,7 @@ impl Counts {
         if now.duplicates > self.duplicates {
             return Some((Verdict::Duplicate, String::new()));
         }
-        if now.dead > self.dead {
-            let options = BasicGetOptions { no_ack: true };
-            let dead = channel.basic_get("projector.tally.dead".into(), options).await.unwrap()?;
-            let headers = dead.properties.headers().clone().unwrap();
-            let reason = headers.inner()["dead_letter_reason"].as_long_string().unwrap().clone();
-            return Some((Verdict::DeadLetter, String::from_utf8_lossy(reason.as_bytes()).into()));
-        }
-        None
+        (now.dead > self.dead).then(|| (Verdict::DeadLetter, String::new()))
     }
 }
 
@@ -412,6 +485,7 @@ async fn applied(stack: &Stack, stream: &str) -> i64 {
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Files {
     file: String,
     text: String,
@@ -430,7 +504,7 @@ async fn corpus_projection() {
             fs::write(bad.join("tables.sql"), tables).unwrap();
             let handler = "INSERT INTO bad (id, n) VALUES (:stream_id, 1)";
             fs::write(bad.join("Tested.sql"), handler).unwrap();
-            fs::write(bad.join(&case.input.file), &case.input.text).unwrap();
+            fs::write(bad.join(&case.input.file), written_out(&case.input.text)).unwrap();
             let output = stack.projector(&folder).arg("check").output().await;
             let told = String::from_utf8_lossy(&output.stderr).into_owned()
                 + &String::from_utf8_lossy(&output.stdout);
@@ -453,6 +527,7 @@ async fn corpus_projection() {
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Settings {
     daemon: String,
     text: String,
@@ -468,7 +543,7 @@ async fn corpus_configuration() {
     Stack::run_empty(async |stack| {
         let show = async |(number, case): (usize, Case<Settings>)| {
             let file = stack.folder().join(format!("{number}.toml"));
-            fs::write(&file, &case.input.text).unwrap();
+            fs::write(&file, written_out(&case.input.text)).unwrap();
             let program = match case.input.daemon.as_str() {
                 "projector" => stack.projector(TALLY),
                 _ => stack.relay(),
@@ -477,8 +552,8 @@ async fn corpus_configuration() {
                 program.bare(&case.input.without).arg("--config").arg(file.display().to_string());
             let program = program.args(["config", "show"]);
             let variables = case.input.variables.iter();
-            let program =
-                variables.fold(program, |program, (name, value)| program.env(name, value));
+            let program = variables
+                .fold(program, |program, (name, value)| program.env(name, &written_out(value)));
             let output = program.output().await;
             let told = String::from_utf8_lossy(&output.stderr).into_owned();
             let verdict = match output.status.code() {
@@ -502,6 +577,7 @@ async fn corpus_configuration() {
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Line {
     line: String,
 }
@@ -512,30 +588,40 @@ async fn corpus_import() {
         let mut surprises = Surprises::default();
         let mut connection = stack.postgres().await;
         for (number, case) in corpus::<Line>("import").into_iter().enumerate() {
+            let stream = format!("order-{number}");
             let good = |place: u32| {
-                json!({ "stream_id": format!("import-{number}"), "type": "A", "data": { "place": place },
+                json!({ "stream_id": stream, "type": "A", "data": { "place": place },
                         "occurred_at": "2026-01-31T09:30:00Z" })
                 .to_string()
             };
             let file = stack.folder().join(format!("{number}.jsonl"));
-            let lines = [good(1), good(2), case.input.line.clone(), good(3)];
+            let line = written_out(&case.input.line).replace("$stream", &stream);
+            let lines = [good(1), good(2), line, good(3)];
             fs::write(&file, lines.join("\n")).unwrap();
             let import = stack.workload().arg("import").arg(file.display().to_string());
             let output = import.output().await;
             let told = String::from_utf8_lossy(&output.stderr).into_owned();
-            let (verdict, expected) = match output.status.code() {
-                Some(0) => (Verdict::Apply, 3),
-                Some(65) => (Verdict::Refuse, 2),
+            let verdict = match output.status.code() {
+                Some(0) => Verdict::Apply,
+                Some(65) => Verdict::Refuse,
                 code => panic!("{}: {code:?} {told}", case.name),
             };
             surprises.compare(&case, verdict, &told);
-            let stored: i64 = sqlx::query_scalar("SELECT count(*) FROM events WHERE stream_id = $1")
-                .bind(format!("import-{number}"))
-                .fetch_one(&mut connection)
-                .await
-                .unwrap();
-            // What comes after it may be on its way to another stream already.
-            assert!(stored >= expected, "{}: the lines before it are kept", case.name);
+            let stored: i64 =
+                sqlx::query_scalar("SELECT count(*) FROM events WHERE stream_id = $1")
+                    .bind(&stream)
+                    .fetch_one(&mut connection)
+                    .await
+                    .unwrap();
+            let expected = match verdict {
+                Verdict::Apply if case.input.line.is_empty() => 3,
+                Verdict::Apply => 4,
+                // What comes before it is kept, and what comes after it is not begun.
+                _ => 2,
+            };
+            if stored != expected {
+                surprises.0.push(format!("{}: {stored} events, not {expected}", case.name));
+            }
         }
         surprises.assert_none();
     })
@@ -543,8 +629,20 @@ async fn corpus_import() {
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Request {
+    #[serde(default)]
+    daemon: Server,
     send: String,
+}
+
+/// The daemon that is asked.
+#[derive(Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Server {
+    #[default]
+    OutboxRelay,
+    Projector,
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -552,26 +650,48 @@ async fn corpus_http() {
     Stack::run(async |stack| {
         let mut surprises = Surprises::default();
         let relay = stack.relay().start_ready().await;
-        let log = relay.log();
-        let started = log.lines().find(|line| line.contains("started")).unwrap();
-        let started: Value = serde_json::from_str(started).unwrap();
-        let address = started["http"].as_str().unwrap().to_owned();
-        let mut open = Vec::new();
-        for case in corpus::<Request>("http") {
-            let mut stream = TcpStream::connect(&address).await.unwrap();
-            // The daemon may have enough before the end.
-            drop(stream.write_all(written_out(&case.input.send).as_bytes()).await);
-            let mut answer = vec![0; 64];
-            let read = timeout(Duration::from_secs(2), stream.read(&mut answer)).await;
-            let length = read.map_or(0, |read| read.unwrap_or(0));
-            let told = String::from_utf8_lossy(&answer[..length]).into_owned();
+        stack.projector(TALLY).arg("migrate").succeed().await;
+        let projector = stack.projector(TALLY).start_ready().await;
+        let addresses = [&relay, &projector].map(address);
+        let cases = corpus::<Request>("http");
+        let mut asked: Vec<_> = join_all(
+            cases
+                .iter()
+                .map(|case| ask(&addresses[case.input.daemon as usize], case.input.send.as_str())),
+        )
+        .await;
+        for (case, (_, told)) in cases.iter().zip(&asked) {
             let verdict = if told.contains(" 200 ") { Verdict::Apply } else { Verdict::Refuse };
-            surprises.compare(&case, verdict, &told);
-            open.push(stream);
+            surprises.compare(case, verdict, told);
         }
-        assert_eq!(relay.get("/livez").await.unwrap().0, 200, "with all of them still open");
-        sleep(Duration::from_millis(100)).await;
+        asked.extend(join_all((0..300).map(|_| ask(&addresses[0], "GET /livez HT"))).await);
+        for daemon in [relay, projector] {
+            assert_eq!(daemon.get("/livez").await.unwrap().0, 200, "the daemon is well");
+        }
         surprises.assert_none();
     })
     .await;
+}
+
+/// Where a daemon answers.
+fn address(daemon: &Daemon) -> String {
+    let log = daemon.log();
+    let started = log.lines().find(|line| line.contains("started")).unwrap();
+    let started: Value = serde_json::from_str(started).unwrap();
+    started["http"].as_str().unwrap().to_owned()
+}
+
+/// Sends a request, and tells the first line of the answer, or what becomes of the connection.
+async fn ask(address: &str, send: &str) -> (TcpStream, String) {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    // The daemon may have enough before the end.
+    drop(stream.write_all(written_out(send).as_bytes()).await);
+    let mut answer = vec![0; 64];
+    let told = match timeout(Duration::from_secs(30), stream.read(&mut answer)).await {
+        Ok(Ok(0)) => "closed without an answer".to_owned(),
+        Ok(Ok(length)) => String::from_utf8_lossy(&answer[..length]).into_owned(),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => "neither answered nor closed".to_owned(),
+    };
+    (stream, told)
 }

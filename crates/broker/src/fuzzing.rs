@@ -113,7 +113,9 @@ mod tests {
     #[test]
     fn seeds() {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fuzz/seeds/message");
-        for seed in std::fs::read_dir(folder).unwrap() {
+        let seeds: Vec<_> = std::fs::read_dir(folder).unwrap().collect();
+        assert!(!seeds.is_empty());
+        for seed in seeds {
             let path = seed.unwrap().path();
             println!("{}", path.display());
             super::message(&std::fs::read(path).unwrap());

@@ -9,14 +9,25 @@ use axum::Router;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::{Exit, Failure, Health};
 
 const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Connections at a time; more wait to be accepted.
+const CONNECTIONS_MAX: usize = 256;
+/// How long a connection may be without a whole request; then it is closed.
+const REQUEST_LIMIT: Duration = Duration::from_secs(5);
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// The HTTP endpoint of a daemon; it only reads.
 pub struct Endpoint {
@@ -65,15 +76,29 @@ impl Endpoint {
 
     /// Answers until the token is cancelled.
     ///
+    /// Not gracefully: a client that never finishes its request must not hold up the end.
+    ///
     /// # Errors
     ///
-    /// When the listener fails.
+    /// Never; what goes wrong with a client is its own concern.
     pub async fn serve(self, shutdown: CancellationToken) -> Result<(), Failure> {
-        // Not gracefully: a client that never finishes its request must not hold up the end.
-        let serve = axum::serve(self.listener, self.router).into_future();
-        match shutdown.run_until_cancelled(serve).await {
-            None | Some(Ok(())) => Ok(()),
-            Some(Err(error)) => Err(anyhow::Error::new(error).context("serving HTTP").into()),
+        let mut http = http1::Builder::new();
+        http.timer(TokioTimer::new()).header_read_timeout(REQUEST_LIMIT);
+        let mut connections = JoinSet::new();
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return Ok(()),
+                Some(_ended) = connections.join_next() => {}
+                accepted = self.listener.accept(), if connections.len() < CONNECTIONS_MAX => {
+                    let Ok((stream, _)) = accepted else {
+                        // The client is gone already, or too many files are open; neither is for ever.
+                        sleep(ACCEPT_PAUSE).await;
+                        continue;
+                    };
+                    let service = TowerToHyperService::new(self.router.clone());
+                    connections.spawn(http.serve_connection(TokioIo::new(stream), service));
+                }
+            }
         }
     }
 }

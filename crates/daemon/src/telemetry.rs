@@ -4,6 +4,7 @@ use std::io::IsTerminal;
 
 use anyhow::{Context, anyhow};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::ParseError;
 
 use crate::settings::Reader;
 use crate::{Exit, Failure};
@@ -33,10 +34,21 @@ impl LogSettings {
     pub fn read(reader: &mut Reader) -> Self {
         let formats =
             [("auto", LogFormat::Auto), ("text", LogFormat::Text), ("json", LogFormat::Json)];
-        Self { format: reader.choice("log.format", &formats), filter: reader.text("log.filter") }
+        let read = Self {
+            format: reader.choice("log.format", &formats),
+            filter: reader.text("log.filter"),
+        };
+        reader.require(&["log.filter"], read.filter().is_ok(), INVALID_FILTER);
+        read
+    }
+
+    fn filter(&self) -> Result<EnvFilter, ParseError> {
+        EnvFilter::builder().parse(format!("{BEFORE},{},{AFTER}", self.filter))
     }
 }
 
+const INVALID_FILTER: &str =
+    "log.filter is not valid: expected directives such as info,projector=debug";
 /// lapin calls every closed channel an error; what matters of it is reported where it is handled.
 const BEFORE: &str = "lapin=off";
 /// It logs each returned message whole, payload included: never.
@@ -48,11 +60,8 @@ const AFTER: &str = "lapin::returned_messages=off";
 ///
 /// When the filter is not valid.
 pub fn init_logs(settings: &LogSettings) -> Result<(), Failure> {
-    let directives = format!("{BEFORE},{},{AFTER}", settings.filter);
-    let filter = EnvFilter::builder()
-        .parse(directives)
-        .context("log.filter is not valid: expected directives such as info,projector=debug")
-        .map_err(|error| Failure::new(Exit::Configuration, error))?;
+    let filter = settings.filter().context(INVALID_FILTER);
+    let filter = filter.map_err(|error| Failure::new(Exit::Configuration, error))?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter);
     let terminal = std::io::stdout().is_terminal();
     let json = match settings.format {

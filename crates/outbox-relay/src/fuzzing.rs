@@ -18,7 +18,9 @@ mod tests {
     #[test]
     fn seeds() {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fuzz/seeds/settings");
-        for seed in std::fs::read_dir(folder).unwrap() {
+        let seeds: Vec<_> = std::fs::read_dir(folder).unwrap().collect();
+        assert!(!seeds.is_empty());
+        for seed in seeds {
             let path = seed.unwrap().path();
             println!("{}", path.display());
             super::settings(&std::fs::read(path).unwrap());

@@ -20,7 +20,9 @@ pub fn settings(input: &[u8]) {
 mod tests {
     fn run_seeds(target: &str, run: fn(&[u8])) {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fuzz/seeds/");
-        for seed in std::fs::read_dir(format!("{folder}{target}")).unwrap() {
+        let seeds: Vec<_> = std::fs::read_dir(format!("{folder}{target}")).unwrap().collect();
+        assert!(!seeds.is_empty());
+        for seed in seeds {
             let path = seed.unwrap().path();
             println!("{}", path.display());
             run(&std::fs::read(path).unwrap());

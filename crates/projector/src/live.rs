@@ -182,16 +182,30 @@ impl<'c> Live<'c> {
         retries.chain(gaps).min()
     }
 
-    /// Reads a message; what is not an event becomes a dead letter.
+    /// Reads a message; what is not an event for this projection becomes a dead letter.
     async fn take_in(&mut self, delivery: Delivery) -> Result<(), Trouble> {
         let Delivery { message, envelope } = delivery;
-        match message.decode() {
-            Ok(event) => {
-                self.push(Pending { event, envelope: Some(envelope) });
-                Ok(())
+        let event = match message.decode() {
+            Ok(event) => event,
+            Err(error) => {
+                return self.dead_letter(envelope, &message.body, &error.to_string()).await;
             }
-            Err(error) => self.dead_letter(envelope, &message.body, &error.to_string()).await,
+        };
+        if let Some(category) = self.unfollowed(&event) {
+            let reason = format!("this projection does not follow category {category}");
+            return self.dead_letter(envelope, &message.body, &reason).await;
         }
+        self.push(Pending { event, envelope: Some(envelope) });
+        Ok(())
+    }
+
+    /// The category of an event of the event store, if it was led here by a routing key of another. Its
+    /// effect would be in no read model that is built anew.
+    fn unfollowed<'e>(&self, event: &'e Event) -> Option<&'e str> {
+        let (stream_id, _) = event.place()?;
+        let category = stream_id.category();
+        let followed = &self.model.projection.categories;
+        (!followed.iter().any(|known| known.as_str() == category)).then_some(category)
     }
 
     fn push(&mut self, pending: Pending) {

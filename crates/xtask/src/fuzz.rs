@@ -28,6 +28,9 @@ pub(crate) struct Fuzz {
 /// A file system in memory, where there is one.
 const MEMORY: &str = "/dev/shm";
 
+/// The longest input: as long as a large payload.
+const MAX_LEN: usize = 256 << 10;
+
 /// What a run of a target came to.
 struct Outcome {
     executions: u64,
@@ -115,6 +118,8 @@ fn run(name: &str, seconds: u64) -> Result<Outcome> {
     command.arg(name).args([&corpus, &seeds]).arg("--");
     command.arg(format!("-max_total_time={seconds}"));
     command.args(["-timeout=10", "-rss_limit_mb=2048", "-print_final_stats=1"]);
+    // Otherwise no input is longer than the longest seed, or 4096 bytes.
+    command.arg(format!("-max_len={MAX_LEN}"));
     // The targets write files, which costs less in memory.
     if Path::new(MEMORY).is_dir() {
         command.env("TMPDIR", MEMORY);
@@ -129,8 +134,10 @@ fn run(name: &str, seconds: u64) -> Result<Outcome> {
     let (executions, coverage) = (last("stat::number_of_executed_units:"), last("cov: "));
     let input = log.lines().find_map(|line| line.split("Test unit written to ").nth(1));
     let found = (!output.status.success()).then(|| input.unwrap_or("none was kept").to_owned());
-    // The panic; what the tools say before and after it helps nobody.
-    let from = log.lines().skip_while(|line| !line.contains("panicked at"));
+    // The panic, or what libFuzzer says of a time-out or of too much memory; what the tools say before
+    // and after it helps nobody.
+    let begins = |line: &&str| line.contains("panicked at") || line.contains("ERROR: libFuzzer");
+    let from = log.lines().skip_while(|line| !begins(line));
     let panic = from.take_while(|line| !line.starts_with("stack backtrace"));
     let log = panic.take(20).collect::<Vec<_>>().join("\n");
     Ok(Outcome { executions, coverage, log, found })

@@ -156,8 +156,8 @@ fn assert_reads_back(statement: &Statement) {
         sql.replace_range(place..=place, "? ");
         written.replace_range(place..=place, &format!("{parameter} "));
     }
-    let again =
-        handler(&statement.file, &written).unwrap_or_else(|faults| panic!("{written}: {faults:?}"));
+    let again = handler(&statement.file, &written, &[])
+        .unwrap_or_else(|faults| panic!("{written}: {faults:?}"));
     let [again] = &*again else { panic!("{written}") };
     assert_eq!((again.sql.trim(), &again.parameters), (sql.trim(), &statement.parameters));
 }
@@ -232,7 +232,7 @@ fn kind(data_type: &str) -> Kind {
 /// The parameter, if the text is one and nothing else.
 fn read(written: &str) -> Option<Parameter> {
     const BEFORE: &str = "DELETE FROM t WHERE a = ";
-    let found = handler(&Arc::from(Path::new("A.sql")), &format!("{BEFORE}{written}")).ok()?;
+    let found = handler(&Arc::from(Path::new("A.sql")), &format!("{BEFORE}{written}"), &[]).ok()?;
     let [statement] = &*found else { return None };
     let alone = statement.sql.strip_prefix(BEFORE) == Some("?");
     statement.parameters.first().filter(|_| alone).cloned()

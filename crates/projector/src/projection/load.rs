@@ -99,7 +99,7 @@ fn load(directory: &Path, code: &Registry) -> Result<Projection, Vec<Fault>> {
         keep(found);
         (Vec::new(), String::new())
     });
-    let handlers = handlers(directory).unwrap_or_else(|found| {
+    let handlers = handlers(directory, &tables).unwrap_or_else(|found| {
         keep(found);
         Handlers::new()
     });
@@ -189,7 +189,7 @@ fn tables(file: &Path) -> Result<(Vec<Table>, String), Vec<Fault>> {
             let reason = format!("{name} is no name for a table: the same rule as for projections");
             faults.push(fault(file, Some(line), &reason));
         }
-        match parse(&shared, &sql, &tokens, line) {
+        match parse(&shared, &sql, &tokens, line, &[]) {
             Ok(create) if create.parameters.is_empty() => tables.push(Table { name, create }),
             Ok(_) => faults.push(fault(file, Some(line), "a table has no parameters")),
             Err(found) => faults.extend(found),
@@ -216,7 +216,7 @@ fn created_table(tokens: &[Placed]) -> Option<String> {
     (!qualified).then_some(name)
 }
 
-fn handlers(directory: &Path) -> Result<Handlers, Vec<Fault>> {
+fn handlers(directory: &Path, tables: &[Table]) -> Result<Handlers, Vec<Fault>> {
     let mut faults = Vec::new();
     let mut handlers = Handlers::new();
     let mut count = 0;
@@ -231,7 +231,12 @@ fn handlers(directory: &Path) -> Result<Handlers, Vec<Fault>> {
             faults.push(fault(&file, None, reason));
             continue;
         };
-        let mut statements = match read(&file).and_then(|sql| handler(&Arc::from(&*file), &sql)) {
+        if stem.rsplit_once(".v").is_some_and(|(_, digits)| digits == "0") {
+            faults.push(fault(&file, None, "schema versions begin with 1"));
+            continue;
+        }
+        let read = read(&file).and_then(|sql| handler(&Arc::from(&*file), &sql, tables));
+        let mut statements = match read {
             Ok(statements) => statements,
             Err(found) => {
                 faults.extend(found);

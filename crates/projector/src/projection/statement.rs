@@ -9,10 +9,10 @@ use sqlparser::tokenizer::Token;
 
 use super::directive::{Directives, directives};
 use super::parameter::{Parameter, Source, Step};
-use super::refuse::{foreign_table, refusals};
+use super::refuse::{foreign_table, refusals, verb_after_with};
 use super::shape::{Action, Shape, shape};
 use super::tokens::{Placed, nesting, parsed, statements};
-use super::{BindError, Fault, Value};
+use super::{BindError, Fault, Table, Value};
 
 /// A statement ready to be prepared: its named parameters are placeholders.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,7 +36,7 @@ pub(crate) struct Statement {
 }
 
 /// What a handler may do: change rows, nothing that commits or outlives the transaction.
-const VERBS: [&str; 5] = ["INSERT", "UPDATE", "DELETE", "REPLACE", "WITH"];
+const VERBS: [&str; 4] = ["INSERT", "UPDATE", "DELETE", "REPLACE"];
 
 /// So deep a parsed statement may be, at most: a sum of a thousand terms would exhaust the stack.
 const NESTING_MAX: usize = 120;
@@ -52,15 +52,22 @@ impl Statement {
     }
 }
 
-/// Reads the statements of a handler.
-pub(super) fn handler(file: &Arc<Path>, sql: &str) -> Result<Vec<Statement>, Vec<Fault>> {
+/// Reads the statements of a handler of a projection with the given tables.
+pub(super) fn handler(
+    file: &Arc<Path>,
+    sql: &str,
+    own: &[Table],
+) -> Result<Vec<Statement>, Vec<Fault>> {
     let found = split(file, sql)?;
     let mut faults = Vec::new();
     let mut handler = Vec::new();
     for tokens in found {
         let verb = tokens.iter().find(|placed| !placed.is_space());
         let line = verb.map_or(1, |placed| placed.line);
-        let keyword = verb.and_then(Placed::keyword).unwrap_or_default();
+        let mut keyword = verb.and_then(Placed::keyword).unwrap_or_default();
+        if keyword == "WITH" {
+            keyword = verb_after_with(&tokens).unwrap_or_default();
+        }
         if !VERBS.contains(&keyword.as_str()) {
             let reason = "a handler can only INSERT, UPDATE, DELETE or REPLACE: it runs in the \
                           transaction of its batch";
@@ -71,7 +78,7 @@ pub(super) fn handler(file: &Arc<Path>, sql: &str) -> Result<Vec<Statement>, Vec
             });
             continue;
         }
-        match parse(file, sql, &tokens, line) {
+        match parse(file, sql, &tokens, line, own) {
             Ok(statement) => handler.push(statement),
             Err(found) => faults.extend(found),
         }
@@ -91,12 +98,14 @@ pub(super) fn split(file: &Arc<Path>, sql: &str) -> Result<Vec<Vec<Placed>>, Vec
     })
 }
 
-/// Turns named parameters into placeholders.
+/// Turns named parameters into placeholders; `own` are the tables that the statement may name, if they
+/// are known.
 pub(super) fn parse(
     file: &Arc<Path>,
     sql: &str,
     tokens: &[Placed],
     line: u64,
+    own: &[Table],
 ) -> Result<Statement, Vec<Fault>> {
     let mut faults = Vec::new();
     let mut parameters = Vec::new();
@@ -153,7 +162,7 @@ pub(super) fn parse(
     } else {
         parsed(&marked)
     };
-    if let Some(reason) = parsed.as_ref().ok().and_then(foreign_table) {
+    if let Some(reason) = foreign_table(parsed.as_ref(), tokens, own) {
         faults.push(fault((line, reason)));
     }
     if !faults.is_empty() {

@@ -283,9 +283,9 @@ proptest! {
     /// Whatever a handler's file holds, it is read or refused, but never makes the daemon panic.
     #[test]
     fn no_text_makes_a_handler_panic(sql in any::<String>()) {
-        drop(statement::handler(&Arc::from(std::path::Path::new("A.sql")), &sql));
+        drop(statement::handler(&Arc::from(std::path::Path::new("A.sql")), &sql, &[]));
         let likely = format!("UPDATE t SET a = :data{sql}");
-        drop(statement::handler(&Arc::from(std::path::Path::new("A.sql")), &likely));
+        drop(statement::handler(&Arc::from(std::path::Path::new("A.sql")), &likely, &[]));
     }
 
     /// A value reaches its placeholder whatever text surrounds it.

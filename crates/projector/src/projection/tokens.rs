@@ -132,10 +132,12 @@ pub(super) fn parsed(sql: &str) -> Result<Statement, String> {
         .with_unescape(false)
         .tokenize_with_location()
         .map_err(|error| error.message)?;
-    Parser::new(&MySqlDialect {})
-        .with_tokens_with_locations(tokens)
-        .parse_statement()
-        .map_err(|_syntax| "its syntax is not foreseen".to_owned())
+    let mut parser = Parser::new(&MySqlDialect {}).with_tokens_with_locations(tokens);
+    let statement = parser.parse_statement().ok();
+    // It stops before what it does not know.
+    statement
+        .filter(|_| parser.peek_token_ref().token == Token::EOF)
+        .ok_or_else(|| "its syntax is not foreseen".to_owned())
 }
 
 impl Placed {
