@@ -165,20 +165,19 @@ impl<'s> Campaign<'s> {
         while under_way.next().await.is_some() {}
     }
 
-    /// More faults of the kinds that show what was not seen by chance.
+    /// More faults of the kinds that were not done, or that show what was not seen, by chance.
     async fn provoke(&self) {
         let Arguments { seed, faults, .. } = self.arguments;
         let mut next = faults + 1;
         for round in 1..=PROVOCATIONS {
-            let unseen: Vec<Sight> =
-                self.unseen().filter(|it| !it.provoked_by().is_empty()).collect();
-            if unseen.is_empty() {
+            let mut kinds = self.undone();
+            for sight in self.unseen() {
+                self.say(&format!("not seen yet: {}", sight.name()));
+                kinds.extend(sight.provoked_by());
+            }
+            if kinds.is_empty() {
                 return;
             }
-            let names: Vec<&str> = unseen.iter().map(|sight| sight.name()).collect();
-            self.say(&format!("not seen yet: {}", names.join(", ")));
-            let kinds: Vec<Kind> =
-                unseen.into_iter().flat_map(Sight::provoked_by).copied().collect();
             let more = schedule::draw(seed.wrapping_add(round), next, 3 * kinds.len(), &kinds);
             next += more.len();
             // Most of it needs events.

@@ -264,7 +264,8 @@ impl Harm {
         let begun = Instant::now();
         let limit = match fault.kind {
             Kind::Rebuild => REBUILD_LIMIT,
-            _ => fault.lasts,
+            // While there is little history, it does not take long.
+            _ => fault.lasts / 8,
         };
         while rebuild.running().is_some() && begun.elapsed() < limit {
             sleep(Duration::from_millis(50)).await;
