@@ -313,7 +313,7 @@ async fn corpus_message() {
                 .await;
             }
             let before = Counts::of(stack, &projector, &stream).await;
-            let again = case.input.again.map(|version| (version, ids[version as usize]));
+            let again = case.input.again.map(|it| (it, ids[usize::try_from(it).unwrap()]));
             let (version, id) = again.unwrap_or((case.input.before + 1, ids[0]));
             let (body, message_id) = send(&channel, &stream, version, id, &case.input).await;
             let (verdict, told) = eventually(&case.name, async || {
@@ -580,6 +580,9 @@ async fn corpus_configuration() {
 #[serde(deny_unknown_fields)]
 struct Line {
     line: String,
+    /// How many events of its own are imported before that which is refused.
+    #[serde(default)]
+    before: i64,
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -617,7 +620,7 @@ async fn corpus_import() {
                 Verdict::Apply if case.input.line.is_empty() => 3,
                 Verdict::Apply => 4,
                 // What comes before it is kept, and what comes after it is not begun.
-                _ => 2,
+                _ => 2 + case.input.before,
             };
             if stored != expected {
                 surprises.0.push(format!("{}: {stored} events, not {expected}", case.name));
