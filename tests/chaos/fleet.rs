@@ -161,7 +161,7 @@ impl Slot {
         let daemon = self.daemon.lock().await;
         match timeout(PAGE_LIMIT, daemon.as_ref()?.get("/readyz")).await {
             Ok(Some((200, _))) => None,
-            Ok(Some((_, page))) => Some(page),
+            Ok(Some((_, page))) => Some(failing(&page)),
             _ => Some("no answer".to_owned()),
         }
     }
@@ -170,6 +170,16 @@ impl Slot {
     pub(crate) fn way(&self, server: Server) -> Option<&Proxy> {
         self.ways.iter().find(|(to, _)| *to == server).map(|(_, proxy)| proxy)
     }
+}
+
+/// The components of a page that do not work, and why.
+fn failing(page: &str) -> String {
+    let page: serde_json::Value = serde_json::from_str(page).unwrap_or_default();
+    let components = page["components"].as_object().into_iter().flatten();
+    let failing = components.filter(|(_, state)| state["ok"] != true);
+    let told: Vec<String> =
+        failing.map(|(name, state)| format!("{name}: {}", state["reason"])).collect();
+    told.join(", ")
 }
 
 #[derive(Default)]
