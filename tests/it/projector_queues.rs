@@ -10,6 +10,7 @@ use lapin::types::{AMQPValue, FieldTable};
 use serde_json::json;
 use sqlx::{Connection, Executor};
 use tokio::time::sleep;
+use url::Url;
 
 use crate::projector::{TALLY, applied, dead_letters, tested, wait_for};
 
@@ -99,6 +100,37 @@ async fn a_queue_that_serves_nobody_is_told_of_and_kept() {
             assert!(reasons.iter().any(|reason| reason.contains(expected)), "{reasons:?}");
         }
         projector.ready().await;
+    })
+    .await;
+}
+
+/// Without the right to delete it, it is told of, and goes on when the broker serves it again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_that_may_not_be_deleted_is_told_of() {
+    Stack::run(async |stack| {
+        stack.projector(TALLY).arg("migrate").succeed().await;
+        let projector = stack.projector(TALLY).start_ready().await;
+        let _relay = stack.relay().start_ready().await;
+        let user = Url::parse(&stack.amqp_url).unwrap().username().to_owned();
+        let rights = json!({ "configure": "^$", "write": ".*", "read": ".*" });
+        stack.manage("PUT", &format!("permissions/{}/{user}", stack.name()), &rights).await;
+        let broker = stack.amqp().await;
+        let _greedy = greedy(stack, &broker).await;
+        wait_for(stack, "order-1", "1,2,3,4,5").await;
+        let told = async || {
+            let (status, body) = projector.get("/readyz").await?;
+            let why = "because: deleting a queue in RabbitMQ failed";
+            (status == 503 && body.contains(why) && body.contains("ACCESS_REFUSED")).then_some(())
+        };
+        eventually("readiness says so", told).await;
+        let since = Instant::now();
+        while since.elapsed() < Duration::from_secs(3) {
+            assert!(told().await.is_some(), "it says so until something changes");
+            sleep(Duration::from_millis(100)).await;
+        }
+        broker.close(200, "".into()).await.unwrap();
+        projector.ready().await;
+        assert!(!projector.log().contains("it was deleted"));
     })
     .await;
 }

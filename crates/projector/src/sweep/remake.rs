@@ -22,18 +22,13 @@ impl Sweeper<'_> {
         state: &mut State,
         dead: &[usize],
     ) -> Result<(), Trouble> {
-        let asked = state.kept.take().filter(|(asked, _)| asked.elapsed() < ASK_PAUSE);
-        if !dead.is_empty() {
-            state.kept = match asked {
-                Some(kept) => Some(kept),
-                None => {
-                    let reason = match self.reason_to_keep(session, state).await? {
-                        None => self.delete(state, dead).await,
-                        reason => reason,
-                    };
-                    reason.map(|reason| (Instant::now(), reason))
-                }
+        state.kept.take_if(|(asked, _)| dead.is_empty() || asked.elapsed() >= ASK_PAUSE);
+        if !dead.is_empty() && state.kept.is_none() {
+            let reason = match self.reason_to_keep(session, state).await? {
+                None => self.delete(state, dead).await,
+                reason => reason,
             };
+            state.kept = reason.map(|reason| (Instant::now(), reason));
         }
         let topology = self.topology(&state.model);
         let names = dead.iter().map(|number| topology.queues[*number].name.as_str());
