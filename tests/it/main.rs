@@ -15,6 +15,7 @@ mod projector;
 mod projector_faults;
 mod projector_history;
 mod projector_parking;
+mod projector_queues;
 mod projector_rebuild;
 mod projector_scale;
 mod projector_verify;

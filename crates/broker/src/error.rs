@@ -112,6 +112,11 @@ impl Error {
                 | Self::Name { .. }
         )
     }
+
+    /// Whether the broker answered that this login may not do that.
+    pub fn is_forbidden(&self) -> bool {
+        matches!(self, Self::Call { source, .. } if is_soft(source, AMQPSoftError::ACCESSREFUSED))
+    }
 }
 
 /// Whether the broker refused the login or the virtual host.

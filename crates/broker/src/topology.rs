@@ -172,7 +172,12 @@ impl Connection {
         self.delete_queue(name).await
     }
 
-    async fn delete_queue(&self, name: &str) -> Result<(), Error> {
+    /// Deletes a queue with what is in it.
+    ///
+    /// # Errors
+    ///
+    /// When the broker cannot be told, or we may not.
+    pub async fn delete_queue(&self, name: &str) -> Result<(), Error> {
         let channel = self.channel().await?;
         let delete = channel.queue_delete(short(name)?, QueueDeleteOptions::default());
         tolerate(call("deleting a queue", delete).await.map(drop))

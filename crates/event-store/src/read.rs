@@ -144,6 +144,24 @@ impl Session {
             .map_err(|source| Error::Row { table: "events", id: until.get(), source })
     }
 
+    /// Whether the outbox has an event of some categories that is not in `events`: an application put it
+    /// there itself, nearly always without a version.
+    ///
+    /// No index serves this: if there is none, all rows are read.
+    ///
+    /// # Errors
+    ///
+    /// When PostgreSQL cannot be asked, or does not answer in time.
+    pub async fn has_other_events(&mut self, categories: &[Category]) -> Result<bool, Error> {
+        let query = query(
+            "SELECT EXISTS (SELECT FROM outbox
+                            WHERE position IS NULL AND split_part(routing_key, '.', 1) = ANY ($1))",
+        )
+        .bind(names(categories));
+        let rows: Vec<(bool,)> = self.scan("looking for other events", query).await?;
+        Ok(rows.iter().any(|(found,)| *found))
+    }
+
     /// The place of an event in its stream; `None` while there is no such event.
     ///
     /// # Errors

@@ -5,6 +5,7 @@
 //! checkpoint up to what the relay has published. Only the sweeper, and the replay before the first
 //! delivery, move the checkpoint: up to it, every event is known to be applied.
 
+mod remake;
 mod state;
 
 use std::collections::HashMap;
@@ -170,8 +171,9 @@ impl Sweeper<'_> {
             let instances = session.instances(&model.ledger).await?;
             // What is lost can be applied without the broker.
             let queues = self.look_at_queues(state, &instances).await;
-            if queues.is_err() {
-                state.forget_queues();
+            match &queues {
+                Ok(dead) => self.remake(&mut session, state, dead).await?,
+                Err(_) => state.forget_queues(),
             }
             let mut healed = false;
             while self.look(&mut session, state, checkpoint, limits.published).await? {
@@ -228,12 +230,13 @@ impl Sweeper<'_> {
         if due.is_empty() { Ok(false) } else { self.heal(session, &model, &due).await }
     }
 
-    /// Looks at what waits in the queues, and whether somebody is served from them.
+    /// Looks at what waits in the queues, and whether somebody is served from them; gives those that are
+    /// dead, by number.
     async fn look_at_queues(
         &mut self,
         state: &mut State,
         instances: &[Instance],
-    ) -> Result<(), Trouble> {
+    ) -> Result<Vec<usize>, Trouble> {
         let connection = match self.connection.take() {
             Some(connection) if connection.is_connected() => connection,
             _ => Connection::connect(&self.context.broker).await?,
@@ -247,10 +250,7 @@ impl Sweeper<'_> {
         if waiting.all(|(number, _)| dead.contains(&number)) {
             state.drained = Some(Instant::now());
         }
-        let names: Vec<&str> =
-            dead.iter().map(|number| topology.queues[*number].name.as_str()).collect();
-        state.report_dead(&names);
-        Ok(())
+        Ok(dead)
     }
 
     fn topology(&self, model: &ReadModel) -> Topology {

@@ -67,6 +67,11 @@ impl Unserved {
         dead
     }
 
+    /// Lets one begin anew, which is about to be another.
+    pub(crate) fn begin_anew(&mut self, number: usize) {
+        self.queues.remove(&number);
+    }
+
     /// Lets all begin anew, when it is not known what happened meanwhile.
     pub(crate) fn forget(&mut self) {
         self.queues.clear();
@@ -97,9 +102,12 @@ mod tests {
             assert!(unserved.dead(&[5, 0], &none, after(seconds)).is_empty());
         }
         assert_eq!(unserved.dead(&[7, 0], &none, after(60)), [0]);
-        assert_eq!(unserved.dead(&[7, 0], &none, after(61)), [0]);
+        assert_eq!(unserved.dead(&[7, 5], &none, after(61)), [0]);
+        assert_eq!(unserved.dead(&[7, 5], &none, after(121)), [0, 1]);
+        unserved.begin_anew(0);
+        assert_eq!(unserved.dead(&[7, 5], &none, after(122)), [1]);
         unserved.forget();
-        assert!(unserved.dead(&[7, 0], &none, after(62)).is_empty());
+        assert!(unserved.dead(&[7, 5], &none, after(123)).is_empty());
     }
 
     #[test]

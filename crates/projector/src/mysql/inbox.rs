@@ -21,6 +21,7 @@ pub(super) struct InboxTable {
     read: SqlStr,
     note: SqlStr,
     prune: SqlStr,
+    any: SqlStr,
 }
 
 impl InboxTable {
@@ -42,6 +43,7 @@ impl InboxTable {
                 "DELETE FROM {name} WHERE seen_at < UTC_TIMESTAMP(6) - INTERVAL ? SECOND
                  ORDER BY seen_at LIMIT 1000"
             )),
+            any: sql(format!("SELECT EXISTS (SELECT 1 FROM {name})")),
             create: sql(format!(
                 "CREATE TABLE IF NOT EXISTS {name} (
                          event_id BINARY(16) NOT NULL PRIMARY KEY,
@@ -90,6 +92,12 @@ impl Session {
         let prune = query(ledger.inbox.prune.clone()).bind(older_than.as_secs());
         let done = within("pruning the inbox", prune.execute(&mut self.connection)).await?;
         Ok(done.rows_affected())
+    }
+
+    /// Whether any event without a version was applied, and is not forgotten.
+    pub(crate) async fn has_inbox(&mut self, ledger: &Ledger) -> Result<bool, Error> {
+        let any = query_scalar(ledger.inbox.any.clone());
+        within("looking into the inbox", any.fetch_one(&mut self.connection)).await
     }
 
     /// Whether an event without a version was applied.

@@ -31,6 +31,8 @@ pub(super) struct State {
     /// When the queues last had nothing that would still come.
     pub(super) drained: Option<Instant>,
     pub(super) unserved: Unserved,
+    /// Why dead queues are kept, and since when that is known.
+    pub(super) kept: Option<(Instant, String)>,
     pub(super) probe: Probe,
     pub(super) queues: Probe,
 }
@@ -56,6 +58,7 @@ impl State {
             behind: HashMap::new(),
             drained: None,
             unserved,
+            kept: None,
             probe,
             queues,
         }
@@ -72,20 +75,21 @@ impl State {
     /// When it is not known what happens to the queues.
     pub(super) fn forget_queues(&mut self) {
         self.unserved.forget();
+        self.kept = None;
         self.queues.ok();
     }
 
-    /// Says which queues are dead. Nothing is done about them: what is in them and not in the event
-    /// store would be lost with them.
-    pub(super) fn report_dead(&self, queues: &[&str]) {
-        if queues.is_empty() {
+    /// Says which queues are dead and kept, and why.
+    pub(super) fn report_kept(&self, queues: &[&str]) {
+        let Some((_, reason)) = &self.kept else {
             self.queues.ok();
             return;
-        }
+        };
         self.queues.failing(&format!(
             "RabbitMQ delivers what is in {} to no instance, though all of them consume it; events of \
-             the event store are applied all the same, others wait there: stop all projectors of this \
-             projection and start them again; what else helps is in OPERATIONS.md under \"Queues\"",
+             the event store are applied all the same, others wait there. It is not deleted and made \
+             anew, because: {reason}. Stop all projectors of this projection and start them again; what \
+             else helps is in OPERATIONS.md under \"Queues\"",
             queues.join(", ")
         ));
     }
