@@ -36,7 +36,7 @@ use crate::writers::Writers;
 /// When everything is over, an event may take so long,
 const SETTLED: Duration = Duration::from_secs(3);
 /// and daemons and queues may need so long to be as they were.
-const CALM: Duration = Duration::from_mins(1);
+const CALM: Duration = Duration::from_mins(2);
 
 /// How often what was not seen is provoked.
 const PROVOCATIONS: u64 = 5;
