@@ -171,7 +171,7 @@ impl<'s> Campaign<'s> {
         let mut next = faults + 1;
         for round in 1..=PROVOCATIONS {
             let mut kinds = self.undone();
-            for sight in self.unseen() {
+            for sight in self.unseen().filter(|it| !it.provoked_by().is_empty()) {
                 self.say(&format!("not seen yet: {}", sight.name()));
                 kinds.extend(sight.provoked_by());
             }
