@@ -3,9 +3,11 @@
 use std::env;
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use harness::{Daemon, Stack, eventually, within};
 use serde_json::{Value, json};
 use tokio::time::sleep;
+use uuid::Uuid;
 
 use crate::relay::fill;
 
@@ -229,6 +231,25 @@ async fn an_application_can_wait_for_its_event() {
         .await;
         assert_eq!(daemon.get(&path("other", &id)).await.unwrap().0, 404);
         assert_eq!(daemon.get(&path("spread", "x")).await.unwrap().0, 400);
+    })
+    .await;
+}
+
+/// Those who wait leave room for those who look after the daemon.
+#[tokio::test(flavor = "multi_thread")]
+async fn not_everybody_can_wait_at_once() {
+    Stack::run(async |stack| {
+        let projector = stack.projector(SPREAD);
+        projector.clone().arg("migrate").succeed().await;
+        let daemon = projector.start_ready().await;
+        let path = format!("/v1/projections/spread/wait?event_id={}&timeout=3s", Uuid::new_v4());
+        let everybody = join_all((0..140).map(|_| daemon.get(&path)));
+        let (answers, alive) = tokio::join!(everybody, daemon.get("/livez"));
+        assert_eq!(alive.unwrap().0, 200);
+        let refused = answers.iter().filter(|answer| matches!(answer, Some((503, _)))).count();
+        let waited = answers.iter().filter(|answer| matches!(answer, Some((504, _)))).count();
+        assert_eq!(refused + waited, 140, "{answers:?}");
+        assert!((1..=12).contains(&refused), "{refused}");
     })
     .await;
 }

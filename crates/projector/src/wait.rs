@@ -12,7 +12,7 @@ use axum::routing::get;
 use daemon::chain;
 use domain_events::EventId;
 use serde_json::{Value, json};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Semaphore};
 use tokio::time::{Instant, sleep};
 
 use crate::apply::ReadModel;
@@ -22,6 +22,8 @@ use crate::trouble::Trouble;
 
 const TIMEOUT: Duration = Duration::from_secs(2);
 const TIMEOUT_MAX: Duration = Duration::from_secs(30);
+/// Requests that wait at a time: health and metrics are answered by the same port.
+const WAITERS_MAX: usize = 128;
 /// How often to look.
 const POLL: Duration = Duration::from_millis(10);
 
@@ -31,6 +33,7 @@ pub(crate) struct Waiting {
     models: HashMap<String, Arc<ReadModel>>,
     /// One for all requests, so that they cannot exhaust the servers.
     eyes: Mutex<Option<Eyes>>,
+    places: Semaphore,
 }
 
 /// Sessions to look with.
@@ -50,7 +53,8 @@ enum Seen {
 /// The route.
 pub(crate) fn route(context: &Arc<Context>, models: &[Arc<ReadModel>]) -> Router {
     let models = models.iter().map(|model| (model.name().to_owned(), Arc::clone(model))).collect();
-    let waiting = Waiting { context: Arc::clone(context), models, eyes: Mutex::default() };
+    let (context, places) = (Arc::clone(context), Semaphore::new(WAITERS_MAX));
+    let waiting = Waiting { context, models, eyes: Mutex::default(), places };
     Router::new().route("/v1/projections/{name}/wait", get(wait)).with_state(Arc::new(waiting))
 }
 
@@ -71,6 +75,10 @@ async fn wait(
     let (Some(Ok(event_id)), Ok(timeout)) = (event_id, timeout) else {
         let reason = "expected ?event_id=<uuid>&timeout=<such as 500ms or 2s>";
         return answer(StatusCode::BAD_REQUEST, &json!({ "error": reason }));
+    };
+    let Ok(_place) = waiting.places.try_acquire() else {
+        let reason = format!("{WAITERS_MAX} requests wait already: try again");
+        return answer(StatusCode::SERVICE_UNAVAILABLE, &json!({ "error": reason }));
     };
     let until = Instant::now() + timeout.min(TIMEOUT_MAX);
     loop {
