@@ -8,6 +8,7 @@ mod disturber;
 mod eventually;
 mod pgbouncer;
 mod proxy;
+mod raw;
 mod stack;
 mod tap;
 
@@ -17,5 +18,6 @@ pub use disturber::Disturber;
 pub use eventually::{eventually, within};
 pub use pgbouncer::PgBouncer;
 pub use proxy::{Cut, Mode, Proxy, Side};
+pub use raw::Raw;
 pub use stack::{Stack, append, event, root};
 pub use tap::{Seen, Tap};

@@ -18,6 +18,7 @@ mod projector_parking;
 mod projector_queues;
 mod projector_rebuild;
 mod projector_scale;
+mod projector_unreadable;
 mod projector_verify;
 mod relay;
 mod relay_faults;

@@ -11,6 +11,8 @@ use lapin::tcp::{AsyncTcpStream, OwnedTLSConfig};
 use lapin::uri::{AMQPScheme, AMQPUri};
 use tokio::time::timeout;
 
+use crate::stream::{self, Mended};
+
 /// Connects. Whoever waits no longer than `limit` and drops this leaves nothing behind.
 ///
 /// lapin connects in a thread of its own, which waits for ever for a broker that accepts and then says
@@ -23,14 +25,15 @@ pub(crate) async fn dial(
 ) -> lapin::Result<lapin::Connection> {
     let attempt = Arc::<Attempt>::default();
     let weak = Arc::downgrade(&attempt);
+    let tokio = lapin::runtime::default_runtime()?;
     let connection = lapin::Connection::connector(
         uri.clone(),
-        lapin::runtime::default_runtime()?,
-        async move |uri, runtime| {
+        stream::runtime(),
+        async move |uri, _runtime| {
             let secured = async {
                 let address = (uri.authority.host.clone(), uri.authority.port);
-                let resolve = runtime.to_socket_addrs(address);
-                let stream = AsyncTcpStream::connect(&runtime, resolve).await?;
+                let resolve = tokio.to_socket_addrs(address);
+                let stream = AsyncTcpStream::connect(&tokio, resolve).await?;
                 if let AsyncTcpStream::Plain(socket) = &stream {
                     let attempt = weak.upgrade().ok_or(io::ErrorKind::Interrupted)?;
                     attempt.opened(socket.get_ref())?;
@@ -44,7 +47,7 @@ pub(crate) async fn dial(
                 }
             };
             let connected = timeout(limit, secured).await.map_err(io::Error::from)?;
-            connected.map_err(lapin::Error::from)
+            connected.map(Mended::wrap).map_err(lapin::Error::from)
         },
         ConnectionProperties::default().with_connection_name(name.into()),
     );

@@ -9,17 +9,20 @@
 //! - A message counts as published when the broker confirmed it *and* did not return it, and that
 //!   is decided for a batch when all its confirms are in.
 //! - Every call has a deadline.
+//! - lapin can read each frame it gets, whatever somebody has published.
 
 mod connection;
 mod consumer;
 mod dial;
 mod error;
+mod frames;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;
 mod pattern;
 mod properties;
 mod publisher;
+mod stream;
 mod topology;
 
 pub use connection::{Connection, Options};
