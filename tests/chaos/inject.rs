@@ -339,6 +339,7 @@ impl Harm {
     }
 
     async fn server(&self, fault: &Fault, server: Server) -> Result<(), String> {
+        let mut done = Ok(());
         match fault.kind {
             Kind::FreezeServer => {
                 self.servers.signal(server, Signal::STOP)?;
@@ -351,16 +352,17 @@ impl Harm {
                 while !self.servers.is_full(server) && begun.elapsed() < FULL_LIMIT {
                     sleep(Duration::from_millis(20)).await;
                 }
-                let was_full = self.servers.is_full(server);
+                let mut was_full = self.servers.is_full(server);
                 sleep(fault.lasts).await;
+                was_full |= self.servers.is_full(server);
                 self.servers.empty(server).await?;
-                if !was_full {
-                    return Err("it needed no more room".to_owned());
-                }
                 if server == Server::RabbitMq {
                     // Its log of quorum queues does not come back by itself.
                     drop(self.servers.stop(server).await);
                     self.servers.start(server).await;
+                }
+                if !was_full {
+                    done = Err("it needed no more room".to_owned());
                 }
             }
             Kind::KillServer => {
@@ -373,7 +375,7 @@ impl Harm {
             }
         }
         self.servers.ensure(server).await;
-        Ok(())
+        done
     }
 
     async fn broker(&self, fault: &Fault) -> Result<(), String> {
