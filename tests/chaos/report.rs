@@ -41,6 +41,24 @@ impl Report {
     pub(crate) fn is_clean(&self) -> bool {
         self.findings.is_empty()
     }
+
+    /// How long events took to flow again, by kind of fault.
+    fn fmt_recovery(&self, out: &mut fmt::Formatter<'_>, done: usize) -> fmt::Result {
+        writeln!(
+            out,
+            "\nRecovery is the time in seconds from the end of a fault until all read models show events that \
+             were appended at that moment. Other faults may still last. A fault is missed if its target was down \
+             or did not react.\n"
+        )?;
+        writeln!(out, "| fault | done | missed | p50 | p99 | max |\n|---|--:|--:|--:|--:|--:|")?;
+        let mut all = Vec::new();
+        for (kind, tried) in &self.faults {
+            all.extend(&tried.recoveries);
+            line(out, &kind.name(), tried.done, tried.missed, &tried.recoveries)?;
+        }
+        let missed = self.faults.values().map(|tried| tried.missed).sum();
+        line(out, "all", done, missed, &all)
+    }
 }
 
 fn quantile(sorted: &[Duration], part: f64) -> String {
@@ -57,11 +75,13 @@ fn quantile(sorted: &[Duration], part: f64) -> String {
 impl fmt::Display for Report {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let done: usize = self.faults.values().map(|tried| tried.done).sum();
-        writeln!(out, "# Chaos\n")?;
+        writeln!(out, "# Fault injection\n")?;
         writeln!(
             out,
             "Written by `cargo xtask chaos{}`: seed {}, {done} faults in {:.0} s, {} events in {} streams, \
-             {} relays, {} projectors.\n",
+             {} relays, {} projectors.\n\n\
+             The campaign injects faults while events flow, and then compares every event and every row with \
+             the event store. Every error must be 0.\n",
             command_line(),
             self.seed,
             self.took.as_secs_f64(),
@@ -70,7 +90,7 @@ impl fmt::Display for Report {
             self.relays,
             self.projectors
         )?;
-        writeln!(out, "| events | |\n|---|--:|")?;
+        writeln!(out, "| error | count |\n|---|--:|")?;
         for (name, wrong) in [
             ("lost", Wrong::Lost),
             ("doubled", Wrong::Doubled),
@@ -87,29 +107,22 @@ impl fmt::Display for Report {
         ] {
             writeln!(out, "| {name} | {} |", self.findings.count(wrong))?;
         }
-        writeln!(out, "| rolled back | {} |", self.rolled_back)?;
-        writeln!(out, "| with an unknown commit outcome | {} |", self.unknown)?;
+        writeln!(out, "\n| workload | count |\n|---|--:|")?;
+        writeln!(out, "| events rolled back | {} |", self.rolled_back)?;
+        writeln!(out, "| events with an unknown commit outcome | {} |", self.unknown)?;
         writeln!(out, "| messages on the wire | {} |", self.published)?;
         writeln!(out, "| duplicates among them | {} |", self.duplicates)?;
-        writeln!(out, "| first copies out of order | {} |\n", self.inversions)?;
+        writeln!(
+            out,
+            "| first copies out of order, with or without a reason | {} |\n",
+            self.inversions
+        )?;
         writeln!(out, "| coverage | times |\n|---|--:|")?;
         for goal in Goal::ALL {
             let times = self.coverage.get(&goal).copied().unwrap_or(0);
             writeln!(out, "| {} | {times} |", goal.name())?;
         }
-        writeln!(
-            out,
-            "\nRecovery is the time in seconds from the end of a fault until all read models show events that \
-             were appended at that moment. Other faults may still last.\n"
-        )?;
-        writeln!(out, "| fault | done | missed | p50 | p99 | max |\n|---|--:|--:|--:|--:|--:|")?;
-        let mut all = Vec::new();
-        for (kind, tried) in &self.faults {
-            all.extend(&tried.recoveries);
-            line(out, &kind.name(), tried.done, tried.missed, &tried.recoveries)?;
-        }
-        let missed = self.faults.values().map(|tried| tried.missed).sum();
-        line(out, "all", done, missed, &all)?;
+        self.fmt_recovery(out, done)?;
         if self.is_clean() {
             return writeln!(out, "\nNothing is wrong.");
         }
