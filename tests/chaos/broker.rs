@@ -58,18 +58,18 @@ impl Management {
     }
 
     /// The queues that are not idle. An idle queue is empty and has a consumer; a dead-letter queue needs none.
-    pub(crate) async fn restless(&self) -> Result<Vec<String>, String> {
-        let mut restless = self.backlog().await?;
+    pub(crate) async fn unsettled(&self) -> Result<Vec<String>, String> {
+        let mut unsettled = self.backlog().await?;
         let all = self.call("GET", &format!("queues/{}", self.vhost), Value::Null).await?;
         for queue in all.as_array().into_iter().flatten() {
             let name = queue["name"].as_str().unwrap_or_default();
             if !is_for_dead_letters(name)
                 && queue["consumers"].as_u64().is_none_or(|some| some == 0)
             {
-                restless.push(format!("{name}: no consumer"));
+                unsettled.push(format!("{name}: no consumer"));
             }
         }
-        Ok(restless)
+        Ok(unsettled)
     }
 
     /// The number of dead letters.

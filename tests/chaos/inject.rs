@@ -64,7 +64,7 @@ impl From<&str> for Unharmed {
     }
 }
 
-/// Everything that can be broken.
+/// The targets of all faults.
 pub(crate) struct Harm {
     pub(crate) fleet: Fleet,
     servers: Servers,

@@ -147,12 +147,12 @@ impl Campaign<'_> {
         }
         let begun = Instant::now();
         loop {
-            let restless = self.restless(&management).await;
-            if restless.is_empty() {
+            let unsettled = self.unsettled(&management).await;
+            if unsettled.is_empty() {
                 break;
             }
             if begun.elapsed() > CALM {
-                for what in restless {
+                for what in unsettled {
                     findings.add(Wrong::NotRecovered, || what);
                 }
                 break;
@@ -169,15 +169,15 @@ impl Campaign<'_> {
     }
 
     /// Daemons that are not ready, and queues that are not empty or have no consumer.
-    async fn restless(&self, management: &Management) -> Vec<String> {
-        let queues = management.restless().await;
-        let mut restless = queues.unwrap_or_else(|error| vec![error]);
+    async fn unsettled(&self, management: &Management) -> Vec<String> {
+        let queues = management.unsettled().await;
+        let mut unsettled = queues.unwrap_or_else(|error| vec![error]);
         for slot in &self.harm.fleet.slots {
             if let Some(why) = slot.unready().await {
-                restless.push(format!("{} is not ready: {why}", slot.name));
+                unsettled.push(format!("{} is not ready: {why}", slot.name));
             }
         }
-        restless
+        unsettled
     }
 }
 
