@@ -1,4 +1,4 @@
-//! The reckoning: what became of the events, and of daemons and servers.
+//! The final check of the events, the daemons and the servers.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
@@ -14,32 +14,32 @@ use super::{Campaign, logs, panic};
 use crate::account::{Account, lock};
 use crate::broker::Management;
 use crate::checker::{self, Findings, Wrong};
+use crate::coverage::Goal;
 use crate::databases;
 use crate::fleet::{FRAGILE, NAMES};
 use crate::report::Report;
-use crate::sights::Sight;
 use crate::wire::Inversion;
 
-/// When everything is over, an event may take so long,
+/// How long one event may take after the last fault.
 const SETTLED: Duration = Duration::from_secs(3);
-/// and daemons and queues may need so long to be as they were.
+/// How long daemons and queues may take to return to their initial state.
 const CALM: Duration = Duration::from_mins(2);
 
 impl Campaign<'_> {
-    /// Waits until nothing is left to do, and compares.
-    pub(super) async fn reckon(&mut self) -> Report {
+    /// Waits until every event is applied, then compares everything with the event store.
+    pub(super) async fn final_check(&mut self) -> Report {
         let account = self.writers.stop().await;
         let took = self.begun.elapsed();
         let stack = self.stack;
-        // A rebuild may have to begin anew.
+        // A rebuild may have to start again.
         let limit = self.arguments.patience + self.arguments.events / 1_000;
         let limit = Instant::now() + Duration::from_secs(limit);
-        if timeout_at(limit.into(), level(stack)).await.is_err() {
-            self.say("not everything is applied");
+        if timeout_at(limit.into(), caught_up(stack)).await.is_err() {
+            self.say("some events are not applied");
         }
         let mut postgres = stack.postgres().await;
         let streams = checker::read_streams(&mut postgres).await.expect("the event store is read");
-        // What only some tables and the wire have to catch up with differs until it has.
+        // `caught_up` does not cover all tables and the wire: they may differ for a moment.
         let differences = loop {
             let differences = self.compare(&account, &streams).await;
             if differences.is_empty() || Instant::now() > limit {
@@ -51,17 +51,17 @@ impl Campaign<'_> {
         found.extend(differences);
         given_up(stack, &mut found).await;
         self.compare_servers(&mut found).await;
-        self.lookout.sights.add(Sight::Poison, checker::poisoned(&streams).count() as u64);
-        for sight in self.unseen() {
-            found.add(Wrong::TooWeak, || format!("never seen: {}", sight.name()));
+        self.observer.coverage.add(Goal::Poison, checker::poisoned(&streams).count() as u64);
+        for goal in self.uncovered() {
+            found.add(Wrong::TooWeak, || format!("not covered: {}", goal.name()));
         }
         for kind in self.undone() {
-            found.add(Wrong::TooWeak, || format!("never done: {}", kind.name()));
+            found.add(Wrong::TooWeak, || format!("fault never injected: {}", kind.name()));
         }
         for line in logs(stack.folder()).filter_map(panic) {
             found.add(Wrong::Daemon, || line);
         }
-        let sights = self.sights();
+        let coverage = self.coverage();
         let seen = lock(&self.wire.seen);
         Report {
             seed: self.arguments.seed,
@@ -76,7 +76,7 @@ impl Campaign<'_> {
             duplicates: seen.duplicates(),
             inversions: seen.inverted.len(),
             faults: std::mem::take(&mut *lock(&self.tried)),
-            sights,
+            coverage,
             findings: found,
         }
     }
@@ -90,7 +90,7 @@ impl Campaign<'_> {
         findings
     }
 
-    /// Every event in the store is marked and was published, and nothing else was.
+    /// Checks that every event in the store is marked and was published, and that nothing else was.
     async fn compare_wire(
         &self,
         account: &Account,
@@ -133,7 +133,7 @@ impl Campaign<'_> {
         }
     }
 
-    /// Daemons and broker are as they were at first, and events flow as fast.
+    /// Checks that daemons and broker are in their initial state, and that events flow in time.
     async fn compare_servers(&self, findings: &mut Findings) {
         let management = Management::of(self.stack.name());
         match management.dead_letters().await {
@@ -147,12 +147,12 @@ impl Campaign<'_> {
         }
         let begun = Instant::now();
         loop {
-            let restless = self.restless(&management).await;
-            if restless.is_empty() {
+            let unsettled = self.unsettled(&management).await;
+            if unsettled.is_empty() {
                 break;
             }
             if begun.elapsed() > CALM {
-                for what in restless {
+                for what in unsettled {
                     findings.add(Wrong::NotRecovered, || what);
                 }
                 break;
@@ -162,27 +162,27 @@ impl Campaign<'_> {
         match self.recovery(|what| self.say(what)).await {
             Some(took) if took < SETTLED => {}
             took => {
-                let what = format!("when all was over, an event needed {took:?}");
+                let what = format!("after the last fault, an event took {took:?}");
                 findings.add(Wrong::NotRecovered, || what);
             }
         }
     }
 
-    /// Daemons that are not ready, and queues that are not empty or that nobody consumes.
-    async fn restless(&self, management: &Management) -> Vec<String> {
-        let queues = management.restless().await;
-        let mut restless = queues.unwrap_or_else(|error| vec![error]);
+    /// Daemons that are not ready, and queues that are not empty or have no consumer.
+    async fn unsettled(&self, management: &Management) -> Vec<String> {
+        let queues = management.unsettled().await;
+        let mut unsettled = queues.unwrap_or_else(|error| vec![error]);
         for slot in &self.harm.fleet.slots {
             if let Some(why) = slot.unready().await {
-                restless.push(format!("{} is not ready: {why}", slot.name));
+                unsettled.push(format!("{} is not ready: {why}", slot.name));
             }
         }
-        restless
+        unsettled
     }
 }
 
-/// Waits until every event is published and applied, and no rebuild is under way.
-async fn level(stack: &Stack) {
+/// Waits until every event is published and applied, and no rebuild is unfinished.
+async fn caught_up(stack: &Stack) {
     let mut postgres = databases::postgres(&stack.postgres_url).await;
     let mut mysql = databases::mysql(&stack.mysql_url).await;
     loop {
@@ -205,7 +205,7 @@ async fn level(stack: &Stack) {
         .await
         .expect("the read models are read");
         if (ledger, chain, counter, pending, rebuilds) == (stored, accounts, accounts, 0, 0) {
-            // The others have nothing that is easily counted; they are fed by the same relays.
+            // The other projections have no counts to compare; the same relays feed them.
             sleep(Duration::from_secs(2)).await;
             return;
         }
@@ -213,8 +213,8 @@ async fn level(stack: &Stack) {
     }
 }
 
-/// Those of some events that came behind a later one of their stream without a reason: the broker had not
-/// refused one of the stream shortly before.
+/// The events whose first copy came after a later one of their stream without a reason. A reason is that the
+/// broker refused an event of the stream shortly before.
 async fn unreasonable(postgres: &mut PgConnection, inverted: &[Inversion]) -> Vec<Uuid> {
     let (events, at): (Vec<Uuid>, Vec<DateTime<Utc>>) =
         inverted.iter().map(|inversion| (inversion.event_id, inversion.at)).unzip();
@@ -228,7 +228,7 @@ async fn unreasonable(postgres: &mut PgConnection, inverted: &[Inversion]) -> Ve
     find.bind(events).bind(at).fetch_all(postgres).await.expect("the outbox is read")
 }
 
-/// Nothing must be left that waits for a person.
+/// Adds everything that waits for a person.
 async fn given_up(stack: &Stack, findings: &mut Findings) {
     let mut mysql = stack.mysql().await;
     for name in NAMES.iter().filter(|name| **name != FRAGILE) {
