@@ -85,7 +85,7 @@ async fn every_argument_is_stored_and_copied_into_the_outbox() {
         append_event(&mut connection, "'mail', 'MailRequested', '{\"to\": \"zoe\"}', 'zoe'")
             .await
             .unwrap();
-        // Its offset was -00:44:30, which the text of a time cannot have in an append.
+        // Its offset was -00:43:08 then, and append_to_stream() refuses offsets with seconds.
         connection.execute("SET TIME ZONE 'Africa/Monrovia'").await.unwrap();
         append_event(
             &mut connection,
