@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::Args;
 
 use crate::servers::Borrowed;
-use crate::workspace::{build, cargo, root, succeed};
+use crate::workspace::{build_for_tests, cargo, root, succeed};
 
 /// Real events that some tests use when they are there.
 const INCIDENTS: &str = "../shared/data/incidents";
@@ -22,7 +22,7 @@ pub(crate) struct Test {
 impl Test {
     pub(crate) fn run(&self) -> Result<()> {
         let borrowed = Borrowed::up()?;
-        let programs = build(false)?;
+        let programs = build_for_tests()?;
         let has_nextest = Command::new("cargo")
             .args(["nextest", "--version"])
             .stdout(Stdio::null())
