@@ -156,8 +156,8 @@ impl From<Error> for Failure {
 /// Open transactions that have appended events. Reading in order must wait for them.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "reading the event store in order waits for open transactions that have appended events: {}; commit or \
-     end them",
+    "open transactions that have appended events keep the event store from being read in order: {}; commit \
+     or end them",
     list(.0)
 )]
 pub(crate) struct OpenWriters(pub(crate) Vec<Writer>);
