@@ -132,7 +132,7 @@ impl Metrics {
         registry.register("paused", "1 while the projection is paused", self.paused.clone());
         registry.register(
             "lag_events",
-            "Events that are published and not applied, when the sweeper last compared",
+            "Events that are published and not applied, without parked streams",
             self.lag_events.clone(),
         );
         registry.register_with_unit(

@@ -201,7 +201,7 @@ async fn retry(
         Ok(())
     } else {
         let error = anyhow::anyhow!(
-            "{left} streams stay parked; fix their handlers and retry, or run `projector parked skip {projection}`"
+            "{left} streams stay parked; fix their handlers and retry, or run `projector parked skip`"
         );
         Err(Failure::new(Exit::Failed, error))
     }

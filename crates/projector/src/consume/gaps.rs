@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::lane::Pending;
 use crate::history::History;
 
-/// How long missing events may still be delivered, before they are read from the event store.
+/// How long to wait for missing events to be delivered, before reading them from the event store.
 const GAP_WAIT: Duration = Duration::from_millis(50);
 /// The first pause after the event store could not be read.
 const RETRY_MIN: Duration = Duration::from_millis(100);
@@ -19,9 +19,9 @@ const RETRY_MIN: Duration = Duration::from_millis(100);
 /// The gaps of one queue. A *gap* is the range of events that is missing before a delivery of its stream.
 pub(super) struct Gaps {
     streams: HashMap<StreamId, Gap>,
-    /// At most one task.
+    /// The task that reads missing events; at most one.
     reading: JoinSet<Reading>,
-    /// `None` while the task uses it.
+    /// `None` while the task reads.
     history: Option<History>,
     /// The most deliveries that may wait.
     limit: usize,
@@ -37,14 +37,14 @@ struct Gap {
     backoff: Backoff,
 }
 
-/// The end of one read.
+/// A finished read.
 pub(super) struct Reading {
     history: History,
     missing: Vec<StreamRange>,
     result: Result<Vec<StoredEvent>, event_store::Error>,
 }
 
-/// Ranges that were to be read, and their events.
+/// The ranges of a read, and the events that it found.
 pub(super) type Read = (Vec<StreamRange>, Result<Vec<StoredEvent>, event_store::Error>);
 
 impl Gaps {

@@ -76,8 +76,8 @@ impl Lane {
         self.retry_at.filter(|_| self.worker.is_some() && !self.waiting.is_empty())
     }
 
-    /// Starts the next batch if events wait and neither a batch nor a pause is running. A batch takes all
-    /// waiting events, within limits. So a single event is applied at once, and events that arrive meanwhile form
+    /// Starts the next batch if events wait, unless a batch or a pause is running. A batch takes all waiting
+    /// events, within limits. So a single event is applied at once, and events that arrive meanwhile form
     /// the next batch.
     pub(crate) fn start(
         &mut self,

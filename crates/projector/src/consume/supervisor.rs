@@ -123,7 +123,7 @@ impl Supervisor<'_> {
         if topology.declare(&connection).await? {
             self.new_queue.store(true, Ordering::Relaxed);
         }
-        // A new session: MySQL ends idle ones, and declaring queues may take the broker long.
+        // A new session: a slow broker may take longer to declare queues than MySQL keeps an idle session.
         let mut session = Session::connect(&context.mysql).await?;
         self.retire_old_queues(&mut session, &connection).await?;
         self.replay(&mut session).await?;

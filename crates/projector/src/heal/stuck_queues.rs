@@ -34,7 +34,7 @@ async fn delete(
 ) -> Result<(), String> {
     let queue = &topology.queues[number].name;
     let connection = kept.take().ok_or("RabbitMQ cannot be reached")?;
-    // Before the request: its answer may be lost, and the next queue with this name must get its full time.
+    // Restarted before the request, whose answer may be lost: the new queue must not count as stuck at once.
     let before = state.unserved.clone();
     state.unserved.restart(number);
     if let Err(error) = connection.delete_queue(queue).await {

@@ -20,7 +20,7 @@ const EVENTS_OF_ONE: u32 = 500;
 
 /// Tables to which events are applied.
 pub(crate) trait Sink {
-    /// Returns the last applied event of each stream. The streams must be sorted.
+    /// Returns the head of each stream: its last applied event, and whether it is parked. `streams` must be sorted.
     async fn heads(&mut self, streams: &[&StreamId]) -> Result<Heads, Error>;
 
     /// Applies events. The events of each stream are in order.

@@ -98,8 +98,8 @@ impl History {
     }
 }
 
-/// Whether the order of the events so far is decided: whether no open transaction can still add one between
-/// them.
+/// Whether the order of the events so far is decided. It is decided up to a position if no open transaction can
+/// still add an event before that position.
 pub(crate) enum Decided {
     /// The order is decided up to this position.
     UpTo(Position),

@@ -13,8 +13,8 @@ pub(crate) enum Error {
     Work(WorkError),
     /// Another process holds the lock.
     #[error(
-        "another rebuild or comparison of {projection} is running; wait until it ends, or run `projector rebuild \
-         cancel {projection}`"
+        "another rebuild or comparison of {projection} is running: wait until it ends. To end a rebuild, run \
+         `projector rebuild cancel {projection}`"
     )]
     Locked {
         /// The projection.

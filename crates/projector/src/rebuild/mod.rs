@@ -104,8 +104,11 @@ impl Rebuilder {
                     sleep(WATCH).await;
                 }
                 Err(error) if begun && error.is_transient() => {
-                    self.report
-                        .say(&format!("the rebuild failed and is tried again: {}", chain(&error)));
+                    self.report.say(&format!(
+                        "the rebuild of {} was interrupted and is tried again: {}",
+                        self.name(),
+                        chain(&error)
+                    ));
                     sleep(backoff.failed()).await;
                 }
                 Err(error) => return Err(error),

@@ -80,7 +80,7 @@ impl Report {
 pub(crate) fn text(progress: &Progress) -> String {
     let Progress { position, until, events_per_second, seconds_left, .. } = progress;
     let left = seconds_left.map_or_else(String::new, |seconds| {
-        format!(", about {}", humantime::format_duration(Duration::from_secs(seconds)))
+        format!(", about {} left", humantime::format_duration(Duration::from_secs(seconds)))
     });
     format!(
         "position {position} of {until}, {} positions left, {events_per_second} events/s{left}",

@@ -152,7 +152,7 @@ impl Rebuilder {
             let rows = match &columns {
                 None => Rows::All,
                 Some(columns) => match columns.get(&table.name) {
-                    // No handler changes it.
+                    // No handler writes this table.
                     None => continue,
                     Some(column) => Rows::OfStreams {
                         column: column.clone(),
