@@ -51,8 +51,8 @@ impl Topology {
         Self { source, keys, hash: Some(hash), queues }
     }
 
-    /// Declares everything that is missing. Returns whether a queue is new: such a queue lacks the messages that
-    /// were published before.
+    /// Declares everything that is missing. Returns whether a queue is new: such a queue lacks the messages
+    /// that were published before.
     pub(crate) async fn declare(&self, connection: &Connection) -> Result<bool, Error> {
         connection.declare_exchange(&self.source).await?;
         if let Some(hash) = &self.hash {

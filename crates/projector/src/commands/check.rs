@@ -15,7 +15,7 @@ use crate::settings::mistakes;
 pub(crate) struct Check {
     /// The folder with the projections. Default: the configured one.
     folder: Option<PathBuf>,
-    /// Check only what needs no server. Without this option, MySQL creates the tables and prepares the
+    /// Run only the checks that need no server. Without this option, MySQL creates the tables and prepares the
     /// statements in a scratch database, which is dropped afterwards.
     #[arg(long)]
     pub(crate) offline: bool,

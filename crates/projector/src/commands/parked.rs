@@ -44,7 +44,7 @@ pub(crate) enum Parked {
     Retry {
         /// The projection.
         projection: String,
-        /// The streams.
+        /// The streams to retry.
         #[arg(required_unless_present_any = ["all", "error"])]
         streams: Vec<String>,
         /// Retry all parked streams.

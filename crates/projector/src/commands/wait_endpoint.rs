@@ -1,5 +1,5 @@
-//! `GET /v1/projections/{name}/wait?event_id=…&timeout=2s` answers when an event is applied. An application calls it
-//! before it reads its own write.
+//! `GET /v1/projections/{name}/wait?event_id=…&timeout=2s` answers when an event is applied. An application
+//! calls it before it reads its own write.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -73,7 +73,7 @@ async fn wait(
     let event_id = query.get("event_id").map(|text| EventId::parse(text));
     let timeout = query.get("timeout").map_or(Ok(TIMEOUT), |text| humantime::parse_duration(text));
     let (Some(Ok(event_id)), Ok(timeout)) = (event_id, timeout) else {
-        let reason = "expected ?event_id=<uuid>&timeout=<such as 500ms or 2s>";
+        let reason = "expected ?event_id=<uuid>&timeout=<duration, for example 500ms or 2s>";
         return answer(StatusCode::BAD_REQUEST, &json!({ "error": reason }));
     };
     let Ok(_place) = waiting.places.try_acquire() else {

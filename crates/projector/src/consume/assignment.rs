@@ -4,8 +4,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use uuid::Uuid;
 
-/// Assigns each partition to an instance by rendezvous hashing with limits: the load is even, and few partitions
-/// move when an instance joins or leaves. The order of `instances` does not matter.
+/// Assigns each partition to an instance by rendezvous hashing with limits: the load is even, and few
+/// partitions move when an instance joins or leaves. The order of `instances` does not matter.
 ///
 /// Returns nothing if there is no instance.
 pub(super) fn assign(instances: &[Uuid], partitions: u16) -> Vec<Uuid> {

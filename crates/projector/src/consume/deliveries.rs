@@ -58,8 +58,8 @@ impl Deliveries {
     /// Acknowledges unapplied messages that follow missing events, when those cannot be read for now. If such
     /// messages stayed unsettled, they would fill the prefetch and stop all streams.
     ///
-    /// Their events are not lost: the event store has them, and the checkpoint stays before them. The sweeper or
-    /// a later message of the stream causes them to be read.
+    /// Their events are not lost: the event store has them, and the checkpoint stays before them. The sweeper
+    /// or a later message of the stream causes them to be read.
     pub(crate) async fn defer(&mut self, receipts: Vec<Receipt>) -> Result<(), Error> {
         self.consumer.ack(receipts).await
     }

@@ -1,7 +1,7 @@
 //! The queues of a projection, shared by its instances.
 //!
-//! Every instance consumes every queue. The broker delivers to the consumer with the highest priority; the others
-//! wait. So when an instance dies, another one receives its messages at once.
+//! Every instance consumes every queue. The broker delivers to the consumer with the highest priority; the
+//! others wait. So when an instance dies, another one receives its messages at once.
 //!
 //! Each instance computes the queue assignment from recent heartbeats (`assignment`). To take a queue over, it
 //! consumes the queue again with a higher priority than any before. The broker hands the queue over after the

@@ -1,4 +1,5 @@
-//! Supervises one projection: prepares it, follows its queues, and starts again after every failure of a server.
+//! Supervises one projection: prepares it, follows its queues, and starts again after every failure of a
+//! server.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -131,8 +132,8 @@ impl Supervisor<'_> {
         Ok((connection, topology))
     }
 
-    /// Fails if a rebuild from other files has replaced the read model. Warns if the files have changed since the
-    /// read model was built.
+    /// Fails if a rebuild from other files has replaced the read model. Warns if the files have changed since
+    /// the read model was built.
     fn compare_definition(&self) -> Result<(), Error> {
         let name = self.model.name();
         if self.model.is_outdated() {
@@ -184,8 +185,8 @@ impl Supervisor<'_> {
         }
     }
 
-    /// After a change of the number of partitions: closes the previous queues to new messages, empties and removes
-    /// them.
+    /// After a change of the number of partitions: closes the previous queues to new messages, empties and
+    /// removes them.
     async fn retire_old_queues(
         &self,
         session: &mut Session,
@@ -234,8 +235,8 @@ impl Supervisor<'_> {
     /// Applies the history from the event store if a queue is new, or if an earlier replay has not ended. A new
     /// queue lacks the events that were published before it existed.
     ///
-    /// The queues are not consumed meanwhile: every delivery would show a gap, and its stream would be read from
-    /// the event store once more.
+    /// The queues are not consumed meanwhile: every delivery would show a gap, and its stream would be read
+    /// from the event store once more.
     async fn replay(&self, session: &mut Session) -> Result<(), Error> {
         let ledger = &self.model.ledger;
         let mut history = History::new(self.context.store.clone());

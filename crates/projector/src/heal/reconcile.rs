@@ -112,8 +112,8 @@ pub(crate) async fn reconcile(
     Ok(Reconciliation { projection: model.name().to_owned(), lines, missing })
 }
 
-/// Counts the missing events of the last hour for each projection, until shutdown. A lock chooses one instance to
-/// do it.
+/// Counts the missing events of the last hour for each projection, until shutdown. A lock chooses one instance
+/// to do it.
 pub(crate) async fn reconcile_hourly(
     context: Arc<Context>,
     models: Vec<Arc<ReadModel>>,

@@ -58,8 +58,8 @@ impl State {
         }
     }
 
-    /// Resets the state when another instance may take over the checkpoint. The versions of lagging streams stay:
-    /// versions only grow, so a stream with the same version later has made no progress.
+    /// Resets the state when another instance may take over the checkpoint. The versions of lagging streams
+    /// stay: versions only grow, so a stream with the same version later has made no progress.
     pub(super) fn release(&mut self) {
         self.seen = None;
         self.open.clear();
@@ -128,7 +128,8 @@ impl State {
     }
 
     /// Records lagging streams and returns the events that count as lost: their stream has made no progress for
-    /// `grace`, and the queues were empty since. Without an empty queue, the limit is [`GRACES_IN_QUEUE`] graces.
+    /// `grace`, and the queues were empty since. Without an empty queue, the limit is [`GRACES_IN_QUEUE`]
+    /// graces.
     pub(super) fn track(
         &mut self,
         lagging: &HashMap<StreamId, LaggingStream>,

@@ -6,8 +6,8 @@ use daemon::chain;
 use super::state::State;
 use crate::topology::Topology;
 
-/// Deletes the queues with the numbers `stuck`. The instances that consume them declare them again, and apply the
-/// events of their lost messages from the event store.
+/// Deletes the queues with the numbers `stuck`. The instances that consume them declare them again, and apply
+/// the events of their lost messages from the event store.
 pub(super) async fn delete_stuck(
     connection: &mut Option<Connection>,
     topology: &Topology,

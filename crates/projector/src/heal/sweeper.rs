@@ -234,8 +234,8 @@ impl Sweeper<'_> {
         }
     }
 
-    /// Compares new positions, and windows with lagging streams. Heals lost events and returns whether that made
-    /// progress.
+    /// Compares new positions, and windows with lagging streams. Heals lost events and returns whether that
+    /// made progress.
     async fn compare(
         &mut self,
         session: &mut Session,

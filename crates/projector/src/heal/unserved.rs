@@ -35,8 +35,8 @@ impl Unserved {
         Self { limit, queues: HashMap::new() }
     }
 
-    /// Records the number of messages in each queue, and which queues deliver to an instance. Returns the numbers of
-    /// the stuck queues.
+    /// Records the number of messages in each queue, and which queues deliver to an instance. Returns the
+    /// numbers of the stuck queues.
     pub(crate) fn stuck(
         &mut self,
         ready: &[u32],
@@ -53,7 +53,8 @@ impl Unserved {
         for (number, messages) in ready.iter().enumerate() {
             let empty = *messages == 0;
             let known = self.queues.get(&number);
-            // One count of 0 proves nothing: RabbitMQ also reports 0 when the leader of a queue is slow to answer.
+            // One count of 0 proves nothing: RabbitMQ also reports 0 when the leader of a queue is slow to
+            // answer.
             if is_served(number) || (empty && known.is_none_or(|spell| spell.empty)) {
                 self.queues.remove(&number);
                 continue;

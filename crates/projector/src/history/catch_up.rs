@@ -2,8 +2,8 @@
 //!
 //! Retries of parked streams, streams folded in place, comparisons and rebuilds all use this loop.
 //!
-//! **Invariant:** in live tables it applies through an [`Admitted`] batch, so never with handlers that do not belong
-//! to these tables. (`projector_rebuild::a_retry_does_not_apply_previous_handlers_…`)
+//! **Invariant:** in live tables it applies through an [`Admitted`] batch, so never with handlers that do not
+//! belong to these tables. (`projector_rebuild::a_retry_does_not_apply_previous_handlers_…`)
 
 use domain_events::{StoredEvent, StreamId, StreamRange, StreamVersion};
 use projection::plan::Heads;
@@ -20,7 +20,8 @@ const EVENTS_OF_ONE: u32 = 500;
 
 /// Tables to which events are applied.
 pub(crate) trait Sink {
-    /// Returns the head of each stream: its last applied event, and whether it is parked. `streams` must be sorted.
+    /// Returns the head of each stream: its last applied event, and whether it is parked. `streams` must be
+    /// sorted.
     async fn heads(&mut self, streams: &[&StreamId]) -> Result<Heads, Error>;
 
     /// Applies events. The events of each stream are in order.
@@ -44,8 +45,8 @@ impl Sink for OneBatch<'_, '_> {
     }
 }
 
-/// Applies the events of streams that the tables lack, up to the given version of each stream. A stream that parks
-/// stops there.
+/// Applies the events of streams that the tables lack, up to the given version of each stream. A stream that
+/// parks stops there.
 ///
 /// # Errors
 ///

@@ -53,8 +53,8 @@ impl History {
         self.fence = None;
     }
 
-    /// Waits, for `patience` at most, until the order of all events so far is decided. If open transactions take
-    /// longer, call it again.
+    /// Waits, for `patience` at most, until the order of all events so far is decided. If open transactions
+    /// take longer, call it again.
     pub(crate) async fn decided(&mut self, patience: Duration) -> Result<Decided, Error> {
         let decided = self.wait_for_fence(patience).await;
         if decided.is_err() {

@@ -35,7 +35,8 @@ pub(crate) struct Target {
     /// One session for each lane.
     sessions: Vec<Session>,
     options: Options,
-    /// Set for live tables: the metrics of this daemon count the events, and its breaker may pause the projection.
+    /// Set for live tables: the metrics of this daemon count the events, and its breaker may pause the
+    /// projection.
     daemon: Option<Arc<Context>>,
 }
 
@@ -91,8 +92,8 @@ impl Target {
         Ok(checkpoint.map_or(Position::START, |checkpoint| checkpoint.position))
     }
 
-    /// Applies all committed events that these tables lack, stream by stream. Unlike a replay, this does not wait
-    /// for open transactions, and does not move the checkpoint.
+    /// Applies all committed events that these tables lack, stream by stream. Unlike a replay, this does not
+    /// wait for open transactions, and does not move the checkpoint.
     pub(crate) async fn catch_up_streams(
         &mut self,
         store: &mut event_store::Session,
@@ -184,8 +185,8 @@ pub(crate) trait Pace {
     ) -> Result<(), Self::Error>;
 }
 
-/// Applies the history in `from < position <= until`, and reads the next page meanwhile. An event that cannot be
-/// applied parks its stream.
+/// Applies the history in `from < position <= until`, and reads the next page meanwhile. An event that cannot
+/// be applied parks its stream.
 ///
 /// # Errors
 ///

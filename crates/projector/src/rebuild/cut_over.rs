@@ -2,8 +2,8 @@
 //!
 //! It closes the gate, the row lock that every batch takes first. Then it applies the events that arrived
 //! meanwhile, and swaps all tables with one statement. After the swap, it replays all events between the
-//! checkpoint of the new tables and a new fence. So correctness does not depend on the gate; versions make events
-//! that were applied already harmless.
+//! checkpoint of the new tables and a new fence. So correctness does not depend on the gate; versions make
+//! events that were applied already harmless.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

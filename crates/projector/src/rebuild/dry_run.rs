@@ -17,8 +17,8 @@ pub(crate) struct DryRun {
     seconds: f64,
     /// The number of events of each type that has no handler.
     unhandled: BTreeMap<String, u64>,
-    /// Why streams would be parked, the most frequent reason first. Events after the first failed event of a stream
-    /// are not tried.
+    /// Why streams would be parked, the most frequent reason first. Events after the first failed event of a
+    /// stream are not tried.
     parked: Vec<ParkedReason>,
 }
 

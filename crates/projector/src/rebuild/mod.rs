@@ -1,13 +1,14 @@
 //! Rebuilds a read model beside the live one, and swaps the two.
 //!
-//! The new tables have the same names in another database, so the code that applies events works there unchanged.
-//! At the end, one statement swaps all tables of the projection, its bookkeeping included, while no batch runs.
+//! The new tables have the same names in another database, so the code that applies events works there
+//! unchanged. At the end, one statement swaps all tables of the projection, its bookkeeping included, while no
+//! batch runs.
 //!
-//! A rebuild is a *job*, a row in MySQL. The session that holds its lock owns the job and runs it (`job`): a session
-//! of the command, or of any projector with the same files. If the owner dies, another one continues.
+//! A rebuild is a *job*, a row in MySQL. The session that holds its lock owns the job and runs it (`job`): a
+//! session of the command, or of any projector with the same files. If the owner dies, another one continues.
 //!
-//! **Invariant:** whatever interrupts a rebuild, all previous tables are in service, or all new ones. Events that
-//! the tables in service lack are found between their own checkpoint and the end of the event store.
+//! **Invariant:** whatever interrupts a rebuild, all previous tables are in service, or all new ones. Events
+//! that the tables in service lack are found between their own checkpoint and the end of the event store.
 
 mod cut_over;
 mod dry_run;

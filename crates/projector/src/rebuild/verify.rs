@@ -90,10 +90,11 @@ struct Verification<'v> {
 
 impl Rebuilder {
     /// Applies the history to separate tables and compares every row with the live tables. Live batches go on
-    /// meanwhile. Rows that differ may just have changed, so they are compared again while no batch runs and both
-    /// sides are at the same versions.
+    /// meanwhile. Rows that differ may just have changed, so they are compared again while no batch runs and
+    /// both sides are at the same versions.
     ///
-    /// `sample` restricts the comparison to that many streams, chosen at random. `repair` overwrites rows that differ.
+    /// `sample` restricts the comparison to that many streams, chosen at random. `repair` overwrites rows that
+    /// differ.
     pub(crate) async fn verify(
         &self,
         sample: Option<u32>,
