@@ -71,7 +71,8 @@ async fn a_migration_runs_under_running_projectors() {
     Stack::run(async |stack| {
         let projector = stack.projector(TALLY);
         projector.clone().arg("migrate").succeed().await;
-        run(stack, "DROP TABLE tally__migrations; ALTER TABLE tally__checkpoint DROP COLUMN epoch").await;
+        run(stack, "DROP TABLE tally__migrations; ALTER TABLE tally__checkpoint DROP COLUMN epoch")
+            .await;
         projector.clone().arg("migrate").succeed().await;
         let daemon = projector.clone().start_ready().await;
         let _relay = stack.relay().start_ready().await;
