@@ -47,7 +47,7 @@ async fn the_status_is_told_without_a_broker() {
         assert!(told["oldest_age_seconds"].as_f64().unwrap() > 0.0);
         let text = status.succeed().await;
         assert!(text.contains("pending by category: order 20, mail 2"), "{text}");
-        assert!(text.contains("a writer holds up the fence"), "{text}");
+        assert!(text.contains("a transaction holds up the fence"), "{text}");
         open.rollback().await.unwrap();
     })
     .await;
@@ -265,12 +265,12 @@ async fn the_documented_rights_are_enough() {
             let categories = [Category::new(category).unwrap()];
             assert_eq!(session.has_other_events(&categories).await.unwrap(), others, "{category}");
         }
-        let told = publish.clone().arg("blocked").arg("list").arg("--all").arg("--json");
+        let told = publish.clone().arg("parked").arg("list").arg("--all").arg("--json");
         let waiting: Value = serde_json::from_str(&told.succeed().await).unwrap();
         let id = waiting[0]["id"].to_string();
         publish.clone().arg("status").succeed().await;
-        publish.clone().arg("blocked").arg("retry").arg(&id).succeed().await;
-        let skip = publish.clone().arg("blocked").arg("skip").arg(&id);
+        publish.clone().arg("parked").arg("retry").arg(&id).succeed().await;
+        let skip = publish.clone().arg("parked").arg("skip").arg(&id);
         skip.arg("--reason").arg("nobody wants it").succeed().await;
         publish.clone().arg("reconcile").arg("--since").arg("2000-01-01T00:00:00Z").succeed().await;
         publish.arg("republish").arg("--stream").arg("order-1").succeed().await;
