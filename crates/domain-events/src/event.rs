@@ -1,51 +1,52 @@
-//! The event.
+//! The type of an event.
 
 use chrono::{DateTime, Utc};
 
 use crate::{EventId, EventType, Json, Position, SchemaVersion, StreamId, StreamVersion};
 
-/// Something that happened, as the application recorded it.
+/// A domain event: something that happened, as the application recorded it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
-    /// Identifies the event for ever.
+    /// The permanent identifier.
     pub event_id: EventId,
     /// What happened.
     pub event_type: EventType,
-    /// The version of the form of `data`.
+    /// The version of the schema of `data`.
     pub schema_version: SchemaVersion,
-    /// The place of the event in its stream, if it has one.
+    /// Where the event comes from: its stream and version, if it has them.
     pub origin: Origin,
     /// The payload.
     pub data: Json,
-    /// What accompanies the payload: `correlation_id`, `causation_id`, `traceparent`, …; an object.
+    /// A JSON object with data about the event: `correlation_id`, `causation_id`, `traceparent` and so on.
     pub metadata: Json,
-    /// When it happened, by the application's clock; microseconds.
+    /// When it happened, by the application's clock, in microseconds.
     pub occurred_at: DateTime<Utc>,
-    /// When it was stored, by the database's clock; microseconds.
+    /// When it was stored, by the database's clock, in microseconds.
     pub recorded_at: DateTime<Utc>,
 }
 
-/// Where an event comes from, and so how it is ordered and deduplicated.
+/// Where an event comes from. This determines how it is ordered and deduplicated.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
-    /// From the event store: ordered and deduplicated by stream and version.
+    /// An event of a stream, ordered and deduplicated by its version.
     Stream {
         /// The stream.
         stream_id: StreamId,
-        /// The number of the event within the stream.
+        /// The version: the number of the event in the stream.
         version: StreamVersion,
-        /// The place in the whole store; absent where an application numbers its streams itself.
+        /// The position in the event store; `None` if the application does not use the event store and
+        /// numbers its streams itself.
         position: Option<Position>,
     },
-    /// A plain integration event: deduplicated by event id, and in order only as it was sent.
+    /// An integration event without a version, deduplicated by its id and ordered only by publication.
     Unversioned {
-        /// The stream whose order it keeps on the wire, if any.
+        /// The stream in whose order it is published, if any.
         stream_id: Option<StreamId>,
     },
 }
 
 impl Event {
-    /// The stream, where the event has one.
+    /// The stream, if the event has one.
     pub fn stream_id(&self) -> Option<&StreamId> {
         match &self.origin {
             Origin::Stream { stream_id, .. } => Some(stream_id),
@@ -53,7 +54,7 @@ impl Event {
         }
     }
 
-    /// The place of the event in its stream; `None` for one that is deduplicated by its id.
+    /// Stream and version; `None` for an event without a version.
     pub fn place(&self) -> Option<(&StreamId, StreamVersion)> {
         match &self.origin {
             Origin::Stream { stream_id, version, .. } => Some((stream_id, *version)),
@@ -61,7 +62,7 @@ impl Event {
         }
     }
 
-    /// The place of the event in the whole store, where that is known.
+    /// The position in the event store, if known.
     pub fn position(&self) -> Option<Position> {
         match &self.origin {
             Origin::Stream { position, .. } => *position,
