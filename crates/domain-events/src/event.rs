@@ -25,22 +25,22 @@ pub struct Event {
     pub recorded_at: DateTime<Utc>,
 }
 
-/// Where an event comes from, and so how it is ordered and deduplicated.
+/// Where an event comes from. This determines how it is ordered and deduplicated.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
-    /// A numbered event of a stream: ordered and deduplicated by stream and version.
+    /// An event of a stream, ordered and deduplicated by its version.
     Stream {
         /// The stream.
         stream_id: StreamId,
         /// The number of the event within the stream.
         version: StreamVersion,
-        /// The place in the whole event store. An application that inserts into `outbox` itself can
-        /// number its streams, but has no position.
+        /// The position in the event store; `None` if the application inserted the event into `outbox`
+        /// itself.
         position: Option<Position>,
     },
-    /// An integration event: deduplicated by event id.
+    /// An integration event without a version, deduplicated by its id and ordered only by publication.
     Unversioned {
-        /// The stream whose order it keeps on the wire, if any.
+        /// The stream in whose order it is published, if any.
         stream_id: Option<StreamId>,
     },
 }
