@@ -1,4 +1,4 @@
-# Three images from one build: docker build --target outbox-relay|projector|workload .
+# One build, three images: docker build --target outbox-relay|projector|workload .
 
 FROM rust:1.95-bookworm AS build
 WORKDIR /src
@@ -9,7 +9,7 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry \
     && cp target/release/outbox-relay target/release/projector target/release/workload /usr/local/bin/
 
 FROM debian:bookworm-slim AS base
-# For TLS to servers whose certificates a public authority has signed.
+# The public authorities, for TLS to servers with certificates from one of them.
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
 USER 65532:65532
 STOPSIGNAL SIGTERM
@@ -25,7 +25,7 @@ CMD ["run"]
 
 FROM base AS projector
 COPY --from=build /usr/local/bin/projector /usr/local/bin/
-# Mount your projections here, or copy them into an image of your own.
+# Mount your projections at /projections, or copy them into your own image.
 ENV PROJECTOR__PROJECTOR__PROJECTIONS_DIR=/projections \
     PROJECTOR__PROJECTOR__HTTP_LISTEN=0.0.0.0:9465
 EXPOSE 9465

@@ -1,4 +1,4 @@
-//! Appending: what the function and the trigger cost.
+//! Appending: the cost of the function and the trigger.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use crate::limits::rate;
 use crate::process::Cpu;
 use crate::report::Report;
 
-/// Transactions of one event, in each measurement.
+/// Transactions of one event per measurement.
 const EVENTS: u32 = 8_000;
 
 const HOW: [How; 3] = [How::WithoutTrigger, How::Insert, How::Function];
@@ -37,8 +37,8 @@ impl How {
 pub(crate) async fn run(scale: Scale, report: &mut Report) {
     let table = report.table(
         "Append",
-        "One event in each transaction, every client with streams of its own. Beside `append_to_stream` the \
-         plain INSERT of the same rows, with the trigger that fills the outbox and without.",
+        "Each transaction appends one event; each client has its own streams. `append_to_stream` is compared \
+         with plain INSERTs of the same rows, with and without the trigger that fills the outbox.",
     );
     for clients in [1, 4, 16] {
         let mut rates = [const { Vec::new() }; 3];
@@ -58,9 +58,11 @@ pub(crate) async fn run(scale: Scale, report: &mut Report) {
                 .await;
             }
         }
-        let limit = format!("{clients} clients: {}", HOW[0].name());
+        let clients =
+            if clients == 1 { "1 client".to_owned() } else { format!("{clients} clients") };
+        let limit = format!("{clients}: {}", HOW[0].name());
         for ((how, rates), spent) in HOW.into_iter().zip(rates).zip(spent) {
-            let what = format!("{clients} clients: {}", how.name());
+            let what = format!("{clients}: {}", how.name());
             if what == limit {
                 table.row(what.clone(), "events/s", rates);
             } else {

@@ -1,4 +1,4 @@
-//! From the commit of an append until the read model shows it.
+//! The time from the commit of an append until the read model shows the event.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -18,9 +18,9 @@ const QUEUE: &str = "bench";
 pub(crate) async fn run(scale: Scale, report: &mut Report) {
     let table = report.table(
         "Latency",
-        "From the commit of an append until a quorum queue has delivered its message to a bare consumer, which \
-         is just after its confirm; and until MySQL shows what it did, looked at every millisecond. The machine \
-         does nothing else.",
+        "Both times begin at the commit of an append. \"Published\" ends when a quorum queue has delivered the \
+         message to a bare consumer, which is just after its confirm. \"Shown\" ends when MySQL shows the \
+         effect; a reader polls it every millisecond. The machine is otherwise idle.",
     );
     for notify in ["true", "false"] {
         for rate in [10, 100, 1_000] {
@@ -76,7 +76,7 @@ async fn measure(stack: &Stack, rate: u32, seconds: u64) -> Latency {
     let mut writer = stack.postgres().await;
     let count = i64::from(rate) * i64::try_from(seconds).unwrap_or(1);
     limits::bind_queue(stack, QUEUE).await;
-    // Every lane has its connection and its statements before the first event that counts.
+    // Warm up: every lane opens its connection and prepares its statements.
     for number in -50..0 {
         append(&mut writer, number).await;
         sleep(Duration::from_millis(10)).await;
@@ -92,7 +92,7 @@ async fn measure(stack: &Stack, rate: u32, seconds: u64) -> Latency {
             committed.insert(number, Instant::now());
         }
     };
-    let looking = async {
+    let reading = async {
         let mut reader = stack.mysql().await;
         let mut below = 0_i64;
         let begun = Instant::now();
@@ -115,7 +115,7 @@ async fn measure(stack: &Stack, rate: u32, seconds: u64) -> Latency {
     };
     let messages = usize::try_from(count).unwrap_or(0);
     let (published, (), ()) =
-        tokio::join!(limits::arrivals(stack, QUEUE, messages), writing, looking);
+        tokio::join!(limits::arrivals(stack, QUEUE, messages), writing, reading);
     Latency { published: ages(&committed, &published), shown: ages(&committed, &seen) }
 }
 

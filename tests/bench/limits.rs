@@ -1,4 +1,4 @@
-//! Bare programs: what the servers give without any of ours.
+//! Bare programs: the speed of the servers without our daemons.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -16,17 +16,17 @@ use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row};
 
 use harness::Stack;
 
-/// Chunks that are on their way at once.
+/// Unconfirmed chunks at a time.
 const WINDOW: usize = 8;
-/// Messages that are handed over together.
+/// Messages per chunk.
 const CHUNK: usize = 256;
 
-/// Events a second.
+/// Events per second.
 pub(crate) fn rate(events: u32, took: Duration) -> f64 {
     f64::from(events) / took.as_secs_f64()
 }
 
-/// A quorum queue on the exchange of the events.
+/// Binds a quorum queue to the exchange of the events.
 pub(crate) async fn bind_queue(stack: &Stack, queue: &str) {
     let connection = stack.amqp().await;
     let channel = connection.create_channel().await.expect("a channel");
@@ -63,7 +63,7 @@ pub(crate) async fn purge(stack: &Stack, queue: &str) {
         .await;
 }
 
-/// What the relay has published: taken out of the queue, with all properties and headers.
+/// Takes the published messages out of the queue, with all properties and headers.
 pub(crate) async fn take(stack: &Stack, queue: &str, messages: u32) -> Vec<Delivery> {
     let connection = stack.amqp().await;
     let channel = connection.create_channel().await.expect("a channel");
@@ -80,7 +80,7 @@ pub(crate) async fn take(stack: &Stack, queue: &str, messages: u32) -> Vec<Deliv
     taken
 }
 
-/// When each event of a sequence arrives, by its `number` from 1.
+/// The arrival time of each event of a sequence, by its `number` from 1.
 pub(crate) async fn arrivals(stack: &Stack, queue: &str, messages: usize) -> HashMap<i64, Instant> {
     let connection = stack.amqp().await;
     let channel = connection.create_channel().await.expect("a channel");
@@ -103,7 +103,7 @@ pub(crate) async fn arrivals(stack: &Stack, queue: &str, messages: usize) -> Has
     arrived
 }
 
-/// Publishes messages from memory, with confirms.
+/// Publishes messages from memory with confirms.
 pub(crate) async fn publish(stack: &Stack, messages: &[Delivery]) -> f64 {
     let connection = stack.amqp().await;
     let channel = connection.create_channel().await.expect("a channel");
@@ -131,7 +131,7 @@ pub(crate) async fn publish(stack: &Stack, messages: &[Delivery]) -> f64 {
     rate(u32::try_from(messages.len()).unwrap_or(u32::MAX), took)
 }
 
-/// Claims and marks rows of the outbox, without a broker.
+/// Claims and marks rows of the outbox without a broker.
 pub(crate) async fn claim_and_mark(stack: &Stack, rows: u32) -> f64 {
     let mut connection = stack.postgres().await;
     let begun = Instant::now();
@@ -161,12 +161,12 @@ pub(crate) async fn claim_and_mark(stack: &Stack, rows: u32) -> f64 {
     rate(rows, begun.elapsed())
 }
 
-/// What a handler of `order_summary` needs of an event.
+/// The parts of an event that a handler of `order_summary` needs.
 pub(crate) struct Change {
     values: String,
 }
 
-/// Reads all events in pages; gives how fast, and what an upsert of the same rows needs.
+/// Reads all events in pages; returns the rate and, with `keep`, the changes for an upsert of the same rows.
 pub(crate) async fn read(stack: &Stack, events: u32, keep: bool) -> (f64, Vec<Change>) {
     let mut connection: PgConnection = stack.postgres().await;
     let (mut after, mut count, mut kept) = (0_i64, 0, Vec::new());
@@ -217,7 +217,7 @@ fn change(row: &sqlx::postgres::PgRow) -> Change {
     }
 }
 
-/// One row for each event, a thousand in a statement and a transaction, and nothing else.
+/// Upserts one row per event, a thousand rows per statement and transaction.
 pub(crate) async fn upsert(stack: &Stack, changes: &[Change]) -> f64 {
     let mut connection = stack.mysql().await;
     connection.execute("DROP TABLE IF EXISTS bare").await.expect("no table");

@@ -1,7 +1,7 @@
-//! How fast it is, beside what a bare program reaches with the same servers and the same payloads.
+//! Compares the daemons with bare programs on the same servers and the same payloads.
 //!
-//! `cargo xtask bench` starts servers that flush to disk, builds with optimisation, and runs this. Machines
-//! differ, so only the ratios of one run count; ours and the limit take turns.
+//! `cargo xtask bench` starts servers that flush to disk, builds with optimisation, and runs this program.
+//! Machines differ, so only the ratios of one run count. Daemon and bare program take turns.
 #![expect(clippy::print_stdout, reason = "the results")]
 
 mod append;
@@ -19,37 +19,37 @@ use clap::{Args, Parser, ValueEnum};
 
 use self::report::Report;
 
-/// Measures.
+/// Measures the daemons beside bare programs.
 #[derive(Parser)]
 struct Arguments {
-    /// What to measure.
+    /// The parts to measure.
     #[arg(value_enum, default_values_t = [Part::All])]
     parts: Vec<Part>,
     #[command(flatten)]
     scale: Scale,
-    /// Write the results as JSON.
+    /// Write the results to this file, as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
-    /// Write the results as Markdown.
+    /// Write the results to this file, as Markdown.
     #[arg(long)]
     markdown: Option<PathBuf>,
 }
 
 #[derive(Args, Clone, Copy)]
 struct Scale {
-    /// How often ours and the limit take turns.
+    /// How often daemon and bare program take turns.
     #[arg(long, default_value_t = 5)]
     runs: usize,
-    /// Events of the relay and the projector.
+    /// Events per run of the relay and the projector.
     #[arg(long, default_value_t = 200_000)]
     events: u32,
-    /// Events of the relay's long backlog; 0 leaves that out.
+    /// Events of the long backlogs of relay and projector; 0 skips them.
     #[arg(long, default_value_t = 1_000_000)]
     backlog: u32,
-    /// Events of the rebuild.
+    /// Events of the longer rebuild; the shorter one has a tenth.
     #[arg(long, default_value_t = 1_000_000)]
     history: u32,
-    /// Seconds of each measurement of latency.
+    /// Seconds per measurement of latency.
     #[arg(long, default_value_t = 15)]
     seconds: u64,
 }

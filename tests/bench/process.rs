@@ -1,4 +1,4 @@
-//! What processes cost, from `/proc`.
+//! The cost of processes, from `/proc`.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -8,18 +8,18 @@ use std::time::{Duration, Instant};
 use harness::Daemon;
 use tokio::time::sleep;
 
-/// CPU time of all that takes part.
+/// The CPU time of the servers.
 pub(crate) struct Cpu {
     begun: BTreeMap<String, f64>,
 }
 
 impl Cpu {
-    /// From now on. `SERVER_PIDS` names the servers: `postgres=1,mysql=2`.
+    /// Starts to count. `SERVER_PIDS` names the servers: `postgres=1,mysql=2`.
     pub(crate) fn start() -> Self {
         Self { begun: servers() }
     }
 
-    /// Seconds that each server has spent since.
+    /// The CPU seconds of each server since the start.
     pub(crate) fn spent(&self) -> BTreeMap<String, f64> {
         servers()
             .into_iter()
@@ -40,7 +40,7 @@ fn servers() -> BTreeMap<String, f64> {
     pids.split(',').filter_map(pid).map(|(name, pid)| (name, tree_seconds(pid))).collect()
 }
 
-/// Of a process and all its children, also those that have ended.
+/// The CPU seconds of a process and all its children, including ended ones.
 fn tree_seconds(pid: u32) -> f64 {
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
     let children = children.unwrap_or_default();
@@ -48,7 +48,7 @@ fn tree_seconds(pid: u32) -> f64 {
     seconds(pid, 4) + children.map(tree_seconds).sum::<f64>()
 }
 
-/// The first of user, system, and both of children that have ended.
+/// The sum of the first `parts` of: user, system, user of ended children, system of ended children.
 fn seconds(pid: u32, parts: usize) -> f64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let Some((_, rest)) = stat.rsplit_once(") ") else { return 0.0 };
@@ -56,12 +56,12 @@ fn seconds(pid: u32, parts: usize) -> f64 {
     ticks.sum::<f64>() / 100.0
 }
 
-/// What a process of ours has cost when it was seen last.
+/// The cost of a process when it was last read.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Cost {
     /// CPU time, in seconds.
     pub(crate) seconds: f64,
-    /// The most memory it had, in MiB.
+    /// Peak memory, in MiB.
     pub(crate) mebibytes: f64,
 }
 
@@ -74,7 +74,7 @@ pub(crate) fn cost(pid: u32) -> Cost {
     Cost { seconds: seconds(pid, 2), mebibytes: kibibytes / 1024.0 }
 }
 
-/// Waits for a command to end well; gives how long that took, and what it cost.
+/// Waits until a command succeeds; returns its duration and cost.
 pub(crate) async fn run(mut command: Daemon) -> (Duration, Cost) {
     let begun = Instant::now();
     let mut last = Cost::default();

@@ -1,4 +1,4 @@
-//! The projector: how fast a queue, and the history, is applied.
+//! The projector: the rate at which it applies a queue, and the history.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use crate::{Scale, limits};
 
 const PROJECTIONS: &str = "config/projections";
 
-/// Appends events of the shop.
+/// Appends events of the sample shop.
 async fn fill(stack: &Stack, events: u32) {
     let streams = (events / 5).max(1);
     stack
@@ -28,8 +28,8 @@ async fn fill(stack: &Stack, events: u32) {
 pub(crate) async fn run(scale: Scale, report: &mut Report) {
     let table = report.table(
         "Projector",
-        "Events of the shop from a full queue. Beside it the plain multi-row upsert of one row for each of \
-         the same events, without queue and bookkeeping.",
+        "The projector applies events of the sample shop from a full queue. It is compared with a bare upsert: \
+         multi-row statements with one row for each of the same events, without queue and bookkeeping.",
     );
     let mut bare = Vec::new();
     for projection in ["order_summary", "customer_value"] {
@@ -66,7 +66,7 @@ pub(crate) async fn run(scale: Scale, report: &mut Report) {
     }
 }
 
-/// Fills a queue and has it applied; gives the rate, and what that cost us and the servers.
+/// Fills a queue and lets the projector apply it; returns the rate, and the cost of projector and servers.
 async fn drain(
     stack: &Stack,
     projection: &str,
@@ -78,7 +78,7 @@ async fn drain(
         .env("PROJECTOR__PROJECTOR__SWEEP_INTERVAL", "5s")
         .env("PROJECTOR__PROJECTOR__SWEEP_GRACE", "10s");
     projector.clone().arg("migrate").succeed().await;
-    // It makes its queue, and has seen the empty history.
+    // This run declares the queue and reads the empty history.
     projector.start_ready().await.terminate().await;
     fill(stack, events).await;
     publish_all(stack, events).await;
@@ -120,8 +120,9 @@ async fn apply(projector: harness::Program, projection: &str, events: u32) -> (f
 pub(crate) async fn run_rebuild(scale: Scale, report: &mut Report) {
     let table = report.table(
         "Rebuild",
-        "The history of the shop into new tables, until they are in service. Beside it a plain read of the \
-         event store in pages of 5,000, and the plain multi-row upsert of one row for each event.",
+        "A rebuild replays the history of the sample shop into new tables and puts them in service. It is compared \
+         with a plain read of the event store in pages of 5,000 events, and with a bare upsert: multi-row \
+         statements with one row for each event.",
     );
     for events in [scale.history / 10, scale.history] {
         let (mut read, mut bare) = (Vec::new(), Vec::new());
@@ -131,7 +132,7 @@ pub(crate) async fn run_rebuild(scale: Scale, report: &mut Report) {
             let projector = || stack.projector(root().join(PROJECTIONS));
             projector().arg("migrate").succeed().await;
             fill(stack, events).await;
-            // Nobody publishes these.
+            // No relay runs, so the outbox is emptied.
             stack.postgres().await.execute("TRUNCATE outbox CASCADE").await.expect("no outbox");
             stack.postgres().await.execute("VACUUM ANALYZE events").await.expect("statistics");
             for _ in 0..scale.runs {

@@ -1,4 +1,4 @@
-//! The relay: how fast a backlog is published.
+//! The relay: the rate at which it publishes a backlog.
 
 use std::time::{Duration, Instant};
 
@@ -14,9 +14,9 @@ const QUEUE: &str = "bench";
 pub(crate) async fn run(scale: Scale, report: &mut Report) {
     let table = report.table(
         "Relay",
-        "A backlog of events of 500 B into a quorum queue, with confirms. Beside it a bare publisher that \
-         sends the same bytes from memory with 2,048 confirms outstanding, and a bare loop that claims and \
-         marks rows without a broker.",
+        "The relay publishes a backlog of events of 500 B to a quorum queue with confirms. It is compared with a \
+         bare publisher that sends the same bytes from memory with 2,048 outstanding confirms, and with a bare \
+         loop that claims and marks rows without a broker.",
     );
     let (mut bare, mut marked, mut ours) = (Vec::new(), Vec::new(), Runs::of(scale.events));
     for _ in 0..scale.runs {
@@ -56,7 +56,7 @@ pub(crate) async fn run(scale: Scale, report: &mut Report) {
     table.row_of(what, "events/s", many, "the first 10,000 of 10,000");
 }
 
-/// Appends events to 1,000 streams, at whatever is left of them.
+/// Appends events to the ends of 1,000 streams.
 async fn fill(stack: &Stack, events: u32) {
     sqlx::query(
         "INSERT INTO events (event_id, stream_id, stream_version, event_type, data)
@@ -72,7 +72,7 @@ async fn fill(stack: &Stack, events: u32) {
     sqlx::query("ANALYZE").execute(&mut stack.postgres().await).await.expect("statistics");
 }
 
-/// Publishes with the relay; gives the rate, and what it cost.
+/// Publishes with the relay; returns the rate and the cost.
 async fn drain(stack: &Stack, events: u32) -> (f64, Cost) {
     let relay = stack.relay().env("OUTBOX_RELAY__RELAY__POLL_MAX", "250ms");
     let mut relay = relay.start();

@@ -1,4 +1,4 @@
-//! What was measured.
+//! The report of the measurements.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -14,7 +14,7 @@ pub(crate) struct Report {
     tables: Vec<Table>,
 }
 
-/// What belongs together.
+/// Measurements that belong together.
 #[derive(Debug, Serialize)]
 pub(crate) struct Table {
     title: &'static str,
@@ -27,32 +27,32 @@ pub(crate) struct Table {
 pub(crate) struct Row {
     what: String,
     unit: &'static str,
-    /// Of each run.
+    /// The value of each run.
     values: Vec<f64>,
     median: f64,
-    /// By what it is measured, and the ratio of the medians.
+    /// The measurement that it is compared with, and the ratio of the medians.
     #[serde(skip_serializing_if = "Option::is_none")]
     ratio: Option<(String, f64)>,
 }
 
-/// What one of our programs did, several times.
+/// Several runs of one of the daemons.
 #[derive(Default)]
 pub(crate) struct Runs {
-    /// In each run.
+    /// Events per run.
     events: u32,
     rates: Vec<f64>,
     costs: Vec<Cost>,
-    /// CPU seconds of each server.
+    /// The CPU seconds of each server in each run.
     servers: Vec<BTreeMap<String, f64>>,
 }
 
 impl Runs {
-    /// Of so many events each.
+    /// Runs of this many events each.
     pub(crate) fn of(events: u32) -> Self {
         Self { events, ..Self::default() }
     }
 
-    /// Adds one: events a second, what it cost, and what it cost the servers.
+    /// Adds a run: its rate in events per second, its cost, and the CPU seconds of each server.
     pub(crate) fn push(&mut self, rate: f64, cost: Cost, servers: BTreeMap<String, f64>) {
         self.rates.push(rate);
         self.costs.push(cost);
@@ -69,13 +69,13 @@ impl Report {
         &mut self.tables[last]
     }
 
-    /// The tables.
+    /// The tables as Markdown.
     pub(crate) fn markdown(&self) -> String {
         let mut text = String::new();
         for Table { title, note, rows } in &self.tables {
             writeln!(text, "## {title}\n\n{note}\n").expect("a String");
             text.push_str(
-                "| what | median | lowest to highest | unit | ratio |\n|---|--:|--:|---|---|\n",
+                "| measurement | median | lowest to highest | unit | ratio |\n|---|--:|--:|---|---|\n",
             );
             for Row { what, unit, values, median, ratio } in rows {
                 let lowest = values.iter().copied().fold(f64::INFINITY, f64::min);
@@ -97,7 +97,7 @@ impl Report {
         text
     }
 
-    /// The tables with what they were measured on.
+    /// The tables, with the machine and the method.
     pub(crate) fn document(&self) -> String {
         let cores = std::thread::available_parallelism().map_or(0, usize::from);
         let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
@@ -109,9 +109,11 @@ impl Report {
         format!(
             "# Benchmarks\n\n\
              Written by `cargo xtask bench --markdown BENCHMARKS.md` on a machine with {cores} cores and {} GiB \
-             of memory, which ours, the servers and the load shared; release builds, servers that flush to \
-             disk. Only the ratios within one table count: ours and the limit took turns. 1 µs of CPU for each event is 0.01 s \
-             for 10,000.\n\n{}",
+             of memory. The daemons, the servers and the load shared the machine. The daemons were release \
+             builds; the servers flushed to disk.\n\n\
+             Each table compares a daemon with bare programs that only do the unavoidable work on the same \
+             servers. Daemon and bare program took turns. Only the ratios within one table count, because \
+             machines differ. 1 µs of CPU per event is 0.01 s for 10,000 events.\n\n{}",
             memory.div_ceil(1 << 20),
             self.markdown()
         )
@@ -126,7 +128,7 @@ impl Table {
         self.rows.push(row);
     }
 
-    /// Adds what one of our programs did, beside a limit that is there.
+    /// Adds the runs of a daemon, compared with the measurement named `limit`.
     pub(crate) fn runs(&mut self, what: &str, runs: Runs, limit: &str) {
         let Runs { events, rates, costs, servers } = runs;
         let each = |seconds: f64| seconds * 1e6 / f64::from(events);
@@ -145,7 +147,7 @@ impl Table {
         self.row(format!("{what}, peak memory"), "MiB", memory);
     }
 
-    /// Adds a measurement beside one that is there.
+    /// Adds a measurement, compared with the measurement named `limit`.
     pub(crate) fn row_of(
         &mut self,
         what: impl Into<String>,
@@ -163,12 +165,12 @@ impl Table {
     }
 }
 
-/// The middle of some values.
+/// The median of some values.
 pub(crate) fn median(values: &[f64]) -> f64 {
     percentile(values, 0.5)
 }
 
-/// The value below which a part of all values lies.
+/// The value below which the given part of all values lies.
 pub(crate) fn percentile(values: &[f64], part: f64) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);

@@ -1,4 +1,4 @@
-//! What writers know of their events.
+//! What the writers know about their events.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -6,14 +6,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use uuid::Uuid;
 
-/// What became of the events that were appended.
+/// The outcome of the appended events, as the writers know it.
 #[derive(Default)]
 pub(crate) struct Account {
-    /// PostgreSQL has said that they are committed.
+    /// PostgreSQL confirmed the COMMIT.
     committed: Mutex<HashSet<Uuid>>,
-    /// They were rolled back before a COMMIT was sent.
+    /// Rolled back before a COMMIT was sent.
     rolled_back: Mutex<HashSet<Uuid>>,
-    /// A COMMIT was sent for so many events, and not answered.
+    /// The number of events whose COMMIT was sent and not answered.
     pub(crate) unknown: AtomicU64,
     appended: AtomicU64,
 }
@@ -32,7 +32,7 @@ impl Account {
         self.unknown.fetch_add(ids.len() as u64, Ordering::Relaxed);
     }
 
-    /// How many events are committed for certain.
+    /// The number of events that are certainly committed.
     pub(crate) fn appended(&self) -> u64 {
         self.appended.load(Ordering::Relaxed)
     }
@@ -46,7 +46,7 @@ impl Account {
     }
 }
 
-/// A lock whose owner has panicked is as good as before: nothing is half done under it.
+/// Locks. A poisoned lock is used as it is: nothing under it is ever half done.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,4 +1,4 @@
-//! What an operator may do to a broker.
+//! What an operator can do to a broker.
 
 use std::env;
 use std::time::Duration;
@@ -20,7 +20,7 @@ pub(crate) struct Management {
     vhost: String,
 }
 
-/// A binding, to be made again.
+/// A binding that can be declared again.
 #[derive(Clone, PartialEq)]
 pub(crate) struct Binding {
     pub(crate) path: String,
@@ -46,34 +46,33 @@ impl Management {
         if queues.is_empty() { Err("there is no queue".to_owned()) } else { Ok(queues) }
     }
 
-    /// Queues that are not empty: how many messages they have, and how many of these are delivered.
+    /// The queues that are not empty, with their messages, and how many of those are delivered.
     pub(crate) async fn backlog(&self) -> Result<Vec<String>, String> {
         let all = self.call("GET", &format!("queues/{}", self.vhost), Value::Null).await?;
         let some = all.as_array().into_iter().flatten().filter(|queue| queue["messages"] != 0);
-        let tell = |queue: &Value| {
+        let describe = |queue: &Value| {
             let (name, unacked) = (&queue["name"], &queue["messages_unacknowledged"]);
             format!("{name}: {} of which {unacked} delivered", queue["messages"])
         };
-        Ok(some.map(tell).collect())
+        Ok(some.map(describe).collect())
     }
 
-    /// The queues that are not as they are when nothing is to be done: empty, and those of projections
-    /// with somebody who consumes them.
-    pub(crate) async fn restless(&self) -> Result<Vec<String>, String> {
-        let mut restless = self.backlog().await?;
+    /// The queues that are not idle. An idle queue is empty and has a consumer; a dead-letter queue needs none.
+    pub(crate) async fn unsettled(&self) -> Result<Vec<String>, String> {
+        let mut unsettled = self.backlog().await?;
         let all = self.call("GET", &format!("queues/{}", self.vhost), Value::Null).await?;
         for queue in all.as_array().into_iter().flatten() {
             let name = queue["name"].as_str().unwrap_or_default();
             if !is_for_dead_letters(name)
                 && queue["consumers"].as_u64().is_none_or(|some| some == 0)
             {
-                restless.push(format!("{name}: nobody consumes it"));
+                unsettled.push(format!("{name}: no consumer"));
             }
         }
-        Ok(restless)
+        Ok(unsettled)
     }
 
-    /// How many messages were given up.
+    /// The number of dead letters.
     pub(crate) async fn dead_letters(&self) -> Result<u64, String> {
         let all = self.call("GET", &format!("queues/{}", self.vhost), Value::Null).await?;
         let dead = all
@@ -93,7 +92,7 @@ impl Management {
         self.call("DELETE", &path, Value::Null).await.map(drop)
     }
 
-    /// The bindings of the exchange; that of whoever watches the wire comes first.
+    /// The bindings of the exchange; that of the wire queue comes first.
     pub(crate) async fn bindings(&self) -> Result<Vec<Binding>, String> {
         let path = format!("exchanges/{}/events/bindings/source", self.vhost);
         let found = self.call("GET", &path, Value::Null).await?;
@@ -111,7 +110,7 @@ impl Management {
         Ok(bindings)
     }
 
-    /// Removes bindings, so that whatever is bound to anything is bound to the wire.
+    /// Removes bindings, that of the wire queue last: it receives everything that any other queue receives.
     pub(crate) async fn unbind(&self, bindings: &[Binding]) -> Result<(), String> {
         for Binding { path, properties_key, .. } in bindings.iter().rev() {
             let key = properties_key.replace('%', "%25").replace('#', "%23");
@@ -120,7 +119,7 @@ impl Management {
         Ok(())
     }
 
-    /// Makes them again.
+    /// Declares the bindings again.
     pub(crate) async fn bind(&self, bindings: &[Binding]) -> Result<(), String> {
         for Binding { path, body, .. } in bindings {
             self.call("POST", path, body.clone()).await?;
@@ -128,7 +127,7 @@ impl Management {
         Ok(())
     }
 
-    /// Makes the queue of whoever watches the wire refuse messages.
+    /// Makes the wire queue refuse messages.
     pub(crate) async fn refuse(&self) -> Result<(), String> {
         let definition = json!({ "max-length": 1, "overflow": "reject-publish" });
         let pattern = format!("^{}$", wire::QUEUE.replace('.', "\\."));
@@ -136,7 +135,7 @@ impl Management {
         self.call("PUT", &format!("policies/{}/refuse", self.vhost), body).await.map(drop)
     }
 
-    pub(crate) async fn take_again(&self) -> Result<(), String> {
+    pub(crate) async fn accept_again(&self) -> Result<(), String> {
         let path = format!("policies/{}/refuse", self.vhost);
         self.call("DELETE", &path, Value::Null).await.map(drop)
     }

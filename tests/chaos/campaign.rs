@@ -1,6 +1,6 @@
-//! A campaign: daemons and writers at work, faults, and the reckoning.
+//! A campaign: daemons and writers run, faults are injected, and a final check compares everything.
 
-mod reckoning;
+mod final_check;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -22,19 +22,19 @@ use crate::Arguments;
 use crate::account::lock;
 use crate::broker::{Binding, Management};
 use crate::checker::{Findings, Wrong};
+use crate::coverage::{Goal, Observer};
 use crate::faults::{Fault, Kind};
 use crate::fleet::Fleet;
 use crate::inject::{Harm, Unharmed};
 use crate::probe::recovery;
 use crate::report::{Report, Tried};
 use crate::schedule;
-use crate::sights::{Lookout, Sight};
 use crate::wire::Wire;
 use crate::writers::Writers;
 
-/// How often what was not seen is provoked.
+/// How many rounds of extra faults are tried for goals that are not covered.
 const PROVOCATIONS: u64 = 5;
-/// How many events are appended meanwhile.
+/// How many events are appended in such a round.
 const PROVOKING_EVENTS: u64 = 5_000;
 
 /// Runs a campaign.
@@ -57,10 +57,10 @@ struct Campaign<'s> {
     harm: Arc<Harm>,
     writers: Writers,
     wire: Wire,
-    lookout: Lookout,
-    /// Those of the exchange, when everything was well.
+    observer: Observer,
+    /// The bindings of the exchange before the first fault.
     bindings: Vec<Binding>,
-    /// Faults that last, or from which not everything has recovered, without rebuilds.
+    /// The number of faults that last, or whose recovery is not complete; rebuilds do not count.
     active: Arc<AtomicUsize>,
     tried: Mutex<BTreeMap<Kind, Tried>>,
     findings: Arc<Mutex<Findings>>,
@@ -74,7 +74,7 @@ impl<'s> Campaign<'s> {
         let fleet = Fleet::start(stack, arguments).await;
         let harm = Arc::new(Harm::new(stack, fleet, &wire));
         let active = Arc::<AtomicUsize>::default();
-        let lookout = Lookout::start(&harm, &stack.mysql_url, &active);
+        let observer = Observer::start(&harm, &stack.mysql_url, &active);
         Self {
             stack,
             arguments,
@@ -82,7 +82,7 @@ impl<'s> Campaign<'s> {
             harm,
             writers: Writers::start(&stack.postgres_url, arguments.seed, arguments.events),
             wire,
-            lookout,
+            observer,
             bindings: Vec::new(),
             active,
             tried: Mutex::default(),
@@ -94,10 +94,10 @@ impl<'s> Campaign<'s> {
         println!("[    0.00] it is {}", Utc::now().format("%FT%T%.3fZ"));
         let mut guard = JoinSet::new();
         guard.spawn(revive(Arc::clone(&self.harm), Arc::clone(&self.findings)));
-        self.say("events flow before anything is broken");
+        self.say("checking that events flow before the first fault");
         self.writers.allow(200.min(self.arguments.events));
         if self.recovery(|what| self.say(what)).await.is_none() {
-            self.found(Wrong::NotRecovered, "events did not flow at all");
+            self.found(Wrong::NotRecovered, "events did not flow before the first fault");
         }
         let management = Management::of(self.stack.name());
         self.bindings = management.bindings().await.expect("the bindings are read");
@@ -109,17 +109,17 @@ impl<'s> Campaign<'s> {
             sleep(Duration::from_millis(100)).await;
         }
         self.say("the faults are over");
-        self.reckon().await
+        self.final_check().await
     }
 
-    /// The kinds of faults that are wanted, and possible here.
+    /// The requested kinds of faults that are possible here.
     fn kinds(&self) -> Vec<Kind> {
         let only = &self.arguments.only;
         let wanted = |kind: &&Kind| only.is_empty() || only.contains(kind);
         let possible = |kind: &&Kind| {
             let possible = **kind != Kind::FillDisk || self.harm.can_fill_disks();
             if !possible {
-                self.say("no disk is filled: only root can give servers file systems of their own");
+                self.say("no disk is filled: only root can give each server its own file system");
             }
             possible
         };
@@ -138,7 +138,7 @@ impl<'s> Campaign<'s> {
         recovery(self.stack, Duration::from_secs(self.arguments.patience), tell).await
     }
 
-    /// Some faults at a time, in the order of the schedule.
+    /// Injects faults in the order of the schedule, several at a time.
     async fn inflict_all(&self, schedule: Vec<Fault>) {
         let Arguments { faults, events, at_once, .. } = self.arguments;
         let mut under_way = FuturesUnordered::new();
@@ -159,28 +159,28 @@ impl<'s> Campaign<'s> {
         while under_way.next().await.is_some() {}
     }
 
-    /// More faults of the kinds that were not done, or that show what was not seen, by chance.
+    /// Injects more faults: those not injected yet, and those that usually cause what is not covered yet.
     async fn provoke(&self) {
         let Arguments { seed, faults, .. } = self.arguments;
         let mut next = faults + 1;
         for round in 1..=PROVOCATIONS {
             let mut kinds = self.undone();
-            for sight in self.unseen().filter(|it| !it.provoked_by().is_empty()) {
-                self.say(&format!("not seen yet: {}", sight.name()));
-                kinds.extend(sight.provoked_by());
+            for goal in self.uncovered().filter(|it| !it.provoked_by().is_empty()) {
+                self.say(&format!("not covered yet: {}", goal.name()));
+                kinds.extend(goal.provoked_by());
             }
             if kinds.is_empty() {
                 return;
             }
             let more = schedule::draw(seed.wrapping_add(round), next, 3 * kinds.len(), &kinds);
             next += more.len();
-            // Most of it needs events.
+            // Most goals need events.
             self.writers.allow(self.writers.account.appended() + PROVOKING_EVENTS);
             self.inflict_all(more).await;
         }
     }
 
-    /// One fault, until events flow again.
+    /// Injects one fault, and waits until events flow again.
     async fn inflict(&self, fault: Fault) {
         let turn = self.harm.turn(&fault).await;
         let active = usize::from(!fault.kind.is_rebuild());
@@ -192,7 +192,7 @@ impl<'s> Campaign<'s> {
         if let Err(unharmed) = done {
             self.note_unharmed(&fault, unharmed);
         } else {
-            self.say(&format!("{fault}: over"));
+            self.say(&format!("{fault}: ended"));
             self.see_recovery(&fault).await;
         }
         self.active.fetch_sub(active, Ordering::Relaxed);
@@ -220,13 +220,13 @@ impl<'s> Campaign<'s> {
             tried.recoveries.push(took);
             self.say(&format!("{fault}: recovered within {:.2} s", took.as_secs_f64()));
         } else {
-            let what = format!("{fault}: not within {} s", self.arguments.patience);
+            let what = format!("{fault}: events do not flow after {} s", self.arguments.patience);
             self.say(&what);
             self.found(Wrong::NotRecovered, &what);
         }
     }
 
-    /// Kinds of faults that a whole campaign must have done, and this one has not.
+    /// Kinds of faults that a whole campaign must inject, and this one has not.
     fn undone(&self) -> Vec<Kind> {
         let tried = lock(&self.tried);
         let undone = |kind: &Kind| tried.get(kind).is_none_or(|tried| tried.done == 0);
@@ -234,26 +234,26 @@ impl<'s> Campaign<'s> {
         self.kinds().into_iter().filter(undone).filter(|_| whole).collect()
     }
 
-    fn sights(&self) -> BTreeMap<Sight, u64> {
-        let mut counts = self.lookout.sights.counts();
-        counts.insert(Sight::Duplicate, lock(&self.wire.seen).duplicates());
-        counts.insert(Sight::UnknownCommit, self.harm.fleet.unknown_commits() as u64);
-        for (sight, told) in
-            [(Sight::LaneTakenOver, "taking over lanes"), (Sight::Silence, "gave no answer")]
+    fn coverage(&self) -> BTreeMap<Goal, u64> {
+        let mut counts = self.observer.coverage.counts();
+        counts.insert(Goal::Duplicate, lock(&self.wire.seen).duplicates());
+        counts.insert(Goal::UnknownCommit, self.harm.fleet.unknown_commits() as u64);
+        for (goal, message) in
+            [(Goal::LaneTakenOver, "taking over lanes"), (Goal::Silence, "gave no answer")]
         {
-            let times = |log| read(log).matches(told).count() as u64;
-            counts.insert(sight, logs(self.stack.folder()).map(times).sum());
+            let times = |log| read(log).matches(message).count() as u64;
+            counts.insert(goal, logs(self.stack.folder()).map(times).sum());
         }
         counts
     }
 
-    /// What a whole campaign must have seen, and this one has not.
-    fn unseen(&self) -> impl Iterator<Item = Sight> {
-        let counts = self.sights();
+    /// The goals that a whole campaign must cover, and this one has not.
+    fn uncovered(&self) -> impl Iterator<Item = Goal> {
+        let counts = self.coverage();
         let whole = self.arguments.only.is_empty();
-        let unseen =
-            move |sight: &Sight| whole && counts.get(sight).is_none_or(|count| *count == 0);
-        Sight::ALL.into_iter().filter(unseen)
+        let uncovered =
+            move |goal: &Goal| whole && counts.get(goal).is_none_or(|count| *count == 0);
+        Goal::ALL.into_iter().filter(uncovered)
     }
 }
 
@@ -261,7 +261,7 @@ fn say(begun: Instant, what: &str) {
     println!("[{:8.2}] {what}", begun.elapsed().as_secs_f64());
 }
 
-/// Starts daemons again that ended by themselves, as whoever runs containers does; none should.
+/// Restarts daemons that ended by themselves, as a container runtime would. None should end.
 async fn revive(harm: Arc<Harm>, findings: Arc<Mutex<Findings>>) {
     loop {
         for (number, slot) in harm.fleet.slots.iter().enumerate() {
@@ -274,7 +274,7 @@ async fn revive(harm: Arc<Harm>, findings: Arc<Mutex<Findings>>) {
     }
 }
 
-/// Lets PostgreSQL note which streams wait because the broker refused an event of theirs, and when.
+/// Makes PostgreSQL record when a stream begins to wait because the broker refused one of its events.
 async fn note_holds(stack: &Stack) {
     let note = sqlx::raw_sql(
         "CREATE TABLE chaos_holds (stream_key text NOT NULL, at timestamptz NOT NULL);

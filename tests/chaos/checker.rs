@@ -1,7 +1,7 @@
-//! What the read models must show, and whether they do.
+//! Compares the read models with the event store, which is the truth.
 //!
-//! The truth is the event store. Everything that is compared with it is told apart: an event that was
-//! lost, doubled, put before an earlier one, or skipped by a later one, and one that nobody committed.
+//! Each kind of error has a name: an event can be lost, doubled, inverted (applied after a later one), skipped
+//! (passed by a later one), or a phantom that nobody committed.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Write;
@@ -13,44 +13,44 @@ use uuid::Uuid;
 
 use crate::writers::{LIGHT, TOO_LARGE};
 
-/// What is wrong.
+/// A kind of error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Wrong {
     /// The last events of a stream have no effect.
     Lost,
-    /// An event has no effect, though a later one of its stream has.
+    /// An event has no effect, but a later one of its stream has.
     Skipped,
-    /// An event has its effect more than once.
+    /// An event took effect more than once.
     Doubled,
-    /// An event had its effect after a later one of its stream.
+    /// An event took effect after a later one of its stream.
     Inverted,
     /// An event that cannot be applied did not stop its stream.
     PassedOver,
-    /// Something had an effect that is not in the event store.
+    /// An event took effect that is not in the event store.
     Phantom,
-    /// A read model differs from what its events give, one after another.
+    /// A read model differs from a sequential fold of its events.
     Differs,
-    /// An event is marked as processed, and was never published.
+    /// An event is marked as processed but was never published.
     Unpublished,
-    /// An event waits in the outbox though nothing holds it up.
+    /// An event waits in the outbox without a reason.
     LeftBehind,
-    /// First copies of two events of a stream came in the wrong order, without a reason.
+    /// The first copies of two events of a stream came in the wrong order without a reason.
     InvertedOnTheWire,
-    /// An event was published that is not in the event store, or is there though it was rolled back.
+    /// A published event is not in the event store, or a stored event was rolled back.
     RolledBack,
-    /// An event that was committed is not in the event store.
+    /// A committed event is not in the event store.
     NotStored,
-    /// A stream waits for a person, or a message was given up, or a projection or rebuild stopped.
+    /// A stream waits for a person, a message became a dead letter, or a projection or rebuild stopped.
     GivenUp,
-    /// Events did not flow again after a fault, or something is not as it was before.
+    /// Events did not flow again after a fault, or something did not return to its initial state.
     NotRecovered,
-    /// A daemon ended by itself, did not end when asked to, or panicked.
+    /// A daemon ended by itself, did not end on SIGTERM, or panicked.
     Daemon,
-    /// The campaign did not see what it must see.
+    /// The campaign did not cover everything that it must.
     TooWeak,
 }
 
-/// What was found, with a few examples of each.
+/// The errors found: a count and a few examples of each kind.
 #[derive(Default, Clone)]
 pub(crate) struct Findings(BTreeMap<Wrong, (u64, Vec<String>)>);
 
@@ -87,7 +87,7 @@ impl Findings {
     }
 }
 
-/// An event, as far as the read models depend on it.
+/// The parts of an event that the read models depend on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Event {
     pub(crate) id: Uuid,
@@ -107,7 +107,7 @@ pub(crate) enum What {
     Placed {
         customer_id: String,
     },
-    /// Of a fragile stream; it may be one that cannot be applied.
+    /// An event of a fragile stream; a poison event cannot be applied.
     Weighed {
         poison: bool,
     },
@@ -122,18 +122,18 @@ impl Event {
 /// All events of each stream, in order.
 pub(crate) type Streams = HashMap<String, Vec<Event>>;
 
-/// What the ledger says of a stream.
+/// What the read model `ledger` has of a stream.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Applied {
     pub(crate) count: i64,
     pub(crate) last_version: i64,
     pub(crate) breaks: i64,
     pub(crate) cents: i128,
-    /// By version: the event, and how often it was applied.
+    /// By version: the event and how often it was applied.
     pub(crate) versions: BTreeMap<i64, (Uuid, i64)>,
 }
 
-/// Compares what was applied of one stream with what it has.
+/// Compares the applied events of one stream with its events in the store.
 pub(crate) fn compare_stream(
     stream: &str,
     events: &[Event],
@@ -198,7 +198,7 @@ pub(crate) fn chain(events: &[Event]) -> String {
     hash
 }
 
-/// Cents of a number with two places.
+/// The cents of a number with two decimal places.
 pub(crate) fn parse_cents(text: &str) -> i128 {
     let (whole, part) = text.split_once('.').unwrap_or((text, ""));
     let whole: i128 = whole.parse().unwrap_or_default();
@@ -221,10 +221,10 @@ fn compare_rows<V: PartialEq + std::fmt::Debug>(
     }
 }
 
-/// Stream, version, id, type; what the type has as text; the amount.
+/// Stream, version, id, type, the one text of the payload, the amount.
 type EventRow = (String, i64, Uuid, String, Option<String>, Option<String>);
 
-/// Everything that was appended.
+/// Reads all events of the event store.
 pub(crate) async fn read_streams(connection: &mut PgConnection) -> Result<Streams, sqlx::Error> {
     let rows: Vec<EventRow> = sqlx::query_as(
         "SELECT stream_id, stream_version::bigint, event_id, event_type,
@@ -249,7 +249,7 @@ pub(crate) async fn read_streams(connection: &mut PgConnection) -> Result<Stream
     Ok(streams)
 }
 
-/// Compares all read models with a fold of the streams.
+/// Compares all read models with a sequential fold of the streams.
 pub(crate) async fn compare(
     streams: &Streams,
     connection: &mut MySqlConnection,
@@ -286,7 +286,7 @@ pub(crate) async fn compare(
     compare_fragile(streams, connection, findings).await
 }
 
-/// A stream stops where an event cannot be applied.
+/// Compares `fragile`: a stream must stop at its first poison event.
 async fn compare_fragile(
     streams: &Streams,
     connection: &mut MySqlConnection,
@@ -322,7 +322,7 @@ fn is_fragile(stream: &str) -> bool {
     stream.starts_with("fragile-")
 }
 
-/// Those streams wait for a person that have an event that cannot be applied, and no others.
+/// Checks that the streams with a poison event are parked, and no others.
 fn compare_parked(streams: &Streams, parked: &HashSet<String>, findings: &mut Findings) {
     for stream in parked {
         if !streams.get(stream).is_some_and(|events| events.iter().any(Event::is_poison)) {
@@ -334,7 +334,7 @@ fn compare_parked(streams: &Streams, parked: &HashSet<String>, findings: &mut Fi
     }
 }
 
-/// Streams with an event that cannot be applied, and the first such event.
+/// The streams with a poison event, each with the first such event.
 pub(crate) fn poisoned(streams: &Streams) -> impl Iterator<Item = (&String, &Event)> {
     let first = |events: &'_ [Event]| events.iter().position(Event::is_poison);
     streams.iter().filter_map(move |(stream, events)| Some((stream, &events[first(events)?])))
@@ -437,7 +437,7 @@ mod tests {
     }
 
     #[test]
-    fn each_kind_of_damage_is_told_apart() {
+    fn each_kind_of_error_has_its_own_name() {
         let events = events(4);
         let right = applied(&events);
         assert_eq!(wrongs(&events, &right), []);
@@ -465,7 +465,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_is_parked_for_an_event_that_cannot_be_applied_and_for_nothing_else() {
+    fn a_stream_is_parked_for_a_poison_event_and_for_nothing_else() {
         let poisoned = |poison| {
             let mut some = events(2);
             some[1].what = What::Weighed { poison };

@@ -1,4 +1,4 @@
-//! Connections that are made again until there is one.
+//! Connections: each call retries until it has one.
 
 use std::time::Duration;
 
@@ -7,11 +7,11 @@ use sqlx::mysql::MySqlConnection;
 use sqlx::postgres::PgConnection;
 use tokio::time::{sleep, timeout};
 
-/// What the harness itself asks of a server that works takes less.
+/// Longer than any query of the harness takes on a working server.
 pub(crate) const LIMIT: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// A connection to PostgreSQL, as soon as there is one.
+/// Connects to PostgreSQL, however often it takes.
 pub(crate) async fn postgres(url: &str) -> PgConnection {
     loop {
         if let Ok(Ok(connection)) = timeout(LIMIT, PgConnection::connect(url)).await {
@@ -21,7 +21,7 @@ pub(crate) async fn postgres(url: &str) -> PgConnection {
     }
 }
 
-/// A connection to MySQL, as soon as there is one.
+/// Connects to MySQL, however often it takes.
 pub(crate) async fn mysql(url: &str) -> MySqlConnection {
     loop {
         if let Ok(Ok(connection)) = timeout(LIMIT, MySqlConnection::connect(url)).await {

@@ -1,4 +1,4 @@
-//! What can be broken.
+//! The faults.
 
 use std::fmt;
 use std::time::Duration;
@@ -9,35 +9,35 @@ use harness::Side;
 /// A kind of fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, ValueEnum)]
 pub(crate) enum Kind {
-    /// SIGKILL of a relay, and a new one.
+    /// SIGKILL of a relay, then a new one.
     KillRelay,
-    /// SIGTERM of a relay, and a new one.
+    /// SIGTERM of a relay, then a new one.
     StopRelay,
-    /// SIGSTOP and SIGCONT of a relay.
+    /// SIGSTOP of a relay, later SIGCONT.
     FreezeRelay,
     /// The same for projectors.
     KillProjector,
     StopProjector,
     FreezeProjector,
-    /// A rebuild, which is no fault by itself.
+    /// A rebuild, which is not a fault by itself.
     Rebuild,
-    /// SIGKILL of a rebuild; any projector goes on with it.
+    /// SIGKILL of a rebuild; any projector continues it.
     KillRebuild,
-    /// SIGTERM of a rebuild; the same.
+    /// SIGTERM of a rebuild; any projector continues it.
     StopRebuild,
-    /// A rebuild that stands still for a while.
+    /// SIGSTOP of a rebuild, later SIGCONT.
     FreezeRebuild,
     /// Every connection is reset.
     Reset,
-    /// One side of every connection is told that nothing more comes.
+    /// Every connection is closed in one direction.
     HalfClose,
-    /// Nothing comes through.
+    /// No bytes pass.
     BlackHole,
-    /// Nothing comes through in one direction.
+    /// No bytes pass in one direction.
     BlackHoleOneWay,
-    /// Everything comes late.
+    /// All bytes are delayed.
     Latency,
-    /// Everything comes in pieces.
+    /// All bytes pass in small pieces.
     Slice,
     /// A connection is reset instead of delivering a COMMIT.
     CutAtCommit,
@@ -45,31 +45,31 @@ pub(crate) enum Kind {
     CutAtCommitAnswer,
     /// A connection is reset instead of delivering a confirm.
     CutAtConfirm,
-    /// A server is stopped in order and started again.
+    /// A server is shut down cleanly and started again.
     RestartServer,
     /// A server is killed and started again.
     KillServer,
-    /// A server stands still.
+    /// SIGSTOP of a server, later SIGCONT.
     FreezeServer,
     /// The file system of a server is full.
     FillDisk,
-    /// Sessions are ended by the server.
+    /// The server ends sessions.
     EndSessions,
-    /// Somebody locks rows in another order.
+    /// A foreign transaction locks rows in another order.
     Deadlock,
-    /// Somebody locks rows for longer than anybody waits.
+    /// A foreign transaction locks rows for longer than a batch waits.
     HoldRows,
-    /// The broker is short of memory, and takes no messages.
+    /// The broker is short of memory and accepts no messages.
     MemoryAlarm,
-    /// The broker is short of disk, and takes no messages.
+    /// The broker is short of disk space and accepts no messages.
     DiskAlarm,
-    /// A queue is deleted, with what is in it.
+    /// A queue is deleted with its messages.
     DeleteQueue,
-    /// A queue is emptied.
+    /// A queue is purged.
     PurgeQueue,
-    /// No queue is bound to the exchange, or none of one projection.
+    /// All bindings of the exchange are removed, or those of one projection.
     RemoveBindings,
-    /// A queue refuses messages, all or some.
+    /// A queue refuses all messages, or some.
     RefuseMessages,
 }
 
@@ -84,7 +84,7 @@ pub(crate) enum Server {
 impl Server {
     pub(crate) const ALL: [Self; 3] = [Self::PostgreSql, Self::RabbitMq, Self::MySql];
 
-    /// Its folder and its scripts are called so.
+    /// The name of its folder and its scripts.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::PostgreSql => "postgres",
@@ -95,12 +95,12 @@ impl Server {
 }
 
 impl Kind {
-    /// The name that the command line knows it by.
+    /// Its name on the command line.
     pub(crate) fn name(self) -> String {
         self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
     }
 
-    /// The servers that it is done to, or to the way to them.
+    /// The servers that it affects, or the connections to them.
     pub(crate) fn servers(self) -> &'static [Server] {
         match self {
             Self::Reset
@@ -137,26 +137,26 @@ impl Kind {
         }
     }
 
-    /// Whether it is a rebuild, by itself no fault but something to disturb.
+    /// Whether it is a rebuild: not a fault by itself, but something that faults can disturb.
     pub(crate) fn is_rebuild(self) -> bool {
         matches!(self, Self::Rebuild | Self::KillRebuild | Self::StopRebuild | Self::FreezeRebuild)
     }
 }
 
-/// A fault, as it was drawn.
+/// A fault, as it was drawn from the seed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Fault {
     pub(crate) number: usize,
     pub(crate) kind: Kind,
     pub(crate) server: Option<Server>,
-    /// Which daemon, queue or projection: modulo how many there are.
+    /// Which daemon, queue or projection, modulo their number.
     pub(crate) which: usize,
-    /// Whether the way of all daemons to a server is meant, and not that of one.
+    /// Whether the connections of all daemons to a server are affected, not those of one.
     pub(crate) everybody: bool,
     pub(crate) side: Side,
     /// How long it lasts.
     pub(crate) lasts: Duration,
-    /// How long after it the next one begins, at the soonest.
+    /// The shortest time until the next fault begins.
     pub(crate) pause: Duration,
 }
 

@@ -1,4 +1,4 @@
-//! The daemons, each with ways of its own to the servers.
+//! The daemons, each with its own proxies to the servers.
 
 use std::path::Path;
 use std::time::Duration;
@@ -12,15 +12,15 @@ use crate::Arguments;
 use crate::faults::Server;
 
 const PAGE_LIMIT: Duration = Duration::from_millis(500);
-/// The daemons' in MySQL, and nobody else's.
+/// The MySQL user of the daemons only.
 pub(crate) const USER: &str = "chaos";
 const PROJECTIONS: &str = "tests/chaos/projections";
 /// The names of the projections.
 pub(crate) const NAMES: [&str; 5] = ["ledger", "chain", "counter", "contacts", FRAGILE];
-/// The one with events that cannot be applied.
+/// The projection with events that cannot be applied.
 pub(crate) const FRAGILE: &str = "fragile";
 
-/// A daemon, and the proxies that it sees the servers through.
+/// A daemon and its proxies to the servers.
 pub(crate) struct Slot {
     pub(crate) name: String,
     program: Program,
@@ -52,27 +52,27 @@ impl Fleet {
         Self { slots, relays: arguments.relays() }
     }
 
-    /// The places of the relays.
+    /// The slots of the relays.
     pub(crate) fn relays(&self) -> std::ops::Range<usize> {
         0..self.relays
     }
 
-    /// The places of the projectors.
+    /// The slots of the projectors.
     pub(crate) fn projectors(&self) -> std::ops::Range<usize> {
         self.relays..self.slots.len()
     }
 
-    /// The places of the daemons that use a server.
+    /// The slots of the daemons that use a server.
     pub(crate) fn users(&self, server: Server) -> std::ops::Range<usize> {
         if server == Server::MySql { self.projectors() } else { 0..self.slots.len() }
     }
 
-    /// The projection that a rebuild is of.
+    /// The projection that a rebuild is for.
     pub(crate) fn rebuilt(which: usize) -> &'static str {
         NAMES[which % NAMES.len()]
     }
 
-    /// A rebuild, on the same way as one of the projectors.
+    /// A rebuild that uses the proxies of one of the projectors.
     pub(crate) fn rebuild(&self, which: usize) -> Program {
         let projectors = self.projectors();
         let slot = &self.slots[projectors.start + which % projectors.len()];
@@ -81,7 +81,7 @@ impl Fleet {
         slot.program.clone().args(["rebuild", name]).args(parked)
     }
 
-    /// How many transactions were committed of which the daemon does not know.
+    /// The number of transactions that committed without the daemon receiving the answer.
     pub(crate) fn unknown_commits(&self) -> usize {
         let ways = self.slots.iter().flat_map(|slot| &slot.ways);
         ways.map(|(_, proxy)| proxy.unknown_commits()).sum()
@@ -102,8 +102,8 @@ impl Slot {
 
     async fn projector(stack: &Stack, number: usize, no_sweep: bool) -> Self {
         let mut ways = Ways::default();
-        // A proxy finds no COMMIT in what is encrypted; and without encryption, MySQL takes a password
-        // only from whoever has logged in before.
+        // A proxy cannot find a COMMIT in encrypted bytes. Without encryption, MySQL accepts the password of
+        // a user only after an encrypted login, so this user has none.
         let mut readable = Url::parse(&stack.mysql_url).expect("a URL");
         readable.set_username(USER).expect("a user");
         readable.set_password(None).expect("no password");
@@ -113,7 +113,7 @@ impl Slot {
             .env("EVENT_STORE_URL", &ways.to(Server::PostgreSql, &stack.postgres_url).await)
             .env("AMQP_URL", &ways.to(Server::RabbitMq, &stack.amqp_url).await)
             .env("READ_MODEL_URL", &ways.to(Server::MySql, readable.as_str()).await)
-            // More streams stop than any user would bear.
+            // Poison events park many streams, and must not pause the projection.
             .env("PROJECTOR__PROJECTOR__STORM_STREAMS", "1000000")
             .env("PROJECTOR__PROJECTOR__STORM_PERCENT", "100");
         if no_sweep {
@@ -126,12 +126,12 @@ impl Slot {
         Self { name, program, daemon: Mutex::default(), ways }
     }
 
-    /// Starts the daemon, in place of the one that ran before.
+    /// Starts the daemon in place of the previous one.
     pub(crate) async fn start(&self) {
         *self.daemon.lock().await = Some(self.program.start());
     }
 
-    /// Does something to the daemon, if it runs.
+    /// Calls `act` with the daemon, if it runs.
     pub(crate) async fn with<T>(&self, act: impl AsyncFnOnce(&mut Daemon) -> T) -> Option<T> {
         let mut daemon = self.daemon.lock().await;
         let daemon = daemon.as_mut()?;
@@ -139,7 +139,7 @@ impl Slot {
         Some(act(daemon).await)
     }
 
-    /// Starts it again if it has ended by itself; gives whether it has.
+    /// Restarts the daemon if it has ended by itself; returns whether it had.
     pub(crate) async fn revive(&self) -> bool {
         let mut slot = self.daemon.lock().await;
         let ended = slot.as_mut().is_some_and(|daemon| daemon.running().is_none());
@@ -149,14 +149,14 @@ impl Slot {
         ended
     }
 
-    /// A page of the daemon, if it is not frozen.
+    /// A page of the daemon, unless it is frozen.
     pub(crate) async fn page(&self, path: &str) -> Option<String> {
         let daemon = self.daemon.try_lock().ok()?;
         let page = timeout(PAGE_LIMIT, daemon.as_ref()?.get(path)).await.ok()??;
         Some(page.1)
     }
 
-    /// What it is not ready for, and why.
+    /// The failing components with their reasons; `None` if the daemon is ready.
     pub(crate) async fn unready(&self) -> Option<String> {
         let daemon = self.daemon.lock().await;
         match timeout(PAGE_LIMIT, daemon.as_ref()?.get("/readyz")).await {
@@ -166,20 +166,20 @@ impl Slot {
         }
     }
 
-    /// The way to a server.
+    /// The proxy to a server.
     pub(crate) fn way(&self, server: Server) -> Option<&Proxy> {
         self.ways.iter().find(|(to, _)| *to == server).map(|(_, proxy)| proxy)
     }
 }
 
-/// The components of a page that do not work, and why.
+/// The failing components of a `/readyz` page with their reasons.
 fn failing(page: &str) -> String {
     let page: serde_json::Value = serde_json::from_str(page).unwrap_or_default();
     let components = page["components"].as_object().into_iter().flatten();
     let failing = components.filter(|(_, state)| state["ok"] != true);
-    let told: Vec<String> =
+    let reasons: Vec<String> =
         failing.map(|(name, state)| format!("{name}: {}", state["reason"])).collect();
-    told.join(", ")
+    reasons.join(", ")
 }
 
 #[derive(Default)]

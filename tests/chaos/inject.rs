@@ -1,4 +1,4 @@
-//! Doing harm, and undoing it.
+//! Injects faults and undoes them.
 
 mod sessions;
 
@@ -20,22 +20,22 @@ use crate::fleet::Fleet;
 use crate::servers::Servers;
 use crate::wire::Wire;
 
-/// How long to wait for the moment of a cut.
+/// How long to wait for the COMMIT or confirm at which to cut.
 const CUT_LIMIT: Duration = Duration::from_secs(5);
-/// How long to wait for a relay to be at work.
+/// How long to wait for a relay to publish.
 const AIM_LIMIT: Duration = Duration::from_secs(1);
-/// Longer than anything takes that heals.
+/// Longer than undoing any fault takes.
 const UNDO_LIMIT: Duration = Duration::from_mins(2);
-/// A rebuild may take so long.
+/// A rebuild that takes longer is killed.
 const REBUILD_LIMIT: Duration = Duration::from_secs(20);
-/// A file system that is nearly full may need so long until nothing is left.
+/// How long to wait until a server has used the last space of its file system.
 const FULL_LIMIT: Duration = Duration::from_secs(10);
-/// A daemon ends within 10 s of SIGTERM; the machine is busy.
+/// A daemon ends within 10 s of SIGTERM; a busy machine needs a little longer.
 const TERM_LIMIT: Duration = Duration::from_secs(12);
-/// A message that is confirmed at the end of a time may be marked so much later.
+/// How long after its confirm an event may be marked.
 const MARK_LIMIT: TimeDelta = TimeDelta::seconds(7);
 
-/// What one fault at a time is done to.
+/// A target that at most one fault affects at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Target {
     Daemon(usize),
@@ -44,9 +44,9 @@ pub(crate) enum Target {
     Rebuild,
 }
 
-/// Why a fault did not come about.
+/// Why a fault was not injected.
 pub(crate) enum Unharmed {
-    /// What it is done to was away, or did not react.
+    /// Its target was down or did not react.
     Missed(String),
     /// A daemon did not end as it must.
     Disobeyed(String),
@@ -64,7 +64,7 @@ impl From<&str> for Unharmed {
     }
 }
 
-/// Everything that can be broken.
+/// The targets of all faults.
 pub(crate) struct Harm {
     pub(crate) fleet: Fleet,
     servers: Servers,
@@ -72,8 +72,8 @@ pub(crate) struct Harm {
     postgres_url: String,
     mysql_url: String,
     wire_pause: Arc<AtomicBool>,
-    /// When somebody may have received what the wire did not show: a projector that connects binds its
-    /// queues, also while nothing is bound.
+    /// Times in which a message may have reached a projection but not the wire queue: a projector that
+    /// connects binds its queues, even while all bindings are removed.
     pub(crate) unwatched: Mutex<Vec<(DateTime<Utc>, DateTime<Utc>)>>,
     turns: Mutex<BTreeMap<Target, Arc<Turn<()>>>>,
 }
@@ -92,10 +92,10 @@ impl Harm {
         }
     }
 
-    /// Waits for a fault's turn with what it is done to.
+    /// Waits until no other fault affects the targets of this one.
     pub(crate) async fn turn(&self, fault: &Fault) -> Vec<OwnedMutexGuard<()>> {
         let mut targets = self.targets(fault);
-        // In one order, so that two faults do not wait for each other.
+        // Sorted, so that two faults do not wait for each other.
         targets.sort();
         let mut guards = Vec::new();
         for target in targets {
@@ -104,7 +104,7 @@ impl Harm {
         guards
     }
 
-    /// Whether a daemon may be started again: nobody is doing something to it.
+    /// A guard if no fault affects a daemon, so that it may be restarted.
     pub(crate) fn is_free(&self, slot: usize) -> Option<OwnedMutexGuard<()>> {
         self.turn_of(Target::Daemon(slot)).try_lock_owned().ok()
     }
@@ -142,7 +142,7 @@ impl Harm {
         }
     }
 
-    /// What a fault is done to, as far as its kind and server do not tell.
+    /// The names of the targets, as far as kind and server do not determine them.
     pub(crate) fn target(&self, fault: &Fault) -> String {
         let name = |target: &Target| match *target {
             Target::Daemon(slot) | Target::Way(slot, _) => {
@@ -170,10 +170,10 @@ impl Harm {
         projectors.start + fault.which % projectors.len()
     }
 
-    /// The daemons whose way to a server a fault is done to.
+    /// The daemons whose connection to a server a fault affects.
     fn ways(&self, fault: &Fault, server: Server) -> Vec<usize> {
         let users = match fault.kind {
-            // Only relays are confirmed something, and commit in PostgreSQL.
+            // Only relays receive confirms and commit in PostgreSQL.
             Kind::CutAtConfirm => self.fleet.relays(),
             Kind::CutAtCommit | Kind::CutAtCommitAnswer if server == Server::PostgreSql => {
                 self.fleet.relays()
@@ -187,7 +187,7 @@ impl Harm {
         }
     }
 
-    /// Does what a fault says, for as long as it says, and undoes it.
+    /// Injects a fault for its duration, then undoes it.
     pub(crate) async fn inflict(&self, fault: &Fault) -> Result<(), Unharmed> {
         use Kind as K;
         match (fault.kind, fault.server) {
@@ -225,7 +225,7 @@ impl Harm {
         if let (Kind::KillRelay | Kind::FreezeRelay, Some(way)) =
             (fault.kind, slot.way(Server::RabbitMq))
         {
-            // While it holds lanes, and has published what it has not marked.
+            // Wait until the relay holds lanes and has published events that it has not marked.
             drop(timeout(AIM_LIMIT, way.confirm()).await);
         }
         match fault.kind {
@@ -253,13 +253,13 @@ impl Harm {
         Ok(())
     }
 
-    /// One that takes long is killed: any projector goes on with it.
+    /// Runs a rebuild. One that takes too long is killed; any projector continues it.
     async fn rebuild(&self, fault: &Fault) -> Result<(), Unharmed> {
         let mut rebuild = self.fleet.rebuild(fault.which).start();
         let begun = Instant::now();
         let limit = match fault.kind {
             Kind::Rebuild => REBUILD_LIMIT,
-            // While there is little history, it does not take long.
+            // With little history, a rebuild is short.
             _ => fault.lasts / 8,
         };
         while rebuild.running().is_some() && begun.elapsed() < limit {
@@ -267,7 +267,7 @@ impl Harm {
         }
         match fault.kind {
             Kind::Rebuild if rebuild.running().is_none() => return Ok(()),
-            _ if rebuild.running().is_none() => return Err("it ended before".into()),
+            _ if rebuild.running().is_none() => return Err("it had already ended".into()),
             Kind::FreezeRebuild => {
                 rebuild.signal(Signal::STOP);
                 sleep(fault.lasts).await;
@@ -326,7 +326,7 @@ impl Harm {
                 for proxy in &proxies {
                     proxy.cut_nowhere();
                 }
-                return Err("the moment did not come".to_owned());
+                return Err("no COMMIT or confirm came in time".to_owned());
             }
             sleep(Duration::from_millis(10)).await;
         }
@@ -357,12 +357,12 @@ impl Harm {
                 was_full |= self.servers.is_full(server);
                 self.servers.empty(server).await?;
                 if server == Server::RabbitMq {
-                    // Its log of quorum queues does not come back by itself.
+                    // The log of its quorum queues does not recover without a restart.
                     drop(self.servers.stop(server).await);
                     self.servers.start(server).await;
                 }
                 if !was_full {
-                    done = Err("it needed no more room".to_owned());
+                    done = Err("it did not fill its disk".to_owned());
                 }
             }
             Kind::KillServer => {
@@ -394,11 +394,11 @@ impl Harm {
             Kind::RemoveBindings => self.remove_bindings(fault).await,
             Kind::RefuseMessages => {
                 management.refuse().await?;
-                // Otherwise it takes some, whenever one was read.
+                // Without the pause, it accepts a message whenever one was read.
                 self.wire_pause.store(fault.which.is_multiple_of(2), Ordering::Relaxed);
                 sleep(fault.lasts).await;
                 self.wire_pause.store(false, Ordering::Relaxed);
-                undo(async || management.take_again().await).await
+                undo(async || management.accept_again().await).await
             }
             kind => {
                 let queues = management.queues().await?;
@@ -412,15 +412,15 @@ impl Harm {
         }
     }
 
-    /// Removes all bindings, so that messages come back, or those of one projection, so that it does not
-    /// get what the broker has confirmed.
+    /// Removes all bindings, so that the broker returns messages, or those of one projection, so that it
+    /// does not receive messages that the broker has confirmed.
     async fn remove_bindings(&self, fault: &Fault) -> Result<(), String> {
         let management = &self.management;
         let begun = Utc::now();
         let mut bindings = management.bindings().await?;
         let is_partial = fault.which % 2 == 1 && bindings.len() > 1;
         if is_partial {
-            // The first is that of whoever watches the wire.
+            // The first binding is that of the wire queue.
             let chosen = bindings[1 + fault.which % (bindings.len() - 1)].path.clone();
             bindings.retain(|binding| binding.path == chosen);
         }
@@ -435,7 +435,7 @@ impl Harm {
     }
 }
 
-/// Tries until it is undone: otherwise nothing could recover.
+/// Tries until the fault is undone; otherwise nothing could recover.
 async fn undo(mut act: impl AsyncFnMut() -> Result<(), String>) -> Result<(), String> {
     let begun = Instant::now();
     loop {

@@ -1,14 +1,16 @@
-//! Breaks everything that can break while events flow, and looks for events that were lost, doubled, put
-//! in another order or skipped.
+//! Injects faults everywhere while events flow, and searches for events that were lost, doubled, reordered
+//! or skipped.
 //!
-//! `cargo xtask chaos` starts servers to be broken, and runs this. The schedule of faults follows from a
-//! seed; what they meet does not, since processes and networks have their own time.
-#![expect(clippy::print_stdout, reason = "what happens, and the verdict")]
+//! `cargo xtask chaos` starts servers that may be broken, and runs this program. A seed determines the
+//! schedule of faults. It does not determine their effects, which depend on the timing of processes and
+//! networks.
+#![expect(clippy::print_stdout, reason = "progress and verdict")]
 
 mod account;
 mod broker;
 mod campaign;
 mod checker;
+mod coverage;
 mod databases;
 mod faults;
 mod fleet;
@@ -17,7 +19,6 @@ mod probe;
 mod report;
 mod schedule;
 mod servers;
-mod sights;
 mod wire;
 mod writers;
 
@@ -32,37 +33,37 @@ use tokio::time::timeout;
 
 use self::faults::Kind;
 
-/// Breaks things, and looks what became of the events.
+/// Injects faults, and checks every event.
 #[derive(Parser, Clone)]
 struct Arguments {
-    /// What the schedule and the workload follow from.
+    /// The seed of the schedule and the workload.
     #[arg(long, default_value_t = rand::random::<u32>().into())]
     seed: u64,
-    /// How many faults; some more when something was not seen that a whole campaign must see.
+    /// The number of faults. A campaign injects more if it has not covered everything that it must.
     #[arg(long, default_value_t = 60)]
     faults: usize,
-    /// How many events, at least; they are spread over the faults.
+    /// The least number of events; they are spread over the faults.
     #[arg(long, default_value_t = 20_000)]
     events: u64,
-    /// Faults at the same time, at most.
+    /// The most faults at the same time.
     #[arg(long, default_value_t = 3)]
     at_once: usize,
-    /// How many relays; two to four, by the seed, if nothing is said.
+    /// The number of relays; by default two to four, depending on the seed.
     #[arg(long)]
     relays: Option<usize>,
-    /// How many projectors; the same.
+    /// The number of projectors; by default two to four, depending on the seed.
     #[arg(long)]
     projectors: Option<usize>,
-    /// Only these faults; the run need not see everything that a whole campaign must see.
+    /// Only these faults. Such a run need not cover everything that a whole campaign must.
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Kind>,
-    /// Without the sweeper, which would repair what somebody else has lost.
+    /// Without the sweeper, which would repair the losses of other parts.
     #[arg(long)]
     no_sweep: bool,
-    /// How long, in seconds, events may need after a fault, and everything after the last one.
+    /// How long events may take after a fault, and everything after the last one, in seconds.
     #[arg(long, default_value_t = 240)]
     patience: u64,
-    /// Write a report here.
+    /// Write the report to this file.
     #[arg(long)]
     report: Option<PathBuf>,
 }
@@ -80,7 +81,7 @@ impl Arguments {
         ChaCha8Rng::seed_from_u64(self.seed.wrapping_sub(which)).random_range(2..=4)
     }
 
-    /// Far longer than a campaign takes that does not hang.
+    /// Far longer than any campaign takes unless it hangs.
     fn limit(&self) -> Duration {
         let faults = u64::try_from(self.faults).unwrap_or(u64::MAX).saturating_mul(20);
         Duration::from_secs(faults.saturating_add(3 * self.patience + self.events / 50))

@@ -1,4 +1,4 @@
-//! How long it takes until events flow again: some are appended, and waited for.
+//! Measures how long it takes until events flow again: appends some and waits for them.
 
 use std::future::pending;
 use std::time::{Duration, Instant};
@@ -12,13 +12,13 @@ use crate::broker::Management;
 use crate::databases::{self, LIMIT};
 use crate::writers::{LIGHT, append_to};
 
-/// From then on it is told where the events are.
+/// After this time, the state of the events is printed.
 const SLOW: Duration = Duration::from_secs(6);
-/// So many that most lanes of the relays and all partitions have one.
+/// Enough for most lanes of the relays and for all partitions.
 const ACCOUNTS: i64 = 16;
 
-/// Appends events for every projection and most lanes, and gives how long it took until all read models
-/// show all of them; `None` when they do not within the limit. Tells where they are when that takes long.
+/// Appends events for every projection and most lanes, and returns the time until all read models show all
+/// of them, or `None` after the limit. Prints the state of the events if that takes long.
 pub(crate) async fn recovery(
     stack: &Stack,
     limit: Duration,
@@ -32,7 +32,7 @@ pub(crate) async fn recovery(
     };
     let diagnosis = async {
         sleep(SLOW).await;
-        tell(&probe.whereabouts(stack).await);
+        tell(&probe.progress(stack).await);
         pending::<()>().await;
     };
     tokio::select! {
@@ -43,9 +43,9 @@ pub(crate) async fn recovery(
 
 /// One event for each of some streams.
 struct Probe {
-    /// What the names of its streams have after their category.
+    /// The part of its stream names after the category.
     name: String,
-    /// Streams, and what is appended to them; the ids make a second try harmless.
+    /// Streams and the events for them; the event ids make a second attempt harmless.
     appends: Vec<(String, String)>,
 }
 
@@ -97,7 +97,7 @@ impl Probe {
         }
     }
 
-    /// The read models that do not show everything.
+    /// The read models that lack some of the events.
     async fn missing(
         &self,
         connection: &mut MySqlConnection,
@@ -128,12 +128,12 @@ impl Probe {
             ("contacts", contacts, 1),
             ("fragile", fragile, 1),
         ];
-        let behind = models.into_iter().filter(|(_, shown, all)| shown < all);
-        Ok(behind.map(|(model, ..)| model).collect())
+        let lacking = models.into_iter().filter(|(_, shown, all)| shown < all);
+        Ok(lacking.map(|(model, ..)| model).collect())
     }
 
-    /// How far its events have got.
-    async fn whereabouts(&self, stack: &Stack) -> String {
+    /// How many of its events are published, and which read models lack some.
+    async fn progress(&self, stack: &Stack) -> String {
         let streams: Vec<&str> = self.appends.iter().map(|(stream, _)| stream.as_str()).collect();
         let mut postgres = databases::postgres(&stack.postgres_url).await;
         let published = sqlx::query_scalar::<_, i64>(

@@ -1,19 +1,19 @@
-//! What a campaign has found.
+//! The report of a campaign.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
 use crate::checker::{Findings, Wrong};
+use crate::coverage::Goal;
 use crate::faults::Kind;
-use crate::sights::Sight;
 
 /// Faults of one kind.
 #[derive(Default)]
 pub(crate) struct Tried {
-    /// How many were done.
+    /// How many were injected.
     pub(crate) done: usize,
-    /// How many could not be, because what they are done to was away.
+    /// How many could not be injected, because their target was down.
     pub(crate) missed: usize,
     /// How long events took to flow again after each.
     pub(crate) recoveries: Vec<Duration>,
@@ -33,13 +33,31 @@ pub(crate) struct Report {
     pub(crate) duplicates: u64,
     pub(crate) inversions: usize,
     pub(crate) faults: BTreeMap<Kind, Tried>,
-    pub(crate) sights: BTreeMap<Sight, u64>,
+    pub(crate) coverage: BTreeMap<Goal, u64>,
     pub(crate) findings: Findings,
 }
 
 impl Report {
     pub(crate) fn is_clean(&self) -> bool {
         self.findings.is_empty()
+    }
+
+    /// How long events took to flow again, by kind of fault.
+    fn fmt_recovery(&self, out: &mut fmt::Formatter<'_>, done: usize) -> fmt::Result {
+        writeln!(
+            out,
+            "\nRecovery is the time in seconds from the end of a fault until all read models show events that \
+             were appended at that moment. Other faults may still last. A fault is missed if its target was down \
+             or did not react.\n"
+        )?;
+        writeln!(out, "| fault | done | missed | p50 | p99 | max |\n|---|--:|--:|--:|--:|--:|")?;
+        let mut all = Vec::new();
+        for (kind, tried) in &self.faults {
+            all.extend(&tried.recoveries);
+            line(out, &kind.name(), tried.done, tried.missed, &tried.recoveries)?;
+        }
+        let missed = self.faults.values().map(|tried| tried.missed).sum();
+        line(out, "all", done, missed, &all)
     }
 }
 
@@ -57,11 +75,13 @@ fn quantile(sorted: &[Duration], part: f64) -> String {
 impl fmt::Display for Report {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let done: usize = self.faults.values().map(|tried| tried.done).sum();
-        writeln!(out, "# Chaos\n")?;
+        writeln!(out, "# Fault injection\n")?;
         writeln!(
             out,
-            "Written by `cargo xtask chaos{}`: seed {}, {done} faults in {:.0} s, {} events of {} streams, \
-             {} relays, {} projectors.\n",
+            "Written by `cargo xtask chaos{}`: seed {}, {done} faults in {:.0} s, {} events in {} streams, \
+             {} relays, {} projectors.\n\n\
+             The campaign injects faults while events flow, and then compares every event and every row with \
+             the event store. Every error must be 0.\n",
             command_line(),
             self.seed,
             self.took.as_secs_f64(),
@@ -70,50 +90,39 @@ impl fmt::Display for Report {
             self.relays,
             self.projectors
         )?;
-        writeln!(out, "| events | |\n|---|--:|")?;
+        writeln!(out, "| error | count |\n|---|--:|")?;
         for (name, wrong) in [
             ("lost", Wrong::Lost),
             ("doubled", Wrong::Doubled),
             ("inverted", Wrong::Inverted),
             ("skipped", Wrong::Skipped),
-            ("passed over though they cannot be applied", Wrong::PassedOver),
-            ("of nobody", Wrong::Phantom),
-            ("rows that differ from a fold", Wrong::Differs),
-            ("marked, and never published", Wrong::Unpublished),
-            ("never marked", Wrong::LeftBehind),
-            ("committed, and not stored", Wrong::NotStored),
-            ("rolled back, and published or stored", Wrong::RolledBack),
-            ("put before an earlier one on the wire, without a reason", Wrong::InvertedOnTheWire),
+            ("not parked although they cannot be applied", Wrong::PassedOver),
+            ("applied but not in the event store", Wrong::Phantom),
+            ("rows that differ from a sequential fold", Wrong::Differs),
+            ("marked as published but never on the wire", Wrong::Unpublished),
+            ("never marked as published", Wrong::LeftBehind),
+            ("committed but not in the event store", Wrong::NotStored),
+            ("rolled back but published or stored", Wrong::RolledBack),
+            ("out of order on the wire without a reason", Wrong::InvertedOnTheWire),
         ] {
             writeln!(out, "| {name} | {} |", self.findings.count(wrong))?;
         }
-        writeln!(out, "| rolled back | {} |", self.rolled_back)?;
-        writeln!(out, "| committed or not, the writer does not know | {} |", self.unknown)?;
+        writeln!(out, "\n| workload | count |\n|---|--:|")?;
+        writeln!(out, "| events rolled back | {} |", self.rolled_back)?;
+        writeln!(out, "| events with an unknown commit outcome | {} |", self.unknown)?;
         writeln!(out, "| messages on the wire | {} |", self.published)?;
-        writeln!(out, "| of these duplicates | {} |", self.duplicates)?;
+        writeln!(out, "| duplicates among them | {} |", self.duplicates)?;
         writeln!(
             out,
-            "| first copies behind a later one, with a reason | {} |\n",
+            "| first copies out of order, with or without a reason | {} |\n",
             self.inversions
         )?;
-        writeln!(out, "| seen | times |\n|---|--:|")?;
-        for sight in Sight::ALL {
-            let times = self.sights.get(&sight).copied().unwrap_or(0);
-            writeln!(out, "| {} | {times} |", sight.name())?;
+        writeln!(out, "| coverage | times |\n|---|--:|")?;
+        for goal in Goal::ALL {
+            let times = self.coverage.get(&goal).copied().unwrap_or(0);
+            writeln!(out, "| {} | {times} |", goal.name())?;
         }
-        writeln!(
-            out,
-            "\nRecovery: seconds from the end of a fault, others perhaps still lasting, until an event \
-             appended then is in the read models.\n"
-        )?;
-        writeln!(out, "| fault | done | missed | p50 | p99 | max |\n|---|--:|--:|--:|--:|--:|")?;
-        let mut all = Vec::new();
-        for (kind, tried) in &self.faults {
-            all.extend(&tried.recoveries);
-            line(out, &kind.name(), tried.done, tried.missed, &tried.recoveries)?;
-        }
-        let missed = self.faults.values().map(|tried| tried.missed).sum();
-        line(out, "all", done, missed, &all)?;
+        self.fmt_recovery(out, done)?;
         if self.is_clean() {
             return writeln!(out, "\nNothing is wrong.");
         }
@@ -125,7 +134,7 @@ impl fmt::Display for Report {
     }
 }
 
-/// What the program was called with, but for the report itself.
+/// The arguments of the program without `--report`.
 fn command_line() -> String {
     let mut line = String::from(if cfg!(debug_assertions) { "" } else { " --release" });
     let mut arguments = std::env::args().skip(1);

@@ -1,4 +1,4 @@
-//! Which faults come when: from a seed alone.
+//! The schedule of the faults, which depends only on a seed.
 
 use std::time::Duration;
 
@@ -9,10 +9,11 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::faults::{Fault, Kind, Server};
 
-/// After so many faults, everything was done to every server.
+/// After this many faults, every kind was injected at every server.
 pub(crate) const ROUND: usize = 60;
 
-/// Draws faults: every kind at every server once, in any order, and again. They are numbered from `first`.
+/// Draws faults in rounds: each round has every kind at every server once, in random order. The first fault
+/// gets the number `first`.
 pub(crate) fn draw(seed: u64, first: usize, count: usize, kinds: &[Kind]) -> Vec<Fault> {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     let all: Vec<(Kind, Option<Server>)> = kinds
@@ -37,25 +38,25 @@ pub(crate) fn draw(seed: u64, first: usize, count: usize, kinds: &[Kind]) -> Vec
 
 fn draw_one(kind: Kind, random: &mut ChaCha8Rng) -> Fault {
     let lasts = match kind {
-        // Mostly longer than a claim is left to a relay that went silent.
+        // Usually longer than a silent relay may keep its claim.
         Kind::FreezeRelay => 5_000..=9_000,
-        // Half of them longer than anybody waits for an answer.
+        // Half of them longer than any daemon waits for an answer.
         Kind::BlackHole | Kind::BlackHoleOneWay | Kind::FreezeServer | Kind::FreezeProjector
             if random.random_bool(0.5) =>
         {
             8_000..=25_000
         }
         Kind::RefuseMessages | Kind::RemoveBindings => 1_000..=5_000,
-        // Mostly longer than a batch waits, and than it waits again for one event.
+        // Usually longer than a batch waits for a lock, and than it then waits for one event.
         Kind::HoldRows => 1_000..=9_000,
-        // Some batches are so quick that they lock all of theirs in between.
+        // A fast batch may take all its locks between two of ours, so there are several attempts.
         Kind::Deadlock => 2_000..=5_000,
         // Longer than a relay waits for confirms.
         Kind::MemoryAlarm | Kind::DiskAlarm => 5_000..=8_000,
         _ => 100..=3_000,
     };
     let pause = match kind {
-        // So that something else happens while its tables come into service.
+        // Another fault begins at once, so that it meets the swap of the tables.
         kind if kind.is_rebuild() => 0..=0,
         _ => 0..=1_500,
     };
@@ -88,20 +89,20 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_comes_at_every_server() {
+    fn every_kind_is_injected_at_every_server() {
         let faults = draw(1, 1, ROUND, all());
         for kind in all() {
             assert!(faults.iter().any(|fault| fault.kind == *kind), "{kind:?}");
             for server in Server::ALL {
-                let meant = |fault: &&Fault| fault.kind == *kind && fault.server == Some(server);
+                let matches = |fault: &&Fault| fault.kind == *kind && fault.server == Some(server);
                 let expected = kind.servers().contains(&server);
-                assert_eq!(faults.iter().any(|fault| meant(&fault)), expected, "{kind:?}");
+                assert_eq!(faults.iter().any(|fault| matches(&fault)), expected, "{kind:?}");
             }
         }
     }
 
     #[test]
-    fn only_what_is_wanted_comes() {
+    fn only_the_requested_kinds_are_drawn() {
         let faults = draw(1, 1, 10, &[Kind::KillRelay]);
         assert!(faults.iter().all(|fault| fault.kind == Kind::KillRelay));
         assert_eq!(faults.len(), 10);

@@ -1,4 +1,4 @@
-//! Stopping, killing, freezing and starting servers, and filling their disks.
+//! Stops, kills, freezes and starts servers, and fills their disks.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ const STOP_LIMIT: Duration = Duration::from_secs(30);
 const START_LIMIT: Duration = Duration::from_mins(1);
 const STARTS: usize = 5;
 const FILLS: usize = 20;
-/// What a full disk has left.
+/// The bytes that a full disk has left.
 const LEFT: u64 = 8 << 10;
 const DISK: &str = "6g";
 
@@ -28,7 +28,7 @@ const DISK: &str = "6g";
 pub(crate) struct Servers {
     data: PathBuf,
     urls: [String; 3],
-    /// Those that were started again.
+    /// The processes of restarted servers.
     children: Mutex<Vec<Child>>,
 }
 
@@ -39,9 +39,9 @@ impl Servers {
         Self { data: data.into(), urls, children: Mutex::default() }
     }
 
-    /// Stops a server in order.
+    /// Shuts a server down cleanly.
     pub(crate) async fn stop(&self, server: Server) -> Result<(), String> {
-        // PostgreSQL's fast shutdown; the others take SIGTERM for that.
+        // SIGINT is PostgreSQL's fast shutdown; the other servers use SIGTERM.
         let signal = if server == Server::PostgreSql { Signal::INT } else { Signal::TERM };
         let pid = self.pid(server)?;
         kill_process(pid, signal).map_err(|error| error.to_string())?;
@@ -51,7 +51,7 @@ impl Servers {
         Ok(())
     }
 
-    /// Kills a server, all its processes.
+    /// Kills all processes of a server.
     pub(crate) async fn kill(&self, server: Server) -> Result<(), String> {
         let pid = self.pid(server)?;
         for process in tree(pid) {
@@ -61,7 +61,7 @@ impl Servers {
         Ok(())
     }
 
-    /// Freezes or thaws a server, all its processes.
+    /// Freezes or thaws all processes of a server.
     pub(crate) fn signal(&self, server: Server, signal: Signal) -> Result<(), String> {
         let pid = self.pid(server)?;
         for process in tree(pid) {
@@ -70,11 +70,11 @@ impl Servers {
         Ok(())
     }
 
-    /// Starts a server that was stopped, and waits until it answers.
+    /// Starts a stopped server and waits until it answers.
     ///
     /// # Panics
     ///
-    /// When it does not, however often it is tried.
+    /// If it does not answer after several attempts.
     pub(crate) async fn start(&self, server: Server) {
         let log = self.data.join(format!("{}.log", server.name()));
         for _ in 0..STARTS {
@@ -90,10 +90,10 @@ impl Servers {
             }
             drop(self.kill(server).await);
         }
-        panic!("{} does not start any more: see {}", server.name(), log.display());
+        panic!("{} does not start again: see {}", server.name(), log.display());
     }
 
-    /// Starts a server again if it has ended, or answers no more.
+    /// Restarts a server if it has ended or does not answer.
     pub(crate) async fn ensure(&self, server: Server) {
         let begun = Instant::now();
         while self.is_running(server) && begun.elapsed() < STOP_LIMIT {
@@ -105,20 +105,20 @@ impl Servers {
         self.start(server).await;
     }
 
-    /// Whether servers have file systems of their own, which only root can give them.
+    /// Whether each server has its own file system, which only root can mount.
     pub(crate) fn can_be_filled(&self) -> bool {
         let id = |folder: &Path| statvfs(folder).ok().map(|found| found.f_fsid);
         Server::ALL.iter().all(|server| id(&self.data.join(server.name())) != id(&self.data))
     }
 
-    /// Leaves a server next to no room on its disk.
+    /// Leaves a server almost no space on its disk.
     pub(crate) async fn fill(&self, server: Server) -> Result<(), String> {
         let disk = self.data.join(server.name());
         let mut filled = Ok(());
         for _ in 0..FILLS {
             let own = statvfs(&disk).map_err(|error| error.to_string())?;
             let used = (own.f_blocks - own.f_bfree) * own.f_frsize;
-            // Refused if it needs more by now.
+            // Refused if the server has used more meanwhile.
             filled = resize(&disk, &format!("{}k", (used + LEFT) >> 10)).await;
             if filled.is_ok() {
                 break;
@@ -127,12 +127,12 @@ impl Servers {
         filled
     }
 
-    /// Whether a server has used the last of it.
+    /// Whether a server has used all of its space.
     pub(crate) fn is_full(&self, server: Server) -> bool {
         statvfs(self.data.join(server.name())).is_ok_and(|own| own.f_bfree == 0)
     }
 
-    /// Gives it room again.
+    /// Gives a server enough space again.
     pub(crate) async fn empty(&self, server: Server) -> Result<(), String> {
         resize(&self.data.join(server.name()), DISK).await
     }
@@ -156,7 +156,7 @@ impl Servers {
         self.pid(server).is_ok_and(is_alive)
     }
 
-    /// From the file that each server writes it to.
+    /// Reads the process id from the file to which the server writes it.
     fn pid(&self, server: Server) -> Result<Pid, String> {
         let file = self.data.join(match server {
             Server::PostgreSql => "postgres/postmaster.pid",
@@ -165,7 +165,7 @@ impl Servers {
         });
         let text = fs::read_to_string(&file).map_err(|_| "it is not running".to_owned())?;
         let pid = text.lines().next().and_then(|line| line.trim().parse().ok());
-        pid.and_then(Pid::from_raw).ok_or_else(|| "it is just starting".to_owned())
+        pid.and_then(Pid::from_raw).ok_or_else(|| "it is still starting".to_owned())
     }
 }
 
@@ -175,7 +175,7 @@ async fn resize(disk: &Path, size: &str) -> Result<(), String> {
     if status.is_ok_and(|status| status.success()) {
         Ok(())
     } else {
-        Err(format!("its file system could not be given {size}"))
+        Err(format!("its file system cannot be resized to {size}"))
     }
 }
 
@@ -196,7 +196,7 @@ fn is_alive(pid: Pid) -> bool {
     test_kill_process(pid).is_ok() && !stat.rsplit(") ").next().unwrap_or("Z").starts_with('Z')
 }
 
-/// A process and all below it.
+/// A process and all its descendants.
 fn tree(pid: Pid) -> Vec<Pid> {
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
     let children = children.unwrap_or_default();

@@ -1,4 +1,4 @@
-//! A queue that receives every message, and whoever reads it.
+//! A queue that receives every message, and its consumer.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,15 +20,15 @@ use uuid::Uuid;
 
 use crate::account::lock;
 
-/// The queue.
+/// The name of the queue.
 pub(crate) const QUEUE: &str = "chaos.wire";
 const EXCHANGE: &str = "events";
-/// Few, so that the queue fills soon when they are not settled.
+/// Small, so that the queue fills soon when nothing is settled.
 const PREFETCH: u16 = 20;
 const PAUSE: Duration = Duration::from_millis(300);
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// What was seen on the wire.
+/// The messages seen on the wire.
 #[derive(Default)]
 pub(crate) struct Seen {
     /// How often each event was published.
@@ -59,7 +59,7 @@ impl Seen {
     }
 }
 
-/// An event whose first copy came behind one with a higher version of its stream.
+/// An event whose first copy came after one with a higher version of the same stream.
 #[derive(Clone, Copy)]
 pub(crate) struct Inversion {
     pub(crate) event_id: Uuid,
@@ -72,16 +72,16 @@ struct Message {
     version: i64,
 }
 
-/// Reads the queue, over whatever happens to the broker.
+/// Reads the queue, and reconnects after each failure of the broker.
 pub(crate) struct Wire {
     pub(crate) seen: Arc<Mutex<Seen>>,
-    /// Nothing is read, so that the queue fills.
+    /// While true, nothing is read, so that the queue fills.
     pub(crate) pause: Arc<AtomicBool>,
     _task: JoinSet<()>,
 }
 
 impl Wire {
-    /// Begins to watch, before anybody publishes.
+    /// Begins to watch; returns when the queue is bound.
     pub(crate) async fn watch(url: &str) -> Self {
         let (seen, pause) = (Arc::<Mutex<Seen>>::default(), Arc::<AtomicBool>::default());
         let mut task = JoinSet::new();
@@ -90,7 +90,7 @@ impl Wire {
         task.spawn(async move {
             let mut bound = Some(bound);
             loop {
-                // Whatever happened, the broker will be there again.
+                // Whatever failed, the broker will come back.
                 drop(read(&url, &log, &paused, &mut bound).await);
                 sleep(PAUSE).await;
             }
@@ -128,7 +128,7 @@ async fn read(
     loop {
         let next = match timeout(LIMIT, deliveries.next()).await {
             Ok(Some(next)) => next?,
-            // Perhaps nothing comes; perhaps the connection is dead.
+            // Nothing was published for a while, or the connection is dead.
             Err(_) if connection.status().connected() => continue,
             Ok(None) | Err(_) => return Ok(()),
         };

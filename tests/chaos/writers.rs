@@ -1,4 +1,4 @@
-//! The application: transactions that append, of all sizes, some slow, some rolled back.
+//! The application: appends in transactions of all sizes, some of them slow, some rolled back.
 
 use std::fmt::Write;
 use std::sync::Arc;
@@ -17,28 +17,28 @@ use crate::account::Account;
 use crate::databases::{self, LIMIT};
 
 const WRITERS: u64 = 16;
-/// Accounts for each thousand of events: by Zipf's law, some have many events and most have few.
+/// Accounts per thousand events. By Zipf's law, a few have many events and most have few.
 const ACCOUNTS_PER_THOUSAND: u64 = 40;
-/// Without a right to more, a writer has one transaction in so long.
+/// A writer that may append no more events still runs one transaction in this time.
 const TRICKLE: Duration = Duration::from_millis(700);
-/// Which part of the transactions lock their streams in one order.
+/// The share of transactions that lock their streams in one order.
 const ORDERLY: f64 = 0.98;
 const CUSTOMERS: u32 = 300;
-/// Fragile streams for each thousand of events.
+/// Fragile streams per thousand events.
 const FRAGILE_PER_THOUSAND: u64 = 5;
-/// Which part of the events of a fragile stream cannot be applied.
+/// The share of the events of a fragile stream that cannot be applied.
 const POISON: f64 = 0.05;
-/// More digits than a binary float keeps.
+/// Has more digits than a binary float keeps.
 const LARGE_AMOUNT: &str = "9007199254740993.01";
-/// Of an event of a fragile stream.
+/// The amount of an event of a fragile stream.
 pub(crate) const LIGHT: &str = "1.50";
-/// The same, too large for the column that it is meant for.
+/// The amount of a poison event: too large for its column.
 pub(crate) const TOO_LARGE: &str = "1000.00";
 
-/// Writers under way.
+/// Running writers.
 pub(crate) struct Writers {
     pub(crate) account: Arc<Account>,
-    /// How many events may have been appended by now.
+    /// The number of events up to which the writers may append.
     allowed: Arc<AtomicU64>,
     tasks: JoinSet<()>,
 }
@@ -65,12 +65,12 @@ impl Writers {
         Self { account, allowed, tasks }
     }
 
-    /// Lets them append until there are so many events.
+    /// Lets them append until there are this many events.
     pub(crate) fn allow(&self, events: u64) {
         self.allowed.fetch_max(events, Ordering::Relaxed);
     }
 
-    /// Lets them end their transactions.
+    /// Stops them after their transactions.
     pub(crate) async fn stop(&mut self) -> Arc<Account> {
         self.allowed.store(0, Ordering::Relaxed);
         sleep(2 * LIMIT).await;
@@ -83,7 +83,7 @@ struct Writer {
     url: String,
     random: ChaCha8Rng,
     activity: Zipf<f64>,
-    /// How many streams have events that cannot be applied, sooner or later.
+    /// The number of fragile streams.
     fragile: u64,
     account: Arc<Account>,
     allowed: Arc<AtomicU64>,
@@ -109,7 +109,7 @@ impl Writer {
         }
     }
 
-    /// Waits until more events are allowed; but never do all writers fall silent before they are stopped.
+    /// Waits until more events are allowed, but no longer than [`TRICKLE`] before the writers are stopped.
     async fn wait_for_turn(&self) {
         let begun = Instant::now();
         loop {
@@ -122,7 +122,7 @@ impl Writer {
         }
     }
 
-    /// One transaction; gives the connection back if it can be used again.
+    /// Runs one transaction; returns the connection if it can be used again.
     async fn transaction(&mut self, mut connection: PgConnection) -> Option<PgConnection> {
         let mut appends: Vec<Append> =
             (0..self.random.random_range(1..=3)).map(|_| self.append()).collect();
@@ -138,7 +138,7 @@ impl Writer {
         };
         let begun = timeout(LIMIT, begin(&mut connection, &appends)).await;
         if !matches!(begun, Ok(Ok(()))) {
-            // A transaction that sent no COMMIT is rolled back, sooner or later.
+            // A transaction without a COMMIT is rolled back sooner or later.
             self.account.roll_back(&ids);
             return None;
         }

@@ -272,6 +272,7 @@ fn programs() -> &'static Path {
         let built = std::process::Command::new(cargo)
             .args(["build", "--bins", "--examples"])
             .args(["-p", "outbox-relay", "-p", "projector", "-p", "workload"])
+            .args(["--features", "projector/failpoints"])
             .current_dir(root())
             .status();
         assert!(built.is_ok_and(|status| status.success()), "the daemons can be built");

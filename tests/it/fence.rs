@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, Instant};
 
-use domain_events::{Category, Event, Origin, Position};
+use domain_events::{Category, Position, StoredEvent};
 use futures_util::future::join_all;
 use harness::{Stack, append, event};
 use rand::RngExt;
@@ -15,13 +15,9 @@ fn order() -> Vec<Category> {
     vec![Category::new("order").unwrap()]
 }
 
-fn place(event: &Event) -> (String, i64, i64) {
-    match &event.origin {
-        Origin::Stream { stream_id, version, position: Some(position) } => {
-            (stream_id.as_str().to_owned(), version.get(), position.get())
-        }
-        other => panic!("{other:?}"),
-    }
+fn place(event: &StoredEvent) -> (String, i64, i64) {
+    let StoredEvent { stream_id, version, position, .. } = event;
+    (stream_id.as_str().to_owned(), version.get(), position.get())
 }
 
 /// Appends for a while, with everything that makes positions visible out of order.

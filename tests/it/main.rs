@@ -5,6 +5,7 @@
 #![allow(clippy::print_stdout, reason = "what a test has measured, or why it was skipped")]
 
 mod append;
+mod append_event;
 mod broker;
 mod broker_alarm;
 mod corpus;

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use broker::{Outcome, Publisher};
-use domain_events::{Event, EventId, HeaderValue, Json, Message, StreamId, StreamVersion};
-use event_store::Wanted;
+use domain_events::{
+    Event, EventId, HeaderValue, Json, Message, StreamId, StreamRange, StreamVersion,
+};
 use harness::{Daemon, Mode, Proxy, Stack, event, eventually};
 use lapin::options::{BasicGetOptions, QueueDeleteOptions, QueuePurgeOptions};
 use serde_json::{Value, json};
@@ -50,8 +51,8 @@ pub(crate) async fn wait_for(stack: &Stack, stream_id: &str, versions: &str) {
 pub(crate) async fn stored(stack: &Stack, stream_id: &str, version: i64) -> Event {
     let version = StreamVersion::new(version).unwrap();
     let stream_id = StreamId::new(stream_id).unwrap();
-    let wanted = Wanted { stream_id, from: version, to: version };
-    stack.session().await.read_streams(&[wanted], 1).await.unwrap().remove(0)
+    let wanted = StreamRange { stream_id, from: version, to: version };
+    stack.session().await.read_streams(&[wanted], 1).await.unwrap().remove(0).into()
 }
 
 async fn publisher(stack: &Stack) -> (broker::Connection, Publisher) {
@@ -196,28 +197,29 @@ async fn what_is_not_an_event_is_dead_lettered_with_its_reason() {
         let garbage = changed(&|message| message.body = vec![0xff, 0x00, 0xfe]);
         let truncated = changed(&|message| message.body.truncate(3));
         let unversioned = changed(&|message| drop(message.headers.remove("stream_version")));
+        let unplaced = changed(&|message| drop(message.headers.remove("position")));
         let wrong_type = changed(&|message| {
             let value = HeaderValue::Text("1".to_owned());
             message.headers.insert("stream_version".into(), value);
         });
         let (_connection, mut publisher) = publisher(stack).await;
-        let batch = [garbage, foreign, truncated, unversioned, wrong_type, good];
+        let batch = [garbage, foreign, truncated, unversioned, unplaced, wrong_type, good];
         publisher.publish(&batch).await.unwrap();
         // The good one among them is applied.
         wait_for(stack, "order-1", "1").await;
-        let reasons = dead_letters(stack, 5).await;
+        let reasons = dead_letters(stack, 6).await;
         for (reason, expected) in reasons.iter().zip([
             "the body is not UTF-8",
             "message_id is missing",
             "the body is not valid JSON at line 1",
+            "the event is not in the event store",
+            "append it with append_event()",
             "header stream_version is not an integer",
-            // Without a version it is an event all the same, but not one that this handler takes.
-            "Column 'versions' cannot be null",
         ]) {
             assert!(reason.contains(expected), "{reason:?} should contain {expected:?}");
         }
         let series = "projector_events_total{projection=\"tally\",outcome=\"dead_lettered\"}";
-        assert!((projector.metric(series).await - 5.0).abs() < 0.5);
+        assert!((projector.metric(series).await - 6.0).abs() < 0.5);
     })
     .await;
 }

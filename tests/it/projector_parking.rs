@@ -4,11 +4,9 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use domain_events::{Event, EventId, Json, Message, Origin};
 use harness::{Stack, event, eventually, within};
 use serde_json::{Value, json};
 use sqlx::Executor;
-use uuid::Uuid;
 
 use crate::projector::{TALLY, applied, tested, wait_for};
 
@@ -177,53 +175,6 @@ async fn an_update_must_find_its_row_where_the_handler_says_so() {
         mysql.execute("INSERT INTO tally VALUES ('order-7', 0, 0, '0')").await.unwrap();
         projector.args(["parked", "retry", "tally", "order-7"]).succeed().await;
         wait_for(stack, "order-7", "0,1").await;
-    })
-    .await;
-}
-
-/// Some event, to make others of.
-async fn stored_event(stack: &Stack) -> Event {
-    stack.append("other-1", &[tested(&json!(1))]).await;
-    crate::projector::stored(stack, "other-1", 1).await
-}
-
-/// Events without a version are applied once each, as long as their ids are remembered.
-#[tokio::test(flavor = "multi_thread")]
-async fn an_event_without_a_version_is_applied_once() {
-    Stack::run(async |stack| {
-        let folder = with_handler(
-            stack,
-            "INSERT INTO tally_total (id, applied) VALUES (:data.n, 1) ON DUPLICATE KEY UPDATE applied = applied + 1",
-        );
-        let projector = stack.projector(&folder);
-        projector.clone().arg("migrate").succeed().await;
-        let _daemon = projector.start_ready().await;
-        let _relay = stack.relay().start_ready().await;
-        let connection = stack.broker().await;
-        let mut publisher = connection.publisher("events", Duration::from_secs(10)).await.unwrap();
-        let mut template = stored_event(stack).await;
-        template.origin = Origin::Unversioned { stream_id: None };
-        template.data = Json::parse("{\"n\": 5}").unwrap();
-        let messages: Vec<Message> = (0..100)
-            .map(|_| {
-                let event_id = EventId::new(Uuid::new_v4()).unwrap();
-                let event = Event { event_id, ..template.clone() };
-                Message::encode(event, "order.Tested".to_owned())
-            })
-            .collect();
-        let applied = async || {
-            sqlx::query_scalar::<_, i32>("SELECT applied FROM tally_total WHERE id = 5")
-                .fetch_optional(&mut stack.mysql().await)
-                .await
-                .unwrap()
-        };
-        for _ in 0..3 {
-            publisher.publish(&messages).await.unwrap();
-        }
-        eventually("all are applied", async || (applied().await == Some(100)).then_some(())).await;
-        publisher.publish(&messages).await.unwrap();
-        stack.append("order-1", &[tested(&json!(5))]).await;
-        eventually("what came after is applied", async || (applied().await == Some(101)).then_some(())).await;
     })
     .await;
 }

@@ -1,4 +1,4 @@
-//! Read models built anew, while applications read and write.
+//! Read models that are rebuilt while applications read and write.
 
 use std::fs;
 use std::path::PathBuf;
@@ -136,24 +136,30 @@ async fn a_rebuild_that_dies_at_any_step_leaves_one_generation_whole() {
         append_version(stack, 1).await;
         all_at(stack, 1).await;
         let rebuild = stack.projector(TALLY).args(["rebuild", "tally"]);
-        let mut steps = Vec::new();
-        loop {
-            let number = steps.len() + 1;
-            let crashing = rebuild.clone().env("PROJECTOR_CRASH_AT", &number.to_string());
-            let (ended, told) = crashing.try_run().await;
-            let version = i64::try_from(number).unwrap() + 1;
-            append_version(stack, version).await;
-            all_at(stack, version).await;
-            if ended {
-                break;
+        let mut version = 1;
+        let mut died = Vec::new();
+        for name in projector::failpoints::ALL {
+            for hits in 0.. {
+                let place = format!("{name}={hits}*off->return");
+                let (ended, told) = rebuild.clone().env("FAILPOINTS", &place).try_run().await;
+                version += 1;
+                append_version(stack, version).await;
+                all_at(stack, version).await;
+                if ended {
+                    assert!(hits > 0, "no rebuild gets to {name}: {told}");
+                    break;
+                }
+                assert!(told.contains(&format!("failpoint: {name}")), "not killed: {told}");
+                died.push(place);
+                rebuild.succeed().await;
+                all_at(stack, version).await;
+                // A rebuild gets to the other places once.
+                if !name.starts_with("replay::") {
+                    break;
+                }
             }
-            let step = told.lines().find_map(|line| line.strip_prefix("crash: "));
-            steps.push(step.unwrap_or_else(|| panic!("not killed: {told}")).to_owned());
-            rebuild.succeed().await;
-            all_at(stack, version).await;
         }
-        println!("{} steps: {}", steps.len(), steps.join(", "));
-        assert!(steps.len() >= 20, "{steps:?}");
+        println!("{} times: {}", died.len(), died.join(", "));
     })
     .await;
 }
@@ -168,10 +174,11 @@ async fn a_swap_that_comes_too_late_does_not_happen() {
         projector.kill().await;
         let rebuild = stack.projector(TALLY).args(["rebuild", "tally"]);
         let dies_at = async |step: &str| {
-            let (_, told) = rebuild.clone().env("PROJECTOR_CRASH_AT", step).try_run().await;
-            assert!(told.contains(&format!("crash: {step}")), "{told}");
+            let (_, told) =
+                rebuild.clone().env("FAILPOINTS", &format!("{step}=return")).try_run().await;
+            assert!(told.contains(&format!("failpoint: {step}")), "{told}");
         };
-        dies_at("the new tables have everything").await;
+        dies_at("rebuild::caught-up-behind-gate").await;
         let mut mysql = stack.mysql().await;
         let tables: Vec<(String, String)> = sqlx::query_as(
             "SELECT DATABASE(), CAST(table_name AS CHAR) FROM information_schema.tables
@@ -189,7 +196,7 @@ async fn a_swap_that_comes_too_late_does_not_happen() {
         let here = tables.iter().filter(|(_, table)| table.starts_with("tally"));
         let here = here.map(|(live, table)| format!("{live}__new.{table} TO {live}.{table}"));
         let late = format!("RENAME TABLE {}", away.chain(here).collect::<Vec<_>>().join(", "));
-        dies_at("the new tables are made").await;
+        dies_at("rebuild::tables-made").await;
         let error =
             sqlx::raw_sql(AssertSqlSafe(late)).execute(&mut mysql).await.unwrap_err().to_string();
         assert!(error.contains("projector_ticket_"), "{error}");
@@ -210,8 +217,9 @@ async fn a_projector_goes_on_with_a_rebuild_that_was_interrupted() {
         let drift = "UPDATE tally SET total = total + 1";
         stack.mysql().await.execute(drift).await.unwrap();
         let rebuild = stack.projector(TALLY).args(["rebuild", "tally"]);
-        for step in ["the checkpoint is moved", "the tables are swapped"] {
-            let (_, told) = rebuild.clone().env("PROJECTOR_CRASH_AT", step).try_run().await;
+        for step in ["replay::checkpoint-moved", "rebuild::swapped"] {
+            let (_, told) =
+                rebuild.clone().env("FAILPOINTS", &format!("{step}=return")).try_run().await;
             assert!(told.contains(step), "{told}");
             eventually("the rebuild is done", async || {
                 let status = stack.projector(TALLY).args(["status", "--json"]);
@@ -406,7 +414,7 @@ async fn a_changed_definition_is_built_anew() {
         let changed = stack.projector(&folder);
         let mut other = changed.start_ready().await;
         assert!(
-            other.log().contains("`projector rebuild tally` builds it anew"),
+            other.log().contains("until you run `projector rebuild start tally`"),
             "{}",
             other.log()
         );
@@ -414,8 +422,8 @@ async fn a_changed_definition_is_built_anew() {
         let rebuild = changed.clone().args(["rebuild", "tally"]);
         // It dies when the tables are swapped, and nobody knows that yet: the old handlers must not
         // touch the new tables.
-        let dying = rebuild.clone().env("PROJECTOR_CRASH_AT", "the tables are swapped");
-        assert!(dying.try_run().await.1.contains("crash: the tables are swapped"));
+        let dying = rebuild.clone().env("FAILPOINTS", "rebuild::swapped=return");
+        assert!(dying.try_run().await.1.contains("failpoint: rebuild::swapped"));
         append_version(stack, 2).await;
         eventually("the old instance says that a rebuild must be ended", async || {
             let (status, body) = projector.get("/readyz").await?;
@@ -430,7 +438,7 @@ async fn a_changed_definition_is_built_anew() {
         rebuild.succeed().await;
         eventually("the old instance says why it stopped", async || {
             let (status, body) = projector.get("/readyz").await?;
-            (status == 503 && body.contains("was rebuilt from other files than this instance has"))
+            (status == 503 && body.contains("was rebuilt from other files than this program has"))
                 .then_some(())
         })
         .await;
@@ -447,6 +455,75 @@ async fn a_changed_definition_is_built_anew() {
             .await
             .unwrap();
         assert_eq!(filled, STREAMS);
+    })
+    .await;
+}
+
+/// A retry that is under way while a rebuild from other files swaps the tables must not go on with its
+/// handlers: they are not for the new tables.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retry_does_not_apply_previous_handlers_to_a_rebuilt_read_model() {
+    const PARKED: i64 = 200;
+    Stack::run(async |stack| {
+        // Version 1 of the handler counts one step per event, version 2 ten.
+        let [first, second] = ["one", "ten"].map(|name| stack.folder().join(name));
+        for (folder, steps) in [(&first, 1), (&second, 10)] {
+            let to = folder.join("steps");
+            fs::create_dir_all(&to).unwrap();
+            fs::write(to.join("projection.toml"), "categories = [\"order\"]\n").unwrap();
+            let tables = "CREATE TABLE steps (stream_id VARCHAR(255) CHARACTER SET utf8mb4
+                          COLLATE utf8mb4_0900_bin PRIMARY KEY, steps INT NOT NULL)";
+            fs::write(to.join("tables.sql"), tables).unwrap();
+            let handler = format!(
+                "INSERT INTO steps (stream_id, steps) VALUES (:stream_id, {steps} * :data.n)
+                 ON DUPLICATE KEY UPDATE steps = steps + {steps} * :data.n"
+            );
+            fs::write(to.join("Tested.sql"), handler).unwrap();
+        }
+        let [first, second] = [first, second].map(|folder| stack.projector(&folder));
+        first.clone().arg("migrate").succeed().await;
+        let first = first.env("PROJECTOR__PROJECTOR__STORM_STREAMS", "1000000");
+        let first = first.env("PROJECTOR__PROJECTOR__STORM_PERCENT", "100");
+        let mut daemon = first.clone().start_ready().await;
+        let _relay = stack.relay().start_ready().await;
+        // A constraint that nothing fulfils parks all streams.
+        let events = "INSERT INTO events (event_id, stream_id, stream_version, event_type, data)
+            SELECT gen_random_uuid(), 'order-' || s, v, 'Tested', '{\"n\": 1}'
+            FROM generate_series(1, $1) s, generate_series(1, 2) v ORDER BY v, s";
+        let lock = "ALTER TABLE steps ADD CONSTRAINT nothing CHECK (steps < 0)";
+        stack.mysql().await.execute(lock).await.unwrap();
+        sqlx::query(events).bind(PARKED).execute(&mut stack.postgres().await).await.unwrap();
+        let parked = async || {
+            sqlx::query_scalar::<_, i64>("SELECT COUNT(*) FROM steps__parked")
+                .fetch_one(&mut stack.mysql().await)
+                .await
+                .unwrap()
+        };
+        eventually("all streams are parked", async || (parked().await == PARKED).then_some(()))
+            .await;
+        daemon.terminate().await;
+        let unlock = "ALTER TABLE steps DROP CHECK nothing";
+        stack.mysql().await.execute(unlock).await.unwrap();
+
+        // Slow enough to be under way at the swap.
+        let retry = first.clone().env("FAILPOINTS", "parked::before-batch=sleep(20)");
+        let retry = retry.args(["parked", "retry", "steps", "--all"]);
+        let rebuild = async {
+            eventually("some go on", async || (parked().await < PARKED - 10).then_some(())).await;
+            second.clone().args(["rebuild", "start", "steps", "--allow-parked"]).succeed().await
+        };
+        let ((ended, told), _) = tokio::join!(retry.try_run(), rebuild);
+        assert!(
+            !ended && told.contains("was rebuilt from other files than this program"),
+            "{told}"
+        );
+        second.clone().args(["verify", "steps"]).succeed().await;
+        let right: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM steps WHERE steps = 20")
+            .fetch_one(&mut stack.mysql().await)
+            .await
+            .unwrap();
+        assert_eq!(right, PARKED);
+        drop_databases(stack).await;
     })
     .await;
 }

@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use domain_events::Category;
-use event_store::{Options, Session};
 use harness::{Stack, Tap, event, eventually, root};
 use serde_json::{Value, json};
 use sqlx::postgres::PgConnection;
@@ -259,12 +257,6 @@ async fn the_documented_rights_are_enough() {
             (applied.as_deref() == Some("1,2") && left == 1).then_some(())
         })
         .await;
-        let options = Options::parse(&projector.as_str().into(), "test").unwrap();
-        let mut session = Session::connect(&options).await.unwrap();
-        for (category, others) in [("order", false), ("nowhere", true)] {
-            let categories = [Category::new(category).unwrap()];
-            assert_eq!(session.has_other_events(&categories).await.unwrap(), others, "{category}");
-        }
         let told = publish.clone().arg("blocked").arg("list").arg("--all").arg("--json");
         let waiting: Value = serde_json::from_str(&told.succeed().await).unwrap();
         let id = waiting[0]["id"].to_string();
@@ -285,7 +277,7 @@ async fn the_documented_rights_are_enough() {
             let code = error.as_database_error().and_then(|error| error.code().map(String::from));
             assert_eq!(code.as_deref(), Some("42501"), "{forbidden}");
         }
-        drop((writer, session));
+        drop(writer);
         drop((daemon, follower));
         for (name, _) in &urls {
             let sql = format!("DROP OWNED BY {name}; DROP ROLE {name}");

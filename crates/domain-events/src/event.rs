@@ -28,16 +28,17 @@ pub struct Event {
 /// Where an event comes from, and so how it is ordered and deduplicated.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
-    /// From the event store: ordered and deduplicated by stream and version.
+    /// A numbered event of a stream: ordered and deduplicated by stream and version.
     Stream {
         /// The stream.
         stream_id: StreamId,
         /// The number of the event within the stream.
         version: StreamVersion,
-        /// The place in the whole store; absent where an application numbers its streams itself.
+        /// The place in the whole event store. An application that inserts into `outbox` itself can
+        /// number its streams, but has no position.
         position: Option<Position>,
     },
-    /// A plain integration event: deduplicated by event id, and in order only as it was sent.
+    /// An integration event: deduplicated by event id.
     Unversioned {
         /// The stream whose order it keeps on the wire, if any.
         stream_id: Option<StreamId>,
@@ -53,19 +54,84 @@ impl Event {
         }
     }
 
-    /// The place of the event in its stream; `None` for one that is deduplicated by its id.
-    pub fn place(&self) -> Option<(&StreamId, StreamVersion)> {
-        match &self.origin {
-            Origin::Stream { stream_id, version, .. } => Some((stream_id, *version)),
-            Origin::Unversioned { .. } => None,
-        }
+    /// The event as one of the event store.
+    ///
+    /// # Errors
+    ///
+    /// Gives the event back when it is not in the event store: an application inserted it into
+    /// `outbox` itself.
+    pub fn into_stored(self) -> Result<StoredEvent, Box<Self>> {
+        let Origin::Stream { stream_id, version, position: Some(position) } = self.origin else {
+            return Err(Box::new(self));
+        };
+        Ok(StoredEvent {
+            event_id: self.event_id,
+            event_type: self.event_type,
+            schema_version: self.schema_version,
+            stream_id,
+            version,
+            position,
+            data: self.data,
+            metadata: self.metadata,
+            occurred_at: self.occurred_at,
+            recorded_at: self.recorded_at,
+        })
     }
+}
 
-    /// The place of the event in the whole store, where that is known.
-    pub fn position(&self) -> Option<Position> {
-        match &self.origin {
-            Origin::Stream { position, .. } => *position,
-            Origin::Unversioned { .. } => None,
+/// An event of the event store: it has a place in a stream, and one in the whole store.
+///
+/// Projections apply these and nothing else, so that everything they apply can be replayed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredEvent {
+    /// Identifies the event for ever.
+    pub event_id: EventId,
+    /// What happened.
+    pub event_type: EventType,
+    /// The version of the form of `data`.
+    pub schema_version: SchemaVersion,
+    /// The stream.
+    pub stream_id: StreamId,
+    /// The number of the event within the stream, from 1.
+    pub version: StreamVersion,
+    /// The place in the whole event store.
+    pub position: Position,
+    /// The payload.
+    pub data: Json,
+    /// What accompanies the payload: `correlation_id`, `causation_id`, `traceparent`, …; an object.
+    pub metadata: Json,
+    /// When it happened, by the application's clock; microseconds.
+    pub occurred_at: DateTime<Utc>,
+    /// When it was stored, by the database's clock; microseconds.
+    pub recorded_at: DateTime<Utc>,
+}
+
+/// A run of versions of one stream, both ends included.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamRange {
+    /// The stream.
+    pub stream_id: StreamId,
+    /// The first version.
+    pub from: StreamVersion,
+    /// The last version.
+    pub to: StreamVersion,
+}
+
+impl From<StoredEvent> for Event {
+    fn from(event: StoredEvent) -> Self {
+        Self {
+            event_id: event.event_id,
+            event_type: event.event_type,
+            schema_version: event.schema_version,
+            origin: Origin::Stream {
+                stream_id: event.stream_id,
+                version: event.version,
+                position: Some(event.position),
+            },
+            data: event.data,
+            metadata: event.metadata,
+            occurred_at: event.occurred_at,
+            recorded_at: event.recorded_at,
         }
     }
 }

@@ -11,7 +11,7 @@ mod ids;
 mod json;
 mod wire;
 
-pub use event::{Event, Origin};
+pub use event::{Event, Origin, StoredEvent, StreamRange};
 pub use ids::{
     Category, EventId, EventType, InvalidId, Position, SchemaVersion, StreamId, StreamVersion,
 };

@@ -35,7 +35,7 @@ pub use claim::{Claim, ClaimLimits, Entry, Lane, OutboxId};
 pub use error::Error;
 pub use fence::{Fence, Writer};
 pub use hint::Listener;
-pub use read::{StreamHead, Wanted};
+pub use read::StreamHead;
 pub use reconcile::{MissingEvent, Reconciled, Selection};
 pub use retention::Deleted;
 pub use session::{Options, Session};

@@ -1,7 +1,9 @@
 //! Reading events back.
 
 use chrono::{DateTime, Utc};
-use domain_events::{Category, Event, EventId, Position, StreamId, StreamVersion};
+use domain_events::{
+    Category, EventId, Position, StoredEvent, StreamId, StreamRange, StreamVersion,
+};
 use sqlx::query;
 
 use crate::row::EventRow;
@@ -12,17 +14,6 @@ const WINDOW: i64 = 50_000;
 
 /// Stored bytes of payload that are read with one statement, but for a single larger event.
 const PAGE_BYTES: i64 = 4 << 20;
-
-/// A part of one stream.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Wanted {
-    /// The stream.
-    pub stream_id: StreamId,
-    /// The first version wanted.
-    pub from: StreamVersion,
-    /// The last version wanted.
-    pub to: StreamVersion,
-}
 
 /// The newest event of a stream within a range of positions.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,7 +41,7 @@ impl Session {
         until: Position,
         categories: &[Category],
         limit: u32,
-    ) -> Result<(Vec<Event>, Position), Error> {
+    ) -> Result<(Vec<StoredEvent>, Position), Error> {
         let window = Position::new(after.get() + WINDOW).map_or(until, |end| end.min(until));
         // Sizes as they are stored, so that no payload is looked at that is not read.
         let query = query(
@@ -76,7 +67,7 @@ impl Session {
         .bind(i64::from(limit))
         .bind(PAGE_BYTES);
         let events = events(self.read("reading events", query).await?)?;
-        let last = events.last().and_then(Event::position);
+        let last = events.last().map(|event| event.position);
         Ok((events, last.unwrap_or(window)))
     }
 
@@ -88,9 +79,9 @@ impl Session {
     /// When PostgreSQL cannot be asked.
     pub async fn read_streams(
         &mut self,
-        wanted: &[Wanted],
+        wanted: &[StreamRange],
         limit: u32,
-    ) -> Result<Vec<Event>, Error> {
+    ) -> Result<Vec<StoredEvent>, Error> {
         let streams: Vec<&str> = wanted.iter().map(|part| part.stream_id.as_str()).collect();
         let from: Vec<i64> = wanted.iter().map(|part| part.from.get()).collect();
         let to: Vec<i64> = wanted.iter().map(|part| part.to.get()).collect();
@@ -142,24 +133,6 @@ impl Session {
             })
             .collect::<Result<_, _>>()
             .map_err(|source| Error::Row { table: "events", id: until.get(), source })
-    }
-
-    /// Whether the outbox has an event of some categories that is not in `events`: an application put it
-    /// there itself, nearly always without a version.
-    ///
-    /// No index serves this: if there is none, all rows are read.
-    ///
-    /// # Errors
-    ///
-    /// When PostgreSQL cannot be asked, or does not answer in time.
-    pub async fn has_other_events(&mut self, categories: &[Category]) -> Result<bool, Error> {
-        let query = query(
-            "SELECT EXISTS (SELECT FROM outbox
-                            WHERE position IS NULL AND split_part(routing_key, '.', 1) = ANY ($1))",
-        )
-        .bind(names(categories));
-        let rows: Vec<(bool,)> = self.scan("looking for other events", query).await?;
-        Ok(rows.iter().any(|(found,)| *found))
     }
 
     /// The place of an event in its stream; `None` while there is no such event.
@@ -237,6 +210,6 @@ fn names(categories: &[Category]) -> Vec<&str> {
     categories.iter().map(Category::as_str).collect()
 }
 
-fn events(rows: Vec<EventRow>) -> Result<Vec<Event>, Error> {
-    rows.into_iter().map(|row| row.into_event("events")).collect()
+fn events(rows: Vec<EventRow>) -> Result<Vec<StoredEvent>, Error> {
+    rows.into_iter().map(EventRow::into_stored_event).collect()
 }

@@ -2,8 +2,8 @@
 
 use chrono::{DateTime, Utc};
 use domain_events::{
-    Event, EventId, EventType, InvalidId, Json, Origin, Position, SchemaVersion, StreamId,
-    StreamVersion,
+    Event, EventId, EventType, InvalidId, Json, Origin, Position, SchemaVersion, StoredEvent,
+    StreamId, StreamVersion,
 };
 use sqlx::postgres::PgRow;
 use sqlx::{FromRow, Row};
@@ -50,6 +50,17 @@ impl EventRow {
     pub(crate) fn into_event(self, table: &'static str) -> Result<Event, Error> {
         let id = self.id;
         self.convert().map_err(|source| Error::Row { table, id, source })
+    }
+
+    /// A row of `events`: the database makes sure that it has stream, version and position.
+    pub(crate) fn into_stored_event(self) -> Result<StoredEvent, Error> {
+        let id = self.id;
+        let event = self.into_event("events")?;
+        event.into_stored().map_err(|_event| Error::Row {
+            table: "events",
+            id,
+            source: InvalidId::Position,
+        })
     }
 
     fn convert(self) -> Result<Event, InvalidId> {

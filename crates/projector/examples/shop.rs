@@ -7,7 +7,7 @@
 
 use std::process::ExitCode;
 
-use projector::domain_events::Event;
+use projector::domain_events::StoredEvent;
 use projector::sqlx::Row;
 use projector::sqlx::types::chrono::NaiveDateTime;
 use projector::{BoxFuture, CodeError, Registry, RustProjection, Tables, Value};
@@ -18,11 +18,11 @@ struct DeliveryTimes;
 impl RustProjection for DeliveryTimes {
     fn apply<'a>(
         &'a self,
-        event: &'a Event,
+        event: &'a StoredEvent,
         tables: &'a mut Tables<'_>,
     ) -> BoxFuture<'a, Result<(), CodeError>> {
         Box::pin(async move {
-            let Some(order) = event.stream_id() else { return Ok(()) };
+            let order = &event.stream_id;
             let order = Value::Text(order.as_str().to_owned());
             let occurred_at = event.occurred_at.naive_utc();
             match event.event_type.as_str() {

@@ -6,15 +6,13 @@ use clap::{Args, Parser, Subcommand};
 use daemon::cli::{Common, end, print_settings};
 use daemon::{Failure, healthcheck, init_logs};
 
-use crate::apply::ReadModel;
-use crate::code::Registry;
+use read_model::Registry;
+
 use crate::commands::{
-    Audit, Check, Format, Parked, Rebuild, Topology, Verify, audit, check, drop_old, models,
-    open_mysql, pause, rebuild, resume, roll_back, say, status, verify,
+    Check, Parked, Rebuild, Reconcile, Show, Status, Topology, Verify, check, cleanup, migrate,
+    pause, reconcile, resume, roll_back, show, status, verify,
 };
-use crate::mysql::Migrated;
-use crate::run::{load, run};
-use crate::trouble::Trouble;
+use crate::run::run;
 use crate::{Servers, Settings};
 
 /// Keeps MySQL read models up to date from RabbitMQ and the event store.
@@ -38,67 +36,59 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Keep the read models up to date until SIGTERM; waits for servers that are not there.
+    #[command(after_help = "Example:\n  projector --config projector.toml run")]
     Run,
-    /// Make the tables of the projections in MySQL that are missing.
+    /// Bring our own tables in MySQL up to date, and make the missing tables of projections.
+    ///
+    /// It can run while projectors of the version before are running.
+    #[command(after_help = "Example:\n  projector migrate")]
     Migrate,
-    /// Look for mistakes in projections: files, parameters, and SQL as MySQL sees it.
+    /// Check projections for mistakes: files, parameters, and SQL as MySQL sees it.
     Check(Check),
     /// Print the first rows of a projection's tables.
     Show(Show),
-    /// Show how far the projections are, what is parked, and who follows which queue.
+    /// Show how far the projections are, what is parked, and which instance follows which queue.
     ///
-    /// Exit code 1 when one does not follow its queue, or has a parked stream.
+    /// Exit code 1 when a projection does not follow its queues, or has a parked stream.
     Status(Status),
-    /// Look at streams that cannot go on, and decide.
+    /// List streams that cannot go on, and decide about them.
     #[command(subcommand)]
     Parked(Parked),
-    /// Apply nothing more until `resume`; what is published waits in the queue.
+    /// Apply nothing more until `resume`; messages wait in the queue.
     Pause(Pause),
-    /// Go on after `pause`, or after a projection was paused because too many streams could not go on.
+    /// Go on after `pause`, or after too many streams parked at once and the projection was paused.
+    #[command(after_help = "Example:\n  projector resume order_summary")]
     Resume(OneProjection),
-    /// Build a read model anew from the event store, beside the live one, and put it in service at once.
-    ///
-    /// Applications go on reading and writing. Interrupted, it goes on where it was, in any running
-    /// projector or when it is called again.
+    /// Rebuild a read model from the event store without downtime, and manage rebuilds.
     Rebuild(Rebuild),
-    /// Put the tables of before a rebuild back in service, with all events since.
+    /// The same as `rebuild rollback`.
+    #[command(hide = true)]
     Rollback(OneProjection),
-    /// Drop the tables that are not in service any more.
+    /// The same as `rebuild cleanup`.
+    #[command(hide = true)]
     DropOld(OneProjection),
-    /// Prove that a read model is what the event store gives: fold the history beside it, and compare
-    /// every row. Exit code 1 when one differs, or when the bookkeeping does not fit the event store.
+    /// Prove that a read model is right: fold the history beside it, and compare every row.
+    ///
+    /// Exit code 1 when a row differs, or when the bookkeeping does not fit the event store.
     Verify(Verify),
-    /// Compare what was appended with what was published and applied, by category and time. Exit code 1
-    /// when something is missing.
-    Audit(Audit),
-    /// Compare the broker with what the projections need.
+    /// Compare how many events were appended, published and applied, by category and time.
+    ///
+    /// Exit code 1 when an event is missing.
+    #[command(alias = "audit")]
+    Reconcile(Reconcile),
+    /// Compare the broker with what the projections need, or change it.
     #[command(subcommand)]
     Topology(Topology),
     /// Look at the configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
     /// Ask the projector on this host whether it is ready; for containers.
+    #[command(after_help = "Example:\n  projector healthcheck")]
     Healthcheck,
 }
 
 #[derive(Args)]
-struct Show {
-    /// The projection.
-    projection: String,
-    /// Rows of each table at most.
-    #[arg(long, default_value_t = 10)]
-    limit: u32,
-}
-
-#[derive(Args)]
-struct Status {
-    /// The projections; otherwise those that are configured.
-    projections: Vec<String>,
-    #[command(flatten)]
-    format: Format,
-}
-
-#[derive(Args)]
+#[command(after_help = "Example:\n  projector pause order_summary --reason \"OPS-12\"")]
 struct Pause {
     /// The projection.
     projection: String,
@@ -115,7 +105,8 @@ struct OneProjection {
 
 #[derive(Subcommand)]
 enum ConfigCommand {
-    /// Print every key, its value and where that comes from; secrets are hidden.
+    /// Print every key with its value and origin; secrets are hidden.
+    #[command(after_help = "Example:\n  projector --config projector.toml config show")]
     Show,
 }
 
@@ -126,6 +117,8 @@ pub fn main() -> ExitCode {
 
 /// Runs a program of your own that has projections in Rust, beside those in SQL.
 pub fn main_with(code: Registry) -> ExitCode {
+    #[cfg(feature = "failpoints")]
+    crate::failpoints::setup();
     let arguments = Arguments::parse();
     let (all, sources, mysql, none) = (
         Servers { sources: true, mysql: true },
@@ -141,7 +134,7 @@ pub fn main_with(code: Registry) -> ExitCode {
         | Command::Rollback(_)
         | Command::DropOld(_)
         | Command::Verify(_)
-        | Command::Audit(_) => all,
+        | Command::Reconcile(_) => all,
         Command::Topology(_) => sources,
         Command::Check(check) if check.offline => none,
         Command::Migrate
@@ -164,11 +157,9 @@ pub fn main_with(code: Registry) -> ExitCode {
         Command::Migrate => end(block_on(migrate(&settings))),
         Command::Check(arguments) => end(block_on(check(&settings, &arguments))),
         Command::Show(arguments) => end(block_on(show(&settings, &arguments))),
-        Command::Status(Status { projections, format }) => {
-            answer(block_on(status(&settings, &projections, format)))
-        }
+        Command::Status(arguments) => answer(block_on(status(&settings, &arguments))),
         Command::Verify(arguments) => answer(block_on(verify(&settings, &arguments))),
-        Command::Audit(arguments) => answer(block_on(audit(&settings, &arguments))),
+        Command::Reconcile(arguments) => answer(block_on(reconcile(&settings, &arguments))),
         Command::Parked(command) => end(block_on(command.run(&settings))),
         Command::Pause(Pause { projection, reason }) => {
             end(block_on(pause(&settings, &projection, &reason)))
@@ -176,12 +167,12 @@ pub fn main_with(code: Registry) -> ExitCode {
         Command::Resume(OneProjection { projection }) => {
             end(block_on(resume(&settings, &projection)))
         }
-        Command::Rebuild(arguments) => answer(block_on(rebuild(&settings, &arguments))),
+        Command::Rebuild(arguments) => answer(block_on(arguments.run(&settings))),
         Command::Rollback(OneProjection { projection }) => {
             end(block_on(roll_back(&settings, &projection)))
         }
         Command::DropOld(OneProjection { projection }) => {
-            end(block_on(drop_old(&settings, &projection)))
+            end(block_on(cleanup(&settings, &projection)))
         }
         Command::Topology(command) => end(block_on(command.run(&settings))),
         Command::Config(ConfigCommand::Show) => {
@@ -204,40 +195,4 @@ fn answer(result: Result<bool, Failure>) -> ExitCode {
 #[tokio::main(flavor = "current_thread")]
 async fn block_on<T>(command: impl Future<Output = T>) -> T {
     command.await
-}
-
-async fn migrate(settings: &Settings) -> Result<(), Failure> {
-    let projections = load(settings)?;
-    let mut session = open_mysql(settings).await?;
-    session.migrate().await.map_err(Trouble::from)?;
-    for projection in projections {
-        let model = ReadModel::new(projection);
-        let migrated = session
-            .migrate_projection(&model.projection, &model.ledger)
-            .await
-            .map_err(Trouble::from)?;
-        let name = model.name();
-        say(&match migrated {
-            Migrated::Created => format!("{name}: tables made"),
-            Migrated::Unchanged => format!("{name}: up to date"),
-            Migrated::Differs => format!(
-                "{name}: tables.sql has changed since the tables were made, and they were left \
-                 alone: change them by hand too, or drop all of the projection's tables, also \
-                 those that start with {name}__, and migrate again to build it anew"
-            ),
-        });
-    }
-    session.close().await;
-    Ok(())
-}
-
-async fn show(settings: &Settings, arguments: &Show) -> Result<(), Failure> {
-    let models = models(settings, std::slice::from_ref(&arguments.projection))?;
-    let mut session = open_mysql(settings).await?;
-    for table in models.iter().flat_map(|model| &model.projection.tables) {
-        let rows = session.first_rows(&table.name, arguments.limit).await.map_err(Trouble::from)?;
-        say(&format!("{}\n{rows}", table.name));
-    }
-    session.close().await;
-    Ok(())
 }

@@ -1,22 +1,21 @@
-//! What all tasks of a projector share.
+//! What the tasks of a projector share.
 
 use std::time::Instant;
 
 use chrono::Utc;
 use daemon::CancellationToken;
-use domain_events::Event;
+use domain_events::StoredEvent;
+use projection::plan::Verdict;
+use read_model::{Applied, ApplyError, ParkKind, ReadModel, Session, apply};
 use uuid::Uuid;
 
 use crate::Settings;
-use crate::apply::{Applied, ApplyError, ReadModel, apply};
 use crate::metrics::{Healing, Metrics, Outcome};
-use crate::mysql::{self, ParkKind, Session};
-use crate::sequence::Verdict;
 
 /// Configuration, addresses, metrics and the shutdown token.
 pub(crate) struct Context {
     pub(crate) settings: Settings,
-    pub(crate) mysql: mysql::Options,
+    pub(crate) mysql: read_model::Options,
     pub(crate) store: event_store::Options,
     pub(crate) broker: broker::Options,
     pub(crate) metrics: Metrics,
@@ -32,7 +31,7 @@ impl Context {
         &self,
         session: &mut Session,
         model: &ReadModel,
-        events: &[&Event],
+        events: &[&StoredEvent],
     ) -> Result<Applied, ApplyError> {
         let started = Instant::now();
         let applied = match apply(session, model, events, self.settings.breaker).await {
@@ -51,17 +50,23 @@ impl Context {
         Ok(applied)
     }
 
-    fn count(&self, model: &ReadModel, applied: &Applied, events: &[&Event], started: Instant) {
+    fn count(
+        &self,
+        model: &ReadModel,
+        applied: &Applied,
+        events: &[&StoredEvent],
+        started: Instant,
+    ) {
         let (name, now) = (model.name(), Utc::now());
         let fresh =
             events.iter().zip(&applied.verdicts).filter(|(_, verdict)| **verdict == Verdict::Apply);
         let ages = fresh.map(|(event, _)| (now - event.recorded_at).as_seconds_f64().max(0.0));
         self.metrics.batch(name, started.elapsed().as_secs_f64(), ages);
         for (outcome, count) in [
-            (Outcome::Applied, applied.count(|verdict| verdict == Verdict::Apply)),
-            (Outcome::Duplicate, applied.count(|verdict| verdict == Verdict::Duplicate)),
+            (Outcome::Applied, applied.count(Verdict::Apply)),
+            (Outcome::Duplicate, applied.count(Verdict::Duplicate)),
             (Outcome::Parked, applied.parked.len()),
-            (Outcome::Behind, applied.count(|verdict| verdict == Verdict::Parked)),
+            (Outcome::Behind, applied.count(Verdict::Parked)),
             (
                 Outcome::Conflict,
                 applied.parked.iter().filter(|stream| stream.kind == ParkKind::Conflict).count(),
@@ -86,16 +91,16 @@ impl Context {
         &self,
         session: &mut Session,
         model: &ReadModel,
-        events: &[Event],
+        events: &[StoredEvent],
         by: Healing,
     ) -> Result<usize, ApplyError> {
         let mut healed = 0;
         for chunk in events.chunks(self.settings.batch_size) {
-            let chunk: Vec<&Event> = chunk.iter().collect();
+            let chunk: Vec<&StoredEvent> = chunk.iter().collect();
             let applied = self.apply(session, model, &chunk).await?;
-            let count = applied.count(|verdict| verdict == Verdict::Apply);
+            let count = applied.count(Verdict::Apply);
             self.metrics.healed(model.name(), by, count);
-            if count > 0 && by != Healing::Replay {
+            if count > 0 {
                 session.add_healed(&model.ledger, count).await?;
             }
             // A stream that parked is as far as it can be.
@@ -103,4 +108,10 @@ impl Context {
         }
         Ok(healed)
     }
+}
+
+/// Host and process, for people.
+pub(crate) fn host() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    format!("{}:{}", name.trim(), std::process::id())
 }

@@ -3,7 +3,8 @@
 
 use crate::{Servers, Settings};
 
-pub use crate::projection::fuzzing::{parameter, projection};
+pub use projection::fuzzing::parameter;
+pub use read_model::fuzzing::projection;
 
 /// Reads a configuration; for the input and the rules see [`daemon::fuzzing`].
 ///

@@ -8,8 +8,9 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
+use read_model::Progress;
 
-use crate::mysql::Progress;
+use crate::history::Lag;
 
 /// Label names and values.
 type Labels<const N: usize> = [(&'static str, String); N];
@@ -26,8 +27,8 @@ pub(crate) enum Outcome {
     /// Its stream is parked.
     Behind,
     DeadLettered,
-    /// Acknowledged behind missing events that cannot be read for now; the sweeper sees to it.
-    PutOff,
+    /// Acknowledged behind missing events that cannot be read for now; the sweeper applies it.
+    Deferred,
 }
 
 /// What noticed that events were missing.
@@ -115,7 +116,7 @@ impl Metrics {
         );
         registry.register(
             "parked_streams",
-            "Streams that cannot go on until somebody retries or discards their event",
+            "Streams that wait until a person retries or skips their event",
             metrics.parked_streams.clone(),
         );
         registry.register(
@@ -165,7 +166,7 @@ impl Metrics {
             self.rebuild_rate.clone(),
         );
         registry.register(
-            "audit_missing_events",
+            "missing_events",
             "Events of the last hour that are neither applied nor parked, nor on their way",
             self.missing_events.clone(),
         );
@@ -179,7 +180,7 @@ impl Metrics {
             Outcome::Parked => "parked",
             Outcome::Behind => "behind_parked",
             Outcome::DeadLettered => "dead_lettered",
-            Outcome::PutOff => "put_off",
+            Outcome::Deferred => "deferred",
         };
         self.events
             .get_or_create(&[own(projection), ("outcome", outcome.to_owned())])
@@ -214,7 +215,7 @@ impl Metrics {
         self.paused.get_or_create(&[own(projection)]).set(i64::from(is_paused));
     }
 
-    pub(crate) fn lag(&self, projection: &str, events: i64, seconds: f64) {
+    pub(crate) fn lag(&self, projection: &str, Lag { events, seconds }: Lag) {
         self.lag_events.get_or_create(&[own(projection)]).set(events);
         self.lag_seconds.get_or_create(&[own(projection)]).set(seconds);
     }

@@ -5,12 +5,13 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use daemon::LogSettings;
 use daemon::settings::{Errors, MYSQL, POSTGRESQL, RABBITMQ, Reader, Shown};
+use daemon::{Exit, Failure, LogSettings};
+use projection::Fault;
+use read_model::{Breaker, Definition, Registry};
 use secrecy::SecretString;
 
-use crate::apply::Breaker;
-use crate::code::Registry;
+use crate::error::ServerError;
 
 /// What the projector is told to do; each key is described in `config/default.toml`.
 #[derive(Clone)]
@@ -45,8 +46,6 @@ pub struct Settings {
     pub sweep_grace: Duration,
     /// `projector.retry_max`
     pub retry_max: Duration,
-    /// `projector.inbox_retention`
-    pub inbox_retention: Duration,
     /// `projector.rebuild_retention`
     pub(crate) rebuild_retention: Duration,
     /// `projector.storm_streams`, `storm_window` and `storm_percent`
@@ -92,8 +91,6 @@ impl Settings {
                 .duration("projector.sweep_interval", milliseconds(100..=3_600_000)),
             sweep_grace: reader.duration("projector.sweep_grace", milliseconds(100..=3_600_000)),
             retry_max: reader.duration("projector.retry_max", milliseconds(100..=30_000)),
-            inbox_retention: reader
-                .duration("projector.inbox_retention", seconds(60..=366 * 24 * 3_600)),
             rebuild_retention: reader
                 .duration("projector.rebuild_retention", seconds(60..=366 * 24 * 3_600)),
             breaker: Breaker {
@@ -105,6 +102,38 @@ impl Settings {
         };
         Ok((settings, reader.finish()?))
     }
+
+    /// Reads the projections of these names, or all of the folder.
+    pub(crate) fn load(&self, names: &[String]) -> Result<Vec<Definition>, Failure> {
+        read_model::load(&self.projections_dir, names, &self.code).map_err(|it| mistakes(&it))
+    }
+
+    /// How to reach the read models.
+    pub(crate) fn mysql(&self) -> Result<read_model::Options, Failure> {
+        Ok(read_model::Options::parse(&self.mysql_url).map_err(ServerError::from)?)
+    }
+
+    /// How to reach the queues.
+    pub(crate) fn broker(&self) -> Result<broker::Options, Failure> {
+        Ok(broker::Options::parse(&self.rabbitmq_url, "projector").map_err(ServerError::from)?)
+    }
+
+    /// How to reach the event store.
+    pub(crate) fn store(&self) -> Result<event_store::Options, Failure> {
+        let options = event_store::Options::parse(&self.postgres_url, "projector")
+            .map_err(ServerError::from)?;
+        Ok(options.statement_limit(self.statement_timeout))
+    }
+}
+
+/// All mistakes in one message.
+pub(crate) fn mistakes(faults: &[Fault]) -> Failure {
+    let lines: Vec<_> = faults.iter().map(|fault| format!("  {fault}")).collect();
+    let count = match faults.len() {
+        1 => "1 mistake".to_owned(),
+        several => format!("{several} mistakes"),
+    };
+    Failure::new(Exit::Data, anyhow::anyhow!("{count} in the projections:\n{}", lines.join("\n")))
 }
 
 fn seconds(range: RangeInclusive<u64>) -> RangeInclusive<Duration> {

@@ -3,7 +3,7 @@
 use broker::{Binding, Connection, Error, Queue};
 use futures_util::future::try_join_all;
 
-use crate::projection::Projection;
+use projection::Projection;
 
 /// The header that tells a message's stream.
 const HASHED: &str = "stream_id";

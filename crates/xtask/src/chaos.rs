@@ -147,9 +147,10 @@ fn note(name: &str, row: &str) -> Result<()> {
     rows.insert(name.to_owned(), row.to_owned());
     let mut table = String::from(
         "# Bugs that the checker has found\n\n\
-         Written by `cargo xtask chaos --prove`. It puts each bug into the daemons; a campaign of the faults \
-         that expose the bug must find it.\n\n\
-         | bug | description | faults | found as |\n|---|---|---|---|\n",
+         Written by `cargo xtask chaos --prove`. It puts each bug into the daemons and runs a campaign of \
+         the faults that expose it. The campaign must find the bug and name the error. The names of the \
+         errors are explained in [checker.rs](checker.rs).\n\n\
+         | bug | behaviour | faults | errors found |\n|---|---|---|---|\n",
     );
     for (name, row) in rows {
         writeln!(table, "| {name} | {row}")?;

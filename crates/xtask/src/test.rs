@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::Args;
 
 use crate::servers::{Borrowed, Oldest, Servers};
-use crate::workspace::{build, cargo, root, succeed};
+use crate::workspace::{build_for_tests, cargo, root, succeed};
 
 /// Real events that some tests use if the folder exists.
 const INCIDENTS: &str = "../shared/data/incidents";
@@ -42,7 +42,7 @@ impl Test {
     }
 
     fn run_on(&self, servers: &Servers) -> Result<()> {
-        let programs = build(false)?;
+        let programs = build_for_tests()?;
         let has_nextest = Command::new("cargo")
             .args(["nextest", "--version"])
             .stdout(Stdio::null())

@@ -73,3 +73,11 @@ pub(crate) fn build(release: bool) -> Result<PathBuf> {
     succeed(&mut cargo(&arguments))?;
     Ok(target().join(if release { "release" } else { "debug" }))
 }
+
+/// Builds both daemons and the workload for tests, which kill the projector at named places.
+pub(crate) fn build_for_tests() -> Result<PathBuf> {
+    let programs = ["-p", "outbox-relay", "-p", "projector", "-p", "workload"];
+    let features = ["--features", "projector/failpoints"];
+    succeed(cargo(&["build", "--bins"]).args(programs).args(features))?;
+    Ok(target().join("debug"))
+}

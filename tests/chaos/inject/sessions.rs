@@ -1,4 +1,4 @@
-//! Harm to sessions in the databases, and to what they lock.
+//! Faults that end database sessions or lock rows.
 
 use std::time::{Duration, Instant};
 
@@ -10,9 +10,9 @@ use super::Harm;
 use crate::databases;
 use crate::faults::Fault;
 
-/// The streams that everybody uses.
+/// The number of busy streams.
 const HOT_STREAMS: u32 = 20;
-/// Of two transactions in a deadlock MySQL ends the one that has changed less.
+/// Rows to change first: in a deadlock, MySQL rolls back the transaction that has changed fewer rows.
 const WEIGHT: u32 = 5_000;
 
 impl Harm {
@@ -34,26 +34,26 @@ impl Harm {
         let ids: Vec<i64> = within(find.fetch_all(&mut connection)).await?;
         let mut ended = 0;
         for id in ids {
-            // It may have ended meanwhile.
+            // The session may have ended meanwhile.
             let kill = within(sqlx::query("KILL ?").bind(id).execute(&mut connection)).await;
             ended += i64::from(kill.is_ok());
         }
         some(ended)
     }
 
-    /// Locks the rows of streams in another order than batches do, and makes batches lose.
+    /// Locks the rows of streams in another order than batches do, so that batches lose deadlocks.
     pub(super) async fn deadlock(&self, lasts: Duration) -> Result<(), String> {
         let begun = Instant::now();
         while begun.elapsed() < lasts {
             let mut connection = databases::mysql(&self.mysql_url).await;
             let lock_all = lock_in_disorder(&mut connection);
-            // A batch may be so quick that it has everything first.
+            // A fast batch may take all its locks first.
             drop(timeout(databases::LIMIT, lock_all).await);
         }
         Ok(())
     }
 
-    /// Locks rows that every batch needs: of a read model, or of its bookkeeping.
+    /// Locks rows that every batch needs, of a read model or of its bookkeeping.
     pub(super) async fn hold_rows(&self, fault: &Fault) -> Result<(), String> {
         let table =
             if fault.which.is_multiple_of(2) { "ledger_streams" } else { "ledger__streams" };
@@ -69,7 +69,7 @@ impl Harm {
     }
 }
 
-/// Takes one row, waits until a batch that has others waits for it, and wants those too.
+/// Locks one row, waits until a batch that holds others waits for it, then locks those too.
 async fn lock_in_disorder(connection: &mut MySqlConnection) -> Result<(), sqlx::Error> {
     sqlx::raw_sql("CREATE TABLE IF NOT EXISTS chaos_weight (n INT)")
         .execute(&mut *connection)
@@ -108,6 +108,6 @@ async fn within<T>(call: impl Future<Output = Result<T, sqlx::Error>>) -> Result
     match timeout(databases::LIMIT, call).await {
         Ok(Ok(done)) => Ok(done),
         Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err("the server was silent".to_owned()),
+        Err(_) => Err("the server did not answer".to_owned()),
     }
 }

@@ -5,14 +5,13 @@ use std::path::PathBuf;
 use clap::Args;
 use daemon::Failure;
 
-use super::say;
+use super::failure;
 use crate::Settings;
-use crate::mysql;
-use crate::projection::load_all;
-use crate::run::{mysql_options, told};
-use crate::trouble::Trouble;
+use crate::output::say;
+use crate::settings::mistakes;
 
 #[derive(Args, Debug)]
+#[command(after_help = "Example:\n  projector check config/projections --offline")]
 pub(crate) struct Check {
     /// The folder with the projections; otherwise the configured one.
     folder: Option<PathBuf>,
@@ -25,15 +24,17 @@ pub(crate) struct Check {
 /// Looks for mistakes, and says which handlers run for many events at once.
 pub(crate) async fn check(settings: &Settings, arguments: &Check) -> Result<(), Failure> {
     let folder = arguments.folder.as_ref().unwrap_or(&settings.projections_dir);
-    let projections = load_all(folder, &[], &settings.code).map_err(|faults| told(&faults))?;
+    let definitions =
+        read_model::load(folder, &[], &settings.code).map_err(|faults| mistakes(&faults))?;
     if !arguments.offline {
-        let found =
-            mysql::check(&mysql_options(settings)?, &projections).await.map_err(Trouble::from)?;
+        let projections = definitions.iter().map(|definition| &definition.projection);
+        let projections: Vec<_> = projections.collect();
+        let found = read_model::check(&settings.mysql()?, &projections).await.map_err(failure)?;
         if !found.faults.is_empty() {
-            return Err(told(&found.faults));
+            return Err(mistakes(&found.faults));
         }
-        for (projection, forms) in projections.iter().zip(&found.forms) {
-            say(&format!("{}: {}", projection.name, forms.passage_text()));
+        for (projection, forms) in projections.into_iter().zip(&found.forms) {
+            say(&format!("{}: {}", projection.name, forms.lock_mode_text()));
             for (name, handler) in projection.handlers() {
                 let how = match forms.of(handler) {
                     Ok(_) => "many events at once".to_owned(),
@@ -43,6 +44,6 @@ pub(crate) async fn check(settings: &Settings, arguments: &Check) -> Result<(), 
             }
         }
     }
-    say(&format!("{} projections: ok", projections.len()));
+    say(&format!("{} projections: ok", definitions.len()));
     Ok(())
 }

@@ -1,64 +1,38 @@
-//! Commands for operators.
+//! Commands for operators, and the endpoint for applications.
 
-mod audit;
 mod check;
+mod migrate;
 mod parked;
 mod rebuild;
+mod reconcile;
+mod show;
 mod status;
 mod topology;
+mod verify;
+mod wait_endpoint;
 
 use std::env;
 
-use clap::Args;
-use daemon::{Exit, Failure};
-use serde::Serialize;
+use daemon::Failure;
+use read_model::{ReadModel, Session};
 
+pub(crate) use self::check::{Check, check};
+pub(crate) use self::migrate::migrate;
+pub(crate) use self::parked::{Parked, pause, resume};
+pub(crate) use self::rebuild::{Rebuild, cleanup, roll_back};
+pub(crate) use self::reconcile::{Reconcile, reconcile};
+pub(crate) use self::show::{Show, show};
+pub(crate) use self::status::{Status, status};
+pub(crate) use self::topology::Topology;
+pub(crate) use self::verify::{Verify, verify};
+pub(crate) use self::wait_endpoint::route as wait_endpoint;
 use crate::Settings;
-use crate::apply::ReadModel;
-use crate::mysql::{self, Session};
-use crate::projection::load_all;
-use crate::run::{mysql_options, store_options, told};
-use crate::trouble::Trouble;
-
-pub(crate) use audit::{Audit, audit};
-pub(crate) use check::{Check, check};
-pub(crate) use parked::{Parked, pause, resume};
-pub(crate) use rebuild::{Rebuild, Verify, drop_old, rebuild, roll_back, verify};
-pub(crate) use status::status;
-pub(crate) use topology::Topology;
-
-/// How to print.
-#[derive(Args, Debug, Clone, Copy, Default)]
-pub(crate) struct Format {
-    /// Print JSON, for scripts.
-    #[arg(long)]
-    json: bool,
-}
-
-impl Format {
-    /// Prints a result as JSON if that was asked for, and otherwise as text.
-    fn print<T: Serialize>(
-        self,
-        result: &T,
-        text: impl FnOnce(&T) -> String,
-    ) -> Result<(), Failure> {
-        let output = if self.json {
-            serde_json::to_string_pretty(result)
-                .map_err(|error| Failure::new(Exit::Failed, error))?
-        } else {
-            text(result)
-        };
-        say(output.trim_end());
-        Ok(())
-    }
-}
+use crate::error::{Error, ServerError};
 
 /// The projections of these names, or all that are configured.
-pub(crate) fn models(settings: &Settings, names: &[String]) -> Result<Vec<ReadModel>, Failure> {
+fn models(settings: &Settings, names: &[String]) -> Result<Vec<ReadModel>, Failure> {
     let names = if names.is_empty() { &settings.projections } else { names };
-    let projections = load_all(&settings.projections_dir, names, &settings.code)
-        .map_err(|faults| told(&faults))?;
-    Ok(projections.into_iter().map(ReadModel::new).collect())
+    Ok(settings.load(names)?.into_iter().map(ReadModel::new).collect())
 }
 
 fn model(settings: &Settings, name: &str) -> Result<ReadModel, Failure> {
@@ -66,28 +40,22 @@ fn model(settings: &Settings, name: &str) -> Result<ReadModel, Failure> {
     Ok(models.swap_remove(0))
 }
 
-pub(crate) async fn open_mysql(settings: &Settings) -> Result<Session, Failure> {
-    Ok(Session::connect(&mysql_options(settings)?).await.map_err(Trouble::from)?)
+async fn open_mysql(settings: &Settings) -> Result<Session, Failure> {
+    Session::connect(&settings.mysql()?).await.map_err(failure)
 }
 
 async fn open_store(settings: &Settings) -> Result<event_store::Session, Failure> {
-    let options = store_options(settings)?;
-    let mut session = event_store::Session::connect(&options).await.map_err(Trouble::from)?;
-    session.require_migrated().await.map_err(Trouble::from)?;
+    let mut session = event_store::Session::connect(&settings.store()?).await.map_err(failure)?;
+    session.require_migrated().await.map_err(failure)?;
     Ok(session)
 }
 
-/// Who runs the command, for the audit table.
+/// The person who runs the command, for the record of decisions.
 fn actor() -> String {
     let name = env::var("SUDO_USER").or_else(|_| env::var("USER")).or_else(|_| env::var("LOGNAME"));
     name.unwrap_or_else(|_| "unknown".to_owned())
 }
 
-fn failure(error: mysql::Error) -> Failure {
-    Trouble::from(error).into()
-}
-
-#[expect(clippy::print_stdout, reason = "the result of a command")]
-pub(crate) fn say(text: &str) {
-    println!("{text}");
+fn failure(error: impl Into<ServerError>) -> Failure {
+    Error::from(error).into()
 }

@@ -5,24 +5,26 @@ use std::fmt::Write;
 use chrono::SecondsFormat;
 use clap::Subcommand;
 use daemon::{Exit, Failure};
+use domain_events::StreamRange;
+use read_model::{ParkedStream, ReadModel, Session};
 
-use super::{Format, actor, failure, model, open_mysql, open_store, say};
+use super::{actor, failure, model, open_mysql, open_store};
 use crate::Settings;
-use crate::apply::ReadModel;
-use crate::mysql::{ParkedStream, Session};
-use crate::refold::{Decision, refold};
-use crate::trouble::Trouble;
+use crate::heal::{Decision, ParkedError, go_on};
+use crate::output::{Format, say};
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum Parked {
     /// List the streams that cannot go on.
+    #[command(after_help = "Example:\n  projector parked list order_summary")]
     List {
         /// The projection.
         projection: String,
         #[command(flatten)]
         format: Format,
     },
-    /// Show the event that one stream cannot go on with.
+    /// Show the event that stopped a stream.
+    #[command(after_help = "Example:\n  projector parked show order_summary order-17 --payload")]
     Show {
         /// The projection.
         projection: String,
@@ -32,7 +34,11 @@ pub(crate) enum Parked {
         #[arg(long)]
         payload: bool,
     },
-    /// Try again: each stream is read from the event store, from that event on.
+    /// Try again: read each stream from the event store, from the event that stopped it on.
+    #[command(
+        after_help = "Examples:\n  projector parked retry order_summary order-17\n  projector parked \
+                            retry order_summary --error \"Data too long\""
+    )]
     Retry {
         /// The projection.
         projection: String,
@@ -42,13 +48,16 @@ pub(crate) enum Parked {
         /// All streams that are parked.
         #[arg(long, conflicts_with_all = ["streams", "error"])]
         all: bool,
-        /// Those whose reason has this text.
+        /// The streams whose reason contains this text.
         #[arg(long, value_name = "TEXT", conflicts_with = "streams")]
         error: Option<String>,
     },
-    /// Give up the event that a stream cannot go on with: its effect is left out, and what follows is
-    /// applied.
-    Discard {
+    /// Leave out the event that stopped a stream, and apply those behind it.
+    #[command(
+        alias = "discard",
+        after_help = "Example:\n  projector parked skip order_summary order-17 --reason \"test order\""
+    )]
+    Skip {
         /// The projection.
         projection: String,
         /// The stream.
@@ -75,8 +84,8 @@ impl Parked {
             Self::Retry { projection, streams, all: _, error } => {
                 retry(settings, projection, streams, error.as_deref()).await
             }
-            Self::Discard { projection, stream, reason } => {
-                discard(settings, projection, stream, reason).await
+            Self::Skip { projection, stream, reason } => {
+                skip(settings, projection, stream, reason).await
             }
         }
     }
@@ -129,8 +138,8 @@ async fn show(
     if payload {
         let mut store = open_store(settings).await?;
         let (stream_id, version) = (parked.stream_id, parked.version);
-        let wanted = event_store::Wanted { stream_id, from: version, to: version };
-        let events = store.read_streams(&[wanted], 1).await.map_err(Trouble::from)?;
+        let wanted = StreamRange { stream_id, from: version, to: version };
+        let events = store.read_streams(&[wanted], 1).await.map_err(failure)?;
         store.close().await;
         shown["payload"] = events.first().map(|event| event.data.as_str()).into();
     }
@@ -158,7 +167,7 @@ async fn retry(
     let mut store = open_store(settings).await?;
     let (mut gone, mut left) = (0, 0);
     for stream in &chosen {
-        match refold(&mut session, &model, &mut store, stream, Decision::Retry).await {
+        match go_on(&mut session, &model, &mut store, stream, Decision::Retry).await {
             Ok(part) => {
                 let actor = actor();
                 let audited = session.audit(&model.ledger, Some(stream), "retry", "", &actor);
@@ -175,12 +184,12 @@ async fn retry(
                 }
             }
             // Another retry was faster.
-            Err(Trouble::NotParked { .. }) => gone += 1,
-            Err(trouble @ Trouble::WrongEvent { .. }) => {
+            Err(ParkedError::NotParked { .. }) => gone += 1,
+            Err(error @ ParkedError::WrongEvent { .. }) => {
                 left += 1;
-                say(&trouble.to_string());
+                say(&error.to_string());
             }
-            Err(trouble) => return Err(trouble.into()),
+            Err(error) => return Err(error.into()),
         }
     }
     store.close().await;
@@ -193,7 +202,7 @@ async fn retry(
     }
 }
 
-async fn discard(
+async fn skip(
     settings: &Settings,
     projection: &str,
     stream: &str,
@@ -204,11 +213,8 @@ async fn discard(
     model.prepare(&mut session).await.map_err(failure)?;
     let stream = find(&mut session, &model, stream).await?;
     let mut store = open_store(settings).await?;
-    let part = refold(&mut session, &model, &mut store, &stream, Decision::Discard).await?;
-    session
-        .audit(&model.ledger, Some(&stream), "discard", reason, &actor())
-        .await
-        .map_err(failure)?;
+    let part = go_on(&mut session, &model, &mut store, &stream, Decision::Skip).await?;
+    session.audit(&model.ledger, Some(&stream), "skip", reason, &actor()).await.map_err(failure)?;
     store.close().await;
     session.close().await;
     let (event, id) = (stream.event_id, &stream.stream_id);

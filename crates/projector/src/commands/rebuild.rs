@@ -4,86 +4,125 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use clap::Args;
+use clap::{Args, Subcommand};
 use daemon::{Exit, Failure};
 use domain_events::StreamId;
+use read_model::{Databases, Job, RebuildOptions};
+use serde::Serialize;
 
-use super::{Format, failure, model, open_mysql, say};
+use super::{failure, model, models, open_mysql};
 use crate::Settings;
-use crate::in_place::Folded;
-use crate::mysql::{Databases, Wishes};
-use crate::rebuild::{Rebuilder, Report};
-use crate::run::{host, mysql_options, store_options};
+use crate::context::host;
+use crate::output::{Format, say};
+use crate::rebuild::{Folded, Rebuilder, Report, text};
+
+/// `rebuild NAME`, the short form of `rebuild start NAME`, or one of the actions.
+#[derive(Args, Debug)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    arg_required_else_help = true,
+    after_help = "Examples:\n  projector rebuild start order_summary --max-lag 10\n  projector rebuild \
+                  status\n  projector rebuild rollback order_summary"
+)]
+pub(crate) struct Rebuild {
+    #[command(subcommand)]
+    action: Option<Action>,
+    #[command(flatten)]
+    start: Option<Start>,
+}
+
+#[derive(Subcommand, Debug)]
+enum Action {
+    /// Build new tables from the event store beside the live ones, and put them in service at once.
+    ///
+    /// Applications go on reading and writing. If this is interrupted, any running projector with the same
+    /// files goes on with the rebuild, and so does the command when it is called again.
+    #[command(
+        after_help = "Examples:\n  projector rebuild start order_summary --dry-run\n  projector \
+                            rebuild start order_summary --throttle 5000"
+    )]
+    Start(Start),
+    /// Show the last rebuild of each projection.
+    #[command(after_help = "Example:\n  projector rebuild status --json")]
+    Status {
+        /// The projections; otherwise those that are configured.
+        projections: Vec<String>,
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Give up a rebuild, wherever it runs, and drop its tables.
+    #[command(after_help = "Example:\n  projector rebuild cancel order_summary")]
+    Cancel {
+        /// The projection.
+        projection: String,
+    },
+    /// Put the previous tables back in service, with all events since.
+    #[command(after_help = "Example:\n  projector rebuild rollback order_summary")]
+    Rollback {
+        /// The projection.
+        projection: String,
+    },
+    /// Drop the tables that are not in service any more.
+    #[command(after_help = "Example:\n  projector rebuild cleanup order_summary")]
+    Cleanup {
+        /// The projection.
+        projection: String,
+    },
+}
 
 #[derive(Args, Debug)]
-pub(crate) struct Rebuild {
+struct Start {
     /// The projection.
     projection: String,
-    /// Events a second at most; 0 for as many as it goes.
+    /// Apply so many events a second at most; 0 for no limit.
     #[arg(long, default_value_t = 0)]
     throttle: u32,
-    /// Wait while the live read model is so many seconds behind; 0 to go on whatever it is.
+    /// Wait while the live read model lags by more than so many seconds; 0 for never.
     #[arg(long, default_value_t = 0, value_name = "SECONDS")]
     max_lag: u32,
     /// Put the new tables in service even if some streams cannot be applied.
     #[arg(long)]
     allow_parked: bool,
-    /// Give up a rebuild, wherever it runs, and drop its tables.
-    #[arg(long, conflicts_with_all = ["throttle", "max_lag", "allow_parked", "dry_run", "stream", "streams_file"])]
+    /// The same as `rebuild cancel`.
+    #[arg(long, hide = true, conflicts_with_all = ["throttle", "max_lag", "allow_parked", "dry_run", "stream", "streams_file"])]
     cancel: bool,
-    /// Only say what a rebuild would do: how long it takes, which events leave no trace, and which
+    /// Only report what a rebuild would do: how long it takes, which events have no handler, and which
     /// streams would be parked. Exit code 1 when one would.
     #[arg(long, conflicts_with_all = ["throttle", "max_lag", "allow_parked", "stream", "streams_file"])]
     dry_run: bool,
-    /// Only fold these streams anew, in the live tables.
+    /// Only fold these streams again, in the live tables.
     #[arg(long, num_args = 1.., value_name = "ID", conflicts_with_all = ["throttle", "max_lag", "allow_parked"])]
     stream: Vec<String>,
-    /// Only those of a file, one in each line.
+    /// Only fold the streams of a file again, one in each line.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["throttle", "max_lag", "allow_parked"])]
     streams_file: Option<PathBuf>,
     #[command(flatten)]
     format: Format,
 }
 
-#[derive(Args, Debug)]
-pub(crate) struct Verify {
-    /// The projection.
-    projection: String,
-    /// Make rows that differ what they must be.
-    #[arg(long)]
-    repair: bool,
-    /// Only so many streams, chosen at random, where each row belongs to one stream.
-    #[arg(long, value_name = "STREAMS")]
-    sample: Option<u32>,
-    #[command(flatten)]
-    format: Format,
-}
-
-/// Compares a read model with the event store; says whether it is right.
-pub(crate) async fn verify(settings: &Settings, arguments: &Verify) -> Result<bool, Failure> {
-    let Verify { projection, repair, sample, format } = arguments;
-    let rebuilder = rebuilder(settings, projection, *format).await?;
-    let found = rebuilder.verify(*sample, *repair).await?;
-    format.print(&found, |found| {
-        let mut lines: Vec<String> = found.drift.iter().map(ToString::to_string).collect();
-        lines.push(match (found.drift.len(), repair) {
-            (0, _) => format!("{projection} is what the event store gives"),
-            (rows, true) => format!("{rows} rows were wrong and are right now"),
-            (rows, false) => format!("{rows} rows are wrong"),
-        });
-        lines.extend(found.streams.iter().map(ToString::to_string));
-        if !found.streams.is_empty() {
-            let count = found.streams.len();
-            lines.push(format!(
-                "the bookkeeping of {count} streams does not fit: `projector rebuild {projection}`"
-            ));
+impl Rebuild {
+    /// Runs the action. Says whether every stream could be applied.
+    pub(crate) async fn run(&self, settings: &Settings) -> Result<bool, Failure> {
+        match (&self.action, &self.start) {
+            (Some(Action::Start(start)), _) | (None, Some(start)) => start.run(settings).await,
+            (Some(Action::Status { projections, format }), _) => {
+                status(settings, projections, *format).await.map(|()| true)
+            }
+            (Some(Action::Cancel { projection }), _) => {
+                cancel(settings, projection).await.map(|()| true)
+            }
+            (Some(Action::Rollback { projection }), _) => {
+                roll_back(settings, projection).await.map(|()| true)
+            }
+            (Some(Action::Cleanup { projection }), _) => {
+                cleanup(settings, projection).await.map(|()| true)
+            }
+            (None, None) => Ok(true),
         }
-        lines.join("\n")
-    })?;
-    Ok(found.streams.is_empty() && (found.is_empty() || *repair))
+    }
 }
 
-async fn rebuilder(
+pub(super) async fn rebuilder(
     settings: &Settings,
     projection: &str,
     format: Format,
@@ -92,62 +131,58 @@ async fn rebuilder(
     let database = session.database().await.map_err(failure)?;
     session.close().await;
     Ok(Rebuilder {
-        projection: model(settings, projection)?.projection,
-        mysql: mysql_options(settings)?,
-        store: store_options(settings)?,
+        definition: model(settings, projection)?.definition(),
+        mysql: settings.mysql()?,
+        store: settings.store()?,
         databases: Databases::beside(&database),
         report: if format.json { Report::Quiet } else { Report::of_command() },
         host: host(),
     })
 }
 
-/// Builds a read model anew and puts it in service, or does a part of that. Says whether every stream
-/// could be applied.
-pub(crate) async fn rebuild(settings: &Settings, arguments: &Rebuild) -> Result<bool, Failure> {
-    let Rebuild { projection, throttle, max_lag, allow_parked, format, .. } = arguments;
-    let streams = arguments.streams()?;
-    let rebuilder = rebuilder(settings, projection, *format).await?;
-    if arguments.cancel {
-        rebuilder.cancel().await?;
-        say(&format!("the rebuild of {projection} is cancelled"));
-        return Ok(true);
-    }
-    if arguments.dry_run {
-        let found = rebuilder.dry_run().await?;
-        format.print(&found, ToString::to_string)?;
-        return Ok(found.is_clean());
-    }
-    if let Some(streams) = streams {
-        let folded = rebuilder.fold_in_place(&streams, |folded| {
-            if !format.json {
-                say(&told(folded));
-            }
-        });
-        let folded = folded.await?;
-        if format.json {
-            format.print(&folded, |_| String::new())?;
+impl Start {
+    async fn run(&self, settings: &Settings) -> Result<bool, Failure> {
+        let Self { projection, throttle, max_lag, allow_parked, format, .. } = self;
+        if self.cancel {
+            return cancel(settings, projection).await.map(|()| true);
         }
-        return Ok(folded.iter().all(|folded| folded.parked.is_none()));
+        let streams = self.streams()?;
+        let rebuilder = rebuilder(settings, projection, *format).await?;
+        if self.dry_run {
+            let found = rebuilder.dry_run().await?;
+            format.print(&found, ToString::to_string)?;
+            return Ok(found.is_clean());
+        }
+        if let Some(streams) = streams {
+            let folded = rebuilder.fold_in_place(&streams, |folded| {
+                if !format.json {
+                    say(&line(folded));
+                }
+            });
+            let folded = folded.await?;
+            if format.json {
+                format.print(&folded, |_| String::new())?;
+            }
+            return Ok(folded.iter().all(|folded| folded.parked.is_none()));
+        }
+        if !format.json {
+            say(&format!(
+                "rebuilding {projection}; if this is interrupted, a running projector goes on with it, \
+                 and `projector rebuild cancel {projection}` gives it up"
+            ));
+        }
+        let (throttle, max_lag, allow_parked) = (*throttle, *max_lag, *allow_parked);
+        rebuilder.rebuild(RebuildOptions { throttle, max_lag, allow_parked }).await?;
+        if !format.json {
+            say(&format!(
+                "{projection} is rebuilt; `projector rebuild rollback {projection}` puts the previous \
+                 tables back, `projector rebuild cleanup {projection}` drops them"
+            ));
+        }
+        Ok(true)
     }
-    if !format.json {
-        say(&format!(
-            "building {projection} anew; if this is interrupted, a running projector goes on with it, \
-             and `projector rebuild {projection} --cancel` gives it up"
-        ));
-    }
-    let (throttle, max_lag, allow_parked) = (*throttle, *max_lag, *allow_parked);
-    rebuilder.rebuild(Wishes { throttle, max_lag, allow_parked }).await?;
-    if !format.json {
-        say(&format!(
-            "{projection} is rebuilt; `projector rollback {projection}` puts the tables of before back, \
-             `projector drop-old {projection}` drops them"
-        ));
-    }
-    Ok(true)
-}
 
-impl Rebuild {
-    /// The streams that are to be folded anew; `None` for the whole read model.
+    /// The streams that are to be folded again; `None` for the whole read model.
     fn streams(&self) -> Result<Option<Vec<StreamId>>, Failure> {
         if self.stream.is_empty() && self.streams_file.is_none() {
             return Ok(None);
@@ -167,7 +202,7 @@ fn lines(file: &Path) -> Result<Vec<String>, anyhow::Error> {
     Ok(text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect())
 }
 
-fn told(folded: &Folded) -> String {
+fn line(folded: &Folded) -> String {
     let Folded { stream_id, events, parked } = folded;
     match (events, parked) {
         (0, None) => {
@@ -182,16 +217,50 @@ fn told(folded: &Folded) -> String {
     }
 }
 
-/// Puts the tables of before back in service.
+/// The last rebuild of a projection.
+#[derive(Serialize)]
+struct Last {
+    projection: String,
+    rebuild: Option<Job>,
+}
+
+async fn status(settings: &Settings, names: &[String], format: Format) -> Result<(), Failure> {
+    let mut session = open_mysql(settings).await?;
+    let mut all = Vec::new();
+    for model in models(settings, names)? {
+        let rebuild = session.job(&model.ledger).await.map_err(failure)?;
+        all.push(Last { projection: model.name().to_owned(), rebuild });
+    }
+    session.close().await;
+    format.print(&all, |all| all.iter().map(last).collect::<Vec<_>>().join("\n"))
+}
+
+fn last(Last { projection, rebuild }: &Last) -> String {
+    let Some(job) = rebuild else { return format!("{projection}: never rebuilt") };
+    let (state, host) = (job.state.as_str().replace('_', " "), &job.host);
+    let since = job.changed_at.format("%Y-%m-%d %H:%M:%S");
+    let reason = job.reason.as_ref().map_or_else(String::new, |reason| format!("\n  {reason}"));
+    let progress = if job.state.is_unfinished() { text(&job.progress) } else { String::new() };
+    let progress = if progress.is_empty() { progress } else { format!(", {progress}") };
+    format!("{projection}: {state} on {host}, since {since} UTC{progress}{reason}")
+}
+
+async fn cancel(settings: &Settings, projection: &str) -> Result<(), Failure> {
+    rebuilder(settings, projection, Format::default()).await?.cancel().await?;
+    say(&format!("the rebuild of {projection} is cancelled"));
+    Ok(())
+}
+
+/// Puts the previous tables back in service.
 pub(crate) async fn roll_back(settings: &Settings, projection: &str) -> Result<(), Failure> {
     rebuilder(settings, projection, Format::default()).await?.roll_back().await?;
-    say(&format!("{projection} has the tables of before its rebuild, with all events since"));
+    say(&format!("{projection} has its previous tables, with all events since the rebuild"));
     Ok(())
 }
 
 /// Drops the tables that a rebuild or a rollback has taken out of service.
-pub(crate) async fn drop_old(settings: &Settings, projection: &str) -> Result<(), Failure> {
-    rebuilder(settings, projection, Format::default()).await?.drop_old().await?;
+pub(crate) async fn cleanup(settings: &Settings, projection: &str) -> Result<(), Failure> {
+    rebuilder(settings, projection, Format::default()).await?.drop_previous().await?;
     say(&format!("the tables of {projection} that are not in service are dropped"));
     Ok(())
 }

@@ -2,19 +2,29 @@
 
 use std::fmt::Write;
 
+use clap::Args;
 use daemon::Failure;
+use read_model::{Error as ReadModelError, Instance, Job, JobState, ReadModel, Session};
 use serde::Serialize;
 
-use super::{Format, failure, models, open_mysql, open_store};
+use super::{failure, models, open_mysql, open_store};
 use crate::Settings;
-use crate::apply::ReadModel;
-use crate::behind::lag;
-use crate::mysql::{Error, Instance, Job, JobState, Session};
+use crate::history::{Lag, lag};
+use crate::output::Format;
 use crate::rebuild;
+
+#[derive(Args)]
+#[command(after_help = "Example:\n  projector status order_summary --json")]
+pub(crate) struct Status {
+    /// The projections; otherwise those that are configured.
+    projections: Vec<String>,
+    #[command(flatten)]
+    format: Format,
+}
 
 /// One projection.
 #[derive(Debug, Serialize)]
-struct Status {
+struct Found {
     projection: String,
     state: State,
     /// Why it is paused.
@@ -22,13 +32,13 @@ struct Status {
     reason: Option<String>,
     /// Up to here, every event is known to be applied or parked.
     checkpoint: Option<i64>,
-    /// Events that are stored and not applied, without those of parked streams.
+    /// Events that are published and not applied, without those of parked streams.
     lag_events: i64,
     /// The age of the oldest of them.
     lag_seconds: f64,
     parked: i64,
     conflicts: i64,
-    /// Events that were lost on the way, and read from the event store.
+    /// Events that were lost on the way and read from the event store.
     healed: u64,
     partitions: u16,
     instances: Vec<Instance>,
@@ -60,11 +70,8 @@ impl State {
 }
 
 /// Prints the state of projections. Says whether all of them follow their queues with no parked stream.
-pub(crate) async fn status(
-    settings: &Settings,
-    names: &[String],
-    format: Format,
-) -> Result<bool, Failure> {
+pub(crate) async fn status(settings: &Settings, arguments: &Status) -> Result<bool, Failure> {
+    let Status { projections: names, format } = arguments;
     let mut session = open_mysql(settings).await?;
     let mut store = open_store(settings).await?;
     let mut all = Vec::new();
@@ -81,9 +88,9 @@ async fn of(
     session: &mut Session,
     store: &mut event_store::Session,
     model: &ReadModel,
-) -> Result<Status, Failure> {
+) -> Result<Found, Failure> {
     let ledger = &model.ledger;
-    let mut status = Status {
+    let mut status = Found {
         projection: model.name().to_owned(),
         state: State::NotMigrated,
         reason: None,
@@ -99,7 +106,7 @@ async fn of(
     };
     match session.require_tables(&model.projection, ledger).await {
         Ok(()) => {}
-        Err(Error::NotMigrated { .. }) => return Ok(status),
+        Err(ReadModelError::NotMigrated { .. }) => return Ok(status),
         Err(error) => return Err(failure(error)),
     }
     (status.parked, status.conflicts) = session.count_parked(ledger).await.map_err(failure)?;
@@ -116,19 +123,20 @@ async fn of(
     };
     status.reason = paused.map(|(reason, _since)| reason);
     status.checkpoint = checkpoint.map(|checkpoint| checkpoint.position.get());
-    (status.lag_events, status.lag_seconds) = lag(session, store, model).await?;
+    Lag { events: status.lag_events, seconds: status.lag_seconds } =
+        lag(session, store, model).await?;
     status.rebuild = session.job(ledger).await.map_err(failure)?;
     Ok(status)
 }
 
-fn text(status: &Status) -> String {
+fn text(status: &Found) -> String {
     let mut text = String::new();
     write_text(&mut text, status).expect("writing to a String cannot fail");
     text
 }
 
-fn write_text(text: &mut String, status: &Status) -> std::fmt::Result {
-    let Status { projection, state, lag_events, lag_seconds, parked, conflicts, healed, .. } =
+fn write_text(text: &mut String, status: &Found) -> std::fmt::Result {
+    let Found { projection, state, lag_events, lag_seconds, parked, conflicts, healed, .. } =
         status;
     writeln!(text, "{projection}: {}", state.text())?;
     if let Some(reason) = &status.reason {

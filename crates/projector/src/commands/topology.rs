@@ -4,20 +4,23 @@ use broker::{Connection, Difference};
 use clap::Subcommand;
 use daemon::{Exit, Failure};
 
-use super::{models, say};
+use super::{failure, models};
 use crate::Settings;
-use crate::run::broker_options;
+use crate::output::say;
 use crate::topology::Topology as Wanted;
-use crate::trouble::Trouble;
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum Topology {
-    /// Show how the broker differs from what the projections need. Fails if it would lose messages.
+    /// Show how the broker differs from what the projections need. Exit code 1 if it would lose messages.
+    #[command(after_help = "Example:\n  projector topology diff order_summary")]
     Diff {
         /// The projections; otherwise those that are configured.
         projections: Vec<String>,
     },
-    /// Make the exchanges, queues and bindings that are missing.
+    /// Change the broker: declare the exchanges, queues and bindings that are missing.
+    ///
+    /// It deletes nothing, and leaves existing queues as they are.
+    #[command(after_help = "Example:\n  projector topology apply order_summary")]
     Apply {
         /// The projections; otherwise those that are configured.
         projections: Vec<String>,
@@ -27,21 +30,20 @@ pub(crate) enum Topology {
 impl Topology {
     pub(crate) async fn run(&self, settings: &Settings) -> Result<(), Failure> {
         let (Self::Diff { projections } | Self::Apply { projections }) = self;
-        let options = broker_options(settings)?;
-        let connection = Connection::connect(&options).await.map_err(Trouble::from)?;
+        let connection = Connection::connect(&settings.broker()?).await.map_err(failure)?;
         let mut losses = 0;
         for model in models(settings, projections)? {
             let projection = &model.projection;
             let Settings { queue_prefix, exchange, .. } = settings;
             let wanted = Wanted::of(projection, queue_prefix, exchange, projection.partitions);
             if matches!(self, Self::Apply { .. }) {
-                wanted.declare(&connection).await.map_err(Trouble::from)?;
-                say(&format!("{}: exchanges, queues and bindings are made", model.name()));
+                wanted.declare(&connection).await.map_err(failure)?;
+                say(&format!("{}: exchanges, queues and bindings are declared", model.name()));
                 continue;
             }
             let mut differences = Vec::new();
             for queue in &wanted.queues {
-                let found = connection.compare_queue(queue).await.map_err(Trouble::from)?;
+                let found = connection.compare_queue(queue).await.map_err(failure)?;
                 differences.extend(
                     found.into_iter().filter(|new| !differences.contains(new)).collect::<Vec<_>>(),
                 );
@@ -57,7 +59,7 @@ impl Topology {
             Ok(())
         } else {
             let error = anyhow::anyhow!(
-                "{losses} differences; `projector topology apply` makes what is missing"
+                "{losses} differences; `projector topology apply` declares what is missing"
             );
             Err(Failure::new(Exit::Failed, error))
         }
@@ -66,7 +68,7 @@ impl Topology {
 
 fn text(projection: &str, differences: &[Difference]) -> String {
     if differences.is_empty() {
-        return format!("{projection}: as it must be");
+        return format!("{projection}: no difference");
     }
     let lines = differences.iter().map(|difference| match difference {
         Difference::Missing { queue } => format!("  queue {queue} is missing"),

@@ -1,17 +1,20 @@
 //! Putting tables in service.
 //!
-//! The gate is closed, what came meanwhile is applied, and all tables are swapped by one statement. The
-//! gate is for speed: after the swap, everything between the checkpoint of the new tables and a fence
-//! taken then is applied again, and versions make that harmless.
+//! The gate is closed, events that came meanwhile are applied, and one statement swaps all tables. The gate
+//! is for speed: after the swap, everything between the checkpoint of the new tables and a fence taken then
+//! is applied again, and versions make that harmless.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use read_model::{JobState, Session, Swap};
 use tokio::time::sleep;
 
-use super::replay::{Course, Target};
-use super::{Owned, crash};
-use crate::mysql::{JobState, Passage, Session, Swap};
-use crate::trouble::Trouble;
+use super::progress::RebuildPace;
+use super::{Error, Owned};
+use crate::error::Error as WorkError;
+use crate::failpoints::failpoint;
+use crate::history::Target;
 
 /// The longest pause between two attempts to swap.
 const SWAP_PAUSE: Duration = Duration::from_secs(2);
@@ -22,29 +25,29 @@ impl Owned<'_> {
         &mut self,
         target: &mut Target,
         (state, from, away): (JobState, &str, &str),
-    ) -> Result<(), Trouble> {
+    ) -> Result<(), Error> {
         let rebuilder = self.rebuilder;
         let mut helper = Session::connect(&rebuilder.mysql).await?;
         let mut store = event_store::Session::connect(&rebuilder.store).await?;
         self.enter(state).await?;
-        crash::point("cutting over");
-        // Where the tables in service go, there must be none. On the session that owns the rebuild, so
-        // that nobody does it who has lost that.
+        failpoint!("rebuild::cutting-over");
+        // There must be no tables where those in service go. Only the session that owns the rebuild may
+        // drop them.
         self.session.make_database(away).await?;
         self.session.drop_tables(away, &self.tables).await?;
-        crash::point("the place for the old tables is free");
+        failpoint!("rebuild::place-freed");
         self.session.note_swapping(&self.live.ledger, true).await?;
-        crash::point("batches look which tables they meet");
+        failpoint!("rebuild::swap-announced");
         let mut pause = Duration::from_millis(100);
         loop {
             target.fold_the_rest(&mut store).await?;
             let ticket = self.session.issue_ticket(&self.live.ledger, from).await?;
-            crash::point("the gate is closed next");
+            failpoint!("rebuild::before-gate");
             let closed = Instant::now();
-            let (mut batch, _gate) = self.session.begin(&self.live.ledger, Passage::Alone).await?;
-            crash::point("the gate is closed");
+            let mut batch = self.session.close_gate(&self.live.ledger).await?;
+            failpoint!("rebuild::gate-closed");
             target.fold_the_rest(&mut store).await?;
-            crash::point("the new tables have everything");
+            failpoint!("rebuild::caught-up-behind-gate");
             let live = &rebuilder.databases.live;
             let ways = [from, live, away];
             let swapped = match helper.swap(&rebuilder.mysql, &self.tables, &ticket, ways).await? {
@@ -55,17 +58,17 @@ impl Owned<'_> {
                 }
             };
             if swapped {
-                crash::point("the tables are swapped");
-                batch.next_generation(&rebuilder.projection).await?;
-                crash::point("the swap is noted");
+                failpoint!("rebuild::swapped");
+                batch.next_generation(&self.live.projection).await?;
+                failpoint!("rebuild::swap-recorded");
                 batch.commit().await?;
-                crash::point("the gate is open");
+                failpoint!("rebuild::gate-open");
                 let gap = closed.elapsed();
                 rebuilder.report.say(&format!("swapped; no batch was applied for {gap:?}"));
                 break;
             }
             batch.rollback().await?;
-            rebuilder.report.say(&format!("a reader holds a table; trying again in {pause:?}"));
+            rebuilder.report.say(&format!("a reader holds a table; the next try is in {pause:?}"));
             sleep(pause).await;
             pause = SWAP_PAUSE.min(pause * 2);
         }
@@ -75,36 +78,38 @@ impl Owned<'_> {
         Ok(())
     }
 
-    /// Notes that other tables are in service, where that was interrupted.
-    pub(super) async fn note_swap(&mut self) -> Result<(), Trouble> {
+    /// Records that other tables are in service, where a swap was interrupted before that.
+    pub(super) async fn record_swap(&mut self) -> Result<(), Error> {
         let rebuilder = self.rebuilder;
-        rebuilder.report.say("the new tables are in service already; what came since is applied");
-        let (mut batch, _gate) = self.session.begin(&self.live.ledger, Passage::Alone).await?;
-        batch.next_generation(&rebuilder.projection).await?;
+        rebuilder
+            .report
+            .say("the new tables are in service already; events since then are applied now");
+        let mut batch = self.session.close_gate(&self.live.ledger).await?;
+        batch.next_generation(&self.live.projection).await?;
         batch.commit().await?;
         Ok(())
     }
 
     /// Whether the tables of `from` are in service.
-    pub(super) async fn is_swapped(&mut self, from: &str) -> Result<bool, Trouble> {
+    pub(super) async fn is_swapped(&mut self, from: &str) -> Result<bool, Error> {
         let live = &self.rebuilder.databases.live;
         is_swapped(&mut self.session, live, &self.tables, from).await
     }
 
     /// Applies to the tables in service what they might lack.
-    pub(super) async fn level(&mut self) -> Result<(), Trouble> {
+    pub(super) async fn catch_up_in_service(&mut self) -> Result<(), Error> {
         let rebuilder = self.rebuilder;
         let session = Session::connect(&rebuilder.mysql).await?;
-        let mut target = Target::of(rebuilder.model(), session, &rebuilder.mysql).await?;
-        crash::point("levelling next");
-        let mut course = Course::of_look(&rebuilder.report, &mut self.session);
-        match rebuilder.catch_up(&mut target, &mut course).await {
-            // Then the sweeper does it, as soon as somebody resumes the projection.
-            Ok(()) | Err(Trouble::Paused { .. }) => {}
-            Err(trouble) => return Err(trouble),
+        let mut target = Target::of(Arc::new(rebuilder.model()), session, &rebuilder.mysql).await?;
+        failpoint!("rebuild::before-last-catch-up");
+        let mut pace =
+            RebuildPace::of_comparison(&rebuilder.report, &rebuilder.store, &mut self.session);
+        match rebuilder.catch_up(&mut target, &mut pace).await {
+            // The sweeper does it, as soon as the projection is resumed.
+            Ok(()) | Err(Error::Work(WorkError::Paused { .. })) => {}
+            Err(error) => return Err(error),
         }
         target.close().await;
-        crash::point("the tables in service are level");
         Ok(())
     }
 }
@@ -114,7 +119,7 @@ async fn is_swapped(
     live: &str,
     tables: &[String],
     from: &str,
-) -> Result<bool, Trouble> {
+) -> Result<bool, Error> {
     let left = session.count_tables(from, tables).await?;
     let there = session.count_tables(live, tables).await?;
     Ok(left == 0 && there == tables.len())

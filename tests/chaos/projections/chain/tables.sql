@@ -1,4 +1,4 @@
--- A running hash over what was applied of each stream: no other order and no other events give the same.
+-- A running hash over the applied events of each stream: another order or other events give another hash.
 CREATE TABLE chain (
     stream_id VARCHAR(255) CHARACTER SET utf8mb4 COLLATE utf8mb4_0900_bin PRIMARY KEY,
     applied   BIGINT   NOT NULL,

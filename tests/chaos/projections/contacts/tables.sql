@@ -1,4 +1,4 @@
--- Each row has something of two streams, whichever comes first.
+-- Each row combines two streams, whichever comes first.
 CREATE TABLE contact_names (
     customer_id VARCHAR(255) CHARACTER SET utf8mb4 COLLATE utf8mb4_0900_bin PRIMARY KEY,
     name        VARCHAR(200) NOT NULL

@@ -1,9 +1,9 @@
--- What was applied of each stream, so that lost, doubled, inverted and skipped effects are told apart.
+-- The applied events of each stream, which show whether effects were lost, doubled, inverted or skipped.
 CREATE TABLE ledger_streams (
     stream_id    VARCHAR(255) CHARACTER SET utf8mb4 COLLATE utf8mb4_0900_bin PRIMARY KEY,
     applied      BIGINT         NOT NULL,
     last_version BIGINT         NOT NULL,
-    -- How often a version did not follow the one before it.
+    -- How often a version did not follow its predecessor.
     breaks       BIGINT         NOT NULL,
     total        DECIMAL(30, 2) NOT NULL
 );

@@ -1,0 +1,342 @@
+//! Reading projections from disk.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use domain_events::{Category, EventType, SchemaVersion};
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+
+use crate::definition::{Fault, Handler, Handlers, Projection, Table};
+use crate::statement::{handler, parse, split};
+use crate::tokens::Placed;
+
+/// `projection.toml`
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Definition {
+    /// The categories whose streams the projection follows.
+    categories: Vec<String>,
+    /// How many queues share its events.
+    #[serde(default = "one")]
+    partitions: u16,
+    /// How many transactions work on one queue side by side.
+    #[serde(default = "two")]
+    lanes: u16,
+}
+
+fn one() -> u16 {
+    1
+}
+
+fn two() -> u16 {
+    2
+}
+
+/// More would only cost connections.
+const PARTITIONS_MAX: u16 = 64;
+const LANES_MAX: u16 = 16;
+const DEFINITION: &str = "projection.toml";
+const TABLES: &str = "tables.sql";
+/// Needs no explanation.
+const IGNORED: &str = "README.md";
+/// Bookkeeping tables are called `<projection>__checkpoint` and the like; MySQL allows 64.
+const NAME_MAX: usize = 48;
+
+/// Reads every projection of a folder, or those named. `in_rust` names those that a Rust type implements.
+///
+/// # Errors
+///
+/// With every mistake in every file.
+pub fn load_all(
+    folder: &Path,
+    names: &[String],
+    in_rust: &[String],
+) -> Result<Vec<Projection>, Vec<Fault>> {
+    let mut faults = Vec::new();
+    let mut directories = entries(folder).map_err(|fault| vec![fault])?;
+    directories.retain(|path| path.is_dir());
+    for name in names {
+        if !directories.iter().any(|path| file_name(path) == *name) {
+            faults.push(fault(folder, None, &format!("there is no projection {name}")));
+        }
+    }
+    directories.retain(|path| names.is_empty() || names.contains(&file_name(path)));
+    if directories.is_empty() && faults.is_empty() {
+        faults.push(fault(folder, None, "there is no projection here: each is a folder"));
+    }
+    let mut projections = Vec::new();
+    for directory in directories {
+        match load(&directory, in_rust) {
+            Ok(projection) => projections.push(projection),
+            Err(found) => faults.extend(found),
+        }
+    }
+    faults.extend(shared_tables(&projections));
+    if faults.is_empty() { Ok(projections) } else { Err(faults) }
+}
+
+/// Reads one projection.
+fn load(directory: &Path, in_rust: &[String]) -> Result<Projection, Vec<Fault>> {
+    let name = file_name(directory);
+    let mut faults = Vec::new();
+    if !is_name(&name) {
+        let reason = format!(
+            "{name} is no name for a projection: use lower-case letters, digits and single \
+             underscores, at most {NAME_MAX}, starting with a letter"
+        );
+        faults.push(fault(directory, None, &reason));
+    }
+    let mut keep = |found: Vec<Fault>| faults.extend(found);
+    let definition = definition(&directory.join(DEFINITION)).unwrap_or_else(|found| {
+        keep(found);
+        (Vec::new(), one(), one())
+    });
+    let (tables, tables_hash) = tables(&directory.join(TABLES)).unwrap_or_else(|found| {
+        keep(found);
+        (Vec::new(), String::new())
+    });
+    let handlers = handlers(directory, &tables).unwrap_or_else(|found| {
+        keep(found);
+        Handlers::new()
+    });
+    let is_rust = in_rust.contains(&name);
+    match (handlers.is_empty(), is_rust) {
+        (true, false) if faults.is_empty() => {
+            let reason = "there is no handler: add <EventType>.sql";
+            faults.push(fault(directory, None, reason));
+        }
+        (false, true) => {
+            let reason = "it is a projection in Rust, so it has no .sql file but tables.sql";
+            faults.push(fault(directory, None, reason));
+        }
+        _ => {}
+    }
+    if faults.is_empty() {
+        let (categories, partitions, lanes) = definition;
+        let definition_hash = definition_hash(directory)?;
+        Ok(Projection {
+            name,
+            categories,
+            partitions,
+            lanes,
+            tables,
+            tables_hash,
+            definition_hash,
+            handlers,
+            is_rust,
+        })
+    } else {
+        Err(faults)
+    }
+}
+
+/// Of all that decides what the read model holds; the numbers of queues and lanes do not.
+fn definition_hash(directory: &Path) -> Result<String, Vec<Fault>> {
+    let mut text = String::new();
+    for file in entries(directory).map_err(|fault| vec![fault])? {
+        let name = file_name(&file);
+        if name != IGNORED && name != DEFINITION {
+            writeln!(text, "{name}\n{}", read(&file)?).expect("writing to a String cannot fail");
+        }
+    }
+    Ok(hash(&text))
+}
+
+fn definition(file: &Path) -> Result<(Vec<Category>, u16, u16), Vec<Fault>> {
+    let text = read(file)?;
+    let definition: Definition = toml::from_str(&text).map_err(|error| {
+        let line = error.span().map(|span| line_of(&text, span.start));
+        vec![fault(file, line, error.message())]
+    })?;
+    if definition.categories.is_empty() {
+        return Err(vec![fault(file, None, "categories is empty: name at least one")]);
+    }
+    for (key, number, max) in [
+        ("partitions", definition.partitions, PARTITIONS_MAX),
+        ("lanes", definition.lanes, LANES_MAX),
+    ] {
+        if !(1..=max).contains(&number) {
+            return Err(vec![fault(file, None, &format!("{key} must be 1 to {max}"))]);
+        }
+    }
+    let category = |text: String| {
+        let shown = text.clone();
+        Category::new(text)
+            .map_err(|error| vec![fault(file, None, &format!("category {shown:?}: {error}"))])
+    };
+    let categories = definition.categories.into_iter().map(category).collect::<Result<_, _>>()?;
+    Ok((categories, definition.partitions, definition.lanes))
+}
+
+fn tables(file: &Path) -> Result<(Vec<Table>, String), Vec<Fault>> {
+    let sql = read(file)?;
+    let shared: Arc<Path> = Arc::from(file);
+    let mut faults = Vec::new();
+    let mut tables = Vec::new();
+    for tokens in split(&shared, &sql)? {
+        let line = tokens.iter().find(|placed| !placed.is_space()).map_or(1, |placed| placed.line);
+        let Some(name) = created_table(&tokens) else {
+            let reason = "expected CREATE TABLE and the name of a table of this projection, \
+                          without a schema; its other statements are made by `projector migrate`";
+            faults.push(fault(file, Some(line), reason));
+            continue;
+        };
+        if !is_name(&name) {
+            let reason = format!("{name} is no name for a table: the same rule as for projections");
+            faults.push(fault(file, Some(line), &reason));
+        }
+        match parse(&shared, &sql, &tokens, line, &[]) {
+            Ok(create) if create.parameters.is_empty() => tables.push(Table { name, create }),
+            Ok(_) => faults.push(fault(file, Some(line), "a table has no parameters")),
+            Err(found) => faults.extend(found),
+        }
+    }
+    if tables.is_empty() && faults.is_empty() {
+        faults.push(fault(file, None, "there is no CREATE TABLE"));
+    }
+    if faults.is_empty() { Ok((tables, hash(&sql))) } else { Err(faults) }
+}
+
+/// The table that `CREATE TABLE [IF NOT EXISTS] name` makes.
+fn created_table(tokens: &[Placed]) -> Option<String> {
+    let mut solid = tokens.iter().filter(|placed| !placed.is_space()).peekable();
+    let mut expect = |word: &str| solid.next_if(|placed| placed.keyword().as_deref() == Some(word));
+    expect("CREATE")?;
+    expect("TABLE")?;
+    if expect("IF").is_some() {
+        expect("NOT")?;
+        expect("EXISTS")?;
+    }
+    let name = solid.next()?.name()?.to_owned();
+    let qualified = solid.next()?.token == sqlparser::tokenizer::Token::Period;
+    (!qualified).then_some(name)
+}
+
+fn handlers(directory: &Path, tables: &[Table]) -> Result<Handlers, Vec<Fault>> {
+    let mut faults = Vec::new();
+    let mut handlers = Handlers::new();
+    let mut count = 0;
+    for file in entries(directory).map_err(|fault| vec![fault])? {
+        let name = file_name(&file);
+        if [DEFINITION, TABLES, IGNORED].contains(&name.as_str()) {
+            continue;
+        }
+        let Some(stem) = name.strip_suffix(".sql").filter(|_| file.is_file()) else {
+            let reason = "unexpected: a projection has projection.toml, tables.sql and one .sql \
+                          file for each event type";
+            faults.push(fault(&file, None, reason));
+            continue;
+        };
+        if stem.rsplit_once(".v").is_some_and(|(_, digits)| digits == "0") {
+            faults.push(fault(&file, None, "schema versions begin with 1"));
+            continue;
+        }
+        let read = read(&file).and_then(|sql| handler(&Arc::from(&*file), &sql, tables));
+        let mut statements = match read {
+            Ok(statements) => statements,
+            Err(found) => {
+                faults.extend(found);
+                continue;
+            }
+        };
+        for statement in &mut statements {
+            statement.id = count;
+            count += 1;
+        }
+        let handler = Arc::new(Handler { statements });
+        for (event_type, version) in handled(stem) {
+            let taken =
+                EventType::new(event_type).map_err(|error| error.to_string()).and_then(|_| {
+                    let versions: &mut BTreeMap<_, _> =
+                        handlers.entry(event_type.to_owned()).or_default();
+                    match versions.insert(version, Arc::clone(&handler)) {
+                        None => Ok(()),
+                        Some(_) => {
+                            Err(format!("schema version {version} of {event_type} has two files"))
+                        }
+                    }
+                });
+            if let Err(reason) = taken {
+                faults.push(fault(&file, None, &reason));
+            }
+        }
+    }
+    if faults.is_empty() { Ok(handlers) } else { Err(faults) }
+}
+
+/// The event types and schema versions that a file name stands for.
+///
+/// `OrderPlaced.v2` is version 2 of `OrderPlaced`; but a type may itself end so (`order.placed.v1`),
+/// and then the file is for that type too.
+fn handled(stem: &str) -> Vec<(&str, SchemaVersion)> {
+    let mut handled = vec![(stem, SchemaVersion::FIRST)];
+    if let Some((event_type, digits)) = stem.rsplit_once(".v")
+        && let Some(version) =
+            digits.parse().ok().and_then(|number| SchemaVersion::new(number).ok())
+    {
+        handled.push((event_type, version));
+    }
+    handled
+}
+
+/// Two projections must not share a table: each owns its rows alone.
+fn shared_tables(projections: &[Projection]) -> Vec<Fault> {
+    let mut owners: HashMap<&str, &str> = HashMap::new();
+    let mut faults = Vec::new();
+    for projection in projections {
+        for table in &projection.tables {
+            if let Some(owner) = owners.insert(&table.name, &projection.name) {
+                let reason = format!("table {} is defined by {owner} already", table.name);
+                faults.push(fault(&table.create.file, Some(table.create.line), &reason));
+            }
+        }
+    }
+    faults
+}
+
+fn is_name(name: &str) -> bool {
+    name.len() <= NAME_MAX
+        && name.starts_with(|c: char| c.is_ascii_lowercase())
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+        && !name.contains("__")
+        && !name.ends_with('_')
+}
+
+fn entries(folder: &Path) -> Result<Vec<PathBuf>, Fault> {
+    let unreadable = |error: std::io::Error| fault(folder, None, &error.to_string());
+    let mut paths = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(unreadable)? {
+        let path = entry.map_err(unreadable)?.path();
+        if !file_name(&path).starts_with('.') {
+            paths.push(path);
+        }
+    }
+    paths.sort();
+    Ok(paths)
+}
+
+fn read(file: &Path) -> Result<String, Vec<Fault>> {
+    std::fs::read_to_string(file).map_err(|error| vec![fault(file, None, &error.to_string())])
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+fn fault(file: &Path, line: Option<u64>, reason: &str) -> Fault {
+    Fault { file: file.to_path_buf(), line, reason: reason.to_owned() }
+}
+
+fn line_of(text: &str, offset: usize) -> u64 {
+    text.bytes().take(offset).filter(|byte| *byte == b'\n').count() as u64 + 1
+}
+
+fn hash(text: &str) -> String {
+    Sha256::digest(text).iter().fold(String::new(), |mut hex, byte| {
+        write!(hex, "{byte:02x}").expect("writing to a String cannot fail");
+        hex
+    })
+}

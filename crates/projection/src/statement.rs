@@ -1,0 +1,252 @@
+//! One SQL statement with named parameters.
+
+use std::fmt::Write;
+use std::path::Path;
+use std::sync::Arc;
+
+use domain_events::StoredEvent;
+use sqlparser::tokenizer::Token;
+
+use crate::directive::{Directives, directives};
+use crate::parameter::{Parameter, Source, Step};
+use crate::refuse::{foreign_table, refusals, verb_after_with};
+use crate::shape::{Action, Shape, shape};
+use crate::tokens::{Placed, nesting, parsed, statements};
+use crate::{BindError, Fault, Table, Value};
+
+/// A statement ready to be prepared: its named parameters are placeholders.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Statement {
+    /// Its number within the projection.
+    pub id: usize,
+    /// The SQL, with `?` for each parameter, and its lines as in the file.
+    pub sql: Arc<str>,
+    /// The parameters in the order of their placeholders.
+    pub parameters: Vec<Parameter>,
+    /// The file it is from.
+    pub file: Arc<Path>,
+    /// The line it starts at, from 1.
+    pub line: u64,
+    /// The column it starts at, from 1, in characters.
+    pub column: u64,
+    /// How many rows it must find, if that is said.
+    pub rows: Option<u64>,
+    /// What it does, or why it is not batchable.
+    pub shape: Result<Shape, String>,
+}
+
+/// What a handler may do: change rows, nothing that commits or outlives the transaction.
+const VERBS: [&str; 4] = ["INSERT", "UPDATE", "DELETE", "REPLACE"];
+
+/// So deep a parsed statement may be, at most: a sum of a thousand terms would exhaust the stack.
+const NESTING_MAX: usize = 120;
+
+impl Statement {
+    /// The values of the parameters for an event.
+    ///
+    /// # Errors
+    ///
+    /// When the event lacks a value that is not optional, or has one that MySQL cannot hold.
+    pub fn bind(&self, event: &StoredEvent) -> Result<Vec<Value>, BindError> {
+        self.parameters.iter().map(|parameter| parameter.value(event)).collect()
+    }
+}
+
+/// Reads the statements of a handler of a projection with the given tables.
+pub(crate) fn handler(
+    file: &Arc<Path>,
+    sql: &str,
+    own: &[Table],
+) -> Result<Vec<Statement>, Vec<Fault>> {
+    let found = split(file, sql)?;
+    let mut faults = Vec::new();
+    let mut handler = Vec::new();
+    for tokens in found {
+        let verb = tokens.iter().find(|placed| !placed.is_space());
+        let line = verb.map_or(1, |placed| placed.line);
+        let mut keyword = verb.and_then(Placed::keyword).unwrap_or_default();
+        if keyword == "WITH" {
+            keyword = verb_after_with(&tokens).unwrap_or_default();
+        }
+        if !VERBS.contains(&keyword.as_str()) {
+            let reason = "a handler can only INSERT, UPDATE, DELETE or REPLACE: it runs in the \
+                          transaction of its batch";
+            faults.push(Fault {
+                file: file.to_path_buf(),
+                line: Some(line),
+                reason: reason.into(),
+            });
+            continue;
+        }
+        match parse(file, sql, &tokens, line, own) {
+            Ok(statement) => handler.push(statement),
+            Err(found) => faults.extend(found),
+        }
+    }
+    if handler.is_empty() && faults.is_empty() {
+        let reason = "the file has no statement: remove it if the event changes nothing".to_owned();
+        faults.push(Fault { file: file.to_path_buf(), line: None, reason });
+    }
+    if faults.is_empty() { Ok(handler) } else { Err(faults) }
+}
+
+/// Splits a file into statements of tokens.
+pub(crate) fn split(file: &Arc<Path>, sql: &str) -> Result<Vec<Vec<Placed>>, Vec<Fault>> {
+    statements(sql).map_err(|error| {
+        let reason = error.reason;
+        vec![Fault { file: file.to_path_buf(), line: Some(error.line), reason }]
+    })
+}
+
+/// Turns named parameters into placeholders; `own` are the tables that the statement may name, if they
+/// are known.
+pub(crate) fn parse(
+    file: &Arc<Path>,
+    sql: &str,
+    tokens: &[Placed],
+    line: u64,
+    own: &[Table],
+) -> Result<Statement, Vec<Fault>> {
+    let mut faults = Vec::new();
+    let mut parameters = Vec::new();
+    let (start, end) = extent(tokens);
+    let (mut text, mut marked) = (String::new(), String::new());
+    let mut copied = start;
+    let mut index = 0;
+    while let Some(placed) = tokens.get(index) {
+        let fault =
+            |reason: String| Fault { file: file.to_path_buf(), line: Some(placed.line), reason };
+        match &placed.token {
+            Token::Placeholder(_) => {
+                faults.push(fault("write a named parameter such as :stream_id, not ?".to_owned()));
+                index += 1;
+            }
+            Token::Assignment => {
+                let reason = "a user variable outlives the event: := is not allowed";
+                faults.push(fault(reason.to_owned()));
+                index += 1;
+            }
+            Token::Colon => match parameter(&tokens[index + 1..], placed.bytes.end) {
+                Ok((parameter, length, end)) => {
+                    let before = &sql[copied..placed.bytes.start];
+                    text.push_str(before);
+                    text.push('?');
+                    marked.push_str(before);
+                    write!(marked, "`?{}`", parameters.len())
+                        .expect("writing to a String cannot fail");
+                    copied = end;
+                    parameters.push(parameter);
+                    index += 1 + length;
+                }
+                Err(reason) => {
+                    faults.push(fault(reason));
+                    // What is left of the parameter would only be blamed again.
+                    let rest = &tokens[index..];
+                    let end = rest.iter().position(|placed| placed.is_space() || placed.ends());
+                    index += end.unwrap_or(rest.len());
+                }
+            },
+            _ => index += 1,
+        }
+    }
+    text.push_str(&sql[copied..end]);
+    marked.push_str(&sql[copied..end]);
+    let fault = |(line, reason)| Fault { file: file.to_path_buf(), line: Some(line), reason };
+    let Directives { rows, one_by_one } = directives(tokens).unwrap_or_else(|found| {
+        faults.extend(found.into_iter().map(fault));
+        Directives::default()
+    });
+    faults.extend(refusals(tokens).into_iter().map(fault));
+    let parsed = if nesting(tokens) > NESTING_MAX {
+        Err("an expression of it is too long to be batchable".to_owned())
+    } else {
+        parsed(&marked)
+    };
+    if let Some(reason) = foreign_table(parsed.as_ref(), tokens, own) {
+        faults.push(fault((line, reason)));
+    }
+    if !faults.is_empty() {
+        return Err(faults);
+    }
+    let shape = if one_by_one {
+        Err("a directive says so".to_owned())
+    } else if tokens.iter().filter_map(Placed::name).any(|name| name.starts_with('?')) {
+        Err("a name begins with ?, as parameters do while it is looked at".to_owned())
+    } else {
+        parsed.and_then(|parsed| shape(&parsed))
+    };
+    let finds = |shape: &Shape| !matches!(shape.action, Action::Insert { .. });
+    if rows.is_some() && shape.as_ref().is_ok_and(|shape| !finds(shape)) {
+        let reason = "an INSERT finds no rows: the directive is for UPDATE and DELETE".to_owned();
+        return Err(vec![fault((line, reason))]);
+    }
+    let column = tokens.iter().find(|placed| !placed.is_space()).map_or(1, |placed| placed.column);
+    let file = Arc::clone(file);
+    Ok(Statement { id: 0, sql: text.into(), parameters, file, line, column, rows, shape })
+}
+
+/// From the first to the last token that is not white space.
+fn extent(tokens: &[Placed]) -> (usize, usize) {
+    let mut solid = tokens.iter().filter(|placed| !placed.is_space());
+    let first = solid.next();
+    let last = solid.next_back().or(first);
+    (first.map_or(0, |placed| placed.bytes.start), last.map_or(0, |placed| placed.bytes.end))
+}
+
+/// Reads a parameter after its colon: `data.lines[0].price?`, each part right behind the other.
+///
+/// Gives the parameter, the number of its tokens and the byte it ends at.
+fn parameter(tokens: &[Placed], mut end: usize) -> Result<(Parameter, usize, usize), String> {
+    let mut tokens = tokens.iter().take_while(|placed| {
+        let adjacent = placed.bytes.start == end;
+        end = placed.bytes.end;
+        adjacent
+    });
+    let first = tokens.next().filter(|placed| placed.keyword().is_some());
+    let (Some(root), Some(first)) = (first.and_then(Placed::name), first) else {
+        return Err("expected the name of a parameter after the colon".to_owned());
+    };
+    let source = Source::named(root)?;
+    let (mut path, mut optional) = (Vec::new(), false);
+    let (mut length, mut end) = (1, first.bytes.end);
+    let mut rest = tokens.peekable();
+    while let Some(next) = rest.next() {
+        let used = match &next.token {
+            Token::Period => {
+                let Some(field) = rest.next() else {
+                    return Err(format!("expected a name after :{root}…."));
+                };
+                let Some(name) = field.name() else {
+                    return Err(format!("expected a name after :{root}…."));
+                };
+                // Within backticks, two stand for one.
+                path.push(Step::Field(name.replace("``", "`")));
+                end = field.bytes.end;
+                2
+            }
+            Token::LBracket => {
+                let index = rest.next().and_then(|placed| match &placed.token {
+                    Token::Number(digits, false) => digits.parse().ok(),
+                    _ => None,
+                });
+                let closing = rest.next().filter(|placed| placed.token == Token::RBracket);
+                let (Some(index), Some(closing)) = (index, closing) else {
+                    return Err(format!("expected an index such as [0] after :{root}…"));
+                };
+                path.push(Step::Index(index));
+                end = closing.bytes.end;
+                3
+            }
+            Token::Placeholder(mark) if mark == "?" => {
+                optional = true;
+                end = next.bytes.end;
+                length += 1;
+                break;
+            }
+            _ => break,
+        };
+        length += used;
+    }
+    let parameter = Parameter::new(source, path, optional)?;
+    Ok((parameter, length, end))
+}

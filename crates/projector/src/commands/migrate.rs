@@ -1,0 +1,30 @@
+//! `projector migrate`.
+
+use daemon::Failure;
+use read_model::{Migrated, ReadModel};
+
+use super::{failure, open_mysql};
+use crate::Settings;
+use crate::output::say;
+
+/// Brings our own tables up to date, and makes the tables of projections that are missing.
+pub(crate) async fn migrate(settings: &Settings) -> Result<(), Failure> {
+    let definitions = settings.load(&settings.projections)?;
+    let mut session = open_mysql(settings).await?;
+    session.migrate().await.map_err(failure)?;
+    for model in definitions.into_iter().map(ReadModel::new) {
+        let migrated = session.migrate_projection(&model.projection, &model.ledger).await;
+        let name = model.name();
+        say(&match migrated.map_err(failure)? {
+            Migrated::Created => format!("{name}: tables made"),
+            Migrated::Upgraded => format!("{name}: the bookkeeping has a new version"),
+            Migrated::Unchanged => format!("{name}: up to date"),
+            Migrated::Differs => format!(
+                "{name}: tables.sql has changed since the tables were made, and they were left alone: \
+                 `projector rebuild start {name}` builds new ones without downtime"
+            ),
+        });
+    }
+    session.close().await;
+    Ok(())
+}

@@ -1,0 +1,50 @@
+//! `projector verify`.
+
+use clap::Args;
+use daemon::Failure;
+
+use super::rebuild::rebuilder;
+use crate::Settings;
+use crate::output::Format;
+
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Examples:\n  projector verify order_summary\n  projector verify order_summary \
+                        --repair"
+)]
+pub(crate) struct Verify {
+    /// The projection.
+    projection: String,
+    /// Overwrite rows that differ.
+    #[arg(long)]
+    repair: bool,
+    /// Compare so many streams only, chosen at random. Each row must belong to one stream.
+    #[arg(long, value_name = "STREAMS")]
+    sample: Option<u32>,
+    #[command(flatten)]
+    format: Format,
+}
+
+/// Compares a read model with the event store; says whether it is right.
+pub(crate) async fn verify(settings: &Settings, arguments: &Verify) -> Result<bool, Failure> {
+    let Verify { projection, repair, sample, format } = arguments;
+    let rebuilder = rebuilder(settings, projection, *format).await?;
+    let found = rebuilder.verify(*sample, *repair).await?;
+    format.print(&found, |found| {
+        let mut lines: Vec<String> = found.drift.iter().map(ToString::to_string).collect();
+        lines.push(match (found.drift.len(), repair) {
+            (0, _) => format!("{projection} is what the event store gives"),
+            (rows, true) => format!("{rows} rows were wrong and are right now"),
+            (rows, false) => format!("{rows} rows are wrong"),
+        });
+        lines.extend(found.streams.iter().map(ToString::to_string));
+        if !found.streams.is_empty() {
+            let count = found.streams.len();
+            lines.push(format!(
+                "the bookkeeping of {count} streams does not fit: `projector rebuild {projection}`"
+            ));
+        }
+        lines.join("\n")
+    })?;
+    Ok(found.streams.is_empty() && (found.is_empty() || *repair))
+}

@@ -1,0 +1,101 @@
+//! The deliveries of a queue: each is settled once.
+
+use std::time::Duration;
+
+use broker::{Connection, Consumer, Delivery, Envelope, Error, Options, Publisher, Queue, Receipt};
+
+use read_model::Committed;
+
+/// How long the broker may take to confirm a dead letter.
+const CONFIRM_LIMIT: Duration = Duration::from_secs(5);
+
+/// Takes deliveries of one queue.
+pub(crate) struct Deliveries {
+    consumer: Consumer,
+    options: Options,
+    /// On a connection of its own: the broker stops reading from one that publishes when it is short
+    /// of memory, and acknowledgements would wait there too.
+    dead_letters: Option<(Connection, Publisher)>,
+    dead_letter_queue: String,
+}
+
+impl Deliveries {
+    /// Starts to consume.
+    pub(crate) async fn open(
+        connection: &Connection,
+        options: &Options,
+        queue: &Queue,
+        prefetch: u16,
+        priority: i32,
+    ) -> Result<Self, Error> {
+        Ok(Self {
+            consumer: connection.consumer(&queue.name, prefetch, priority).await?,
+            options: options.clone(),
+            dead_letters: None,
+            dead_letter_queue: queue.dead_letters.clone(),
+        })
+    }
+
+    /// Waits for deliveries; cancel-safe.
+    pub(crate) async fn next(&mut self, max: usize) -> Result<Vec<Delivery>, Error> {
+        self.consumer.next(max).await
+    }
+
+    /// Whether a delivery is not settled yet.
+    pub(crate) fn has_unsettled(&self) -> bool {
+        self.consumer.has_unsettled()
+    }
+
+    /// Lets the broker forget messages whose effects are committed.
+    pub(crate) async fn ack(
+        &mut self,
+        receipts: Vec<Receipt>,
+        _proof: &Committed,
+    ) -> Result<(), Error> {
+        self.consumer.ack(receipts).await
+    }
+
+    /// Lets the broker forget messages that come after missing events which cannot be read for now.
+    /// They are in the event store, and the checkpoint stays before them: the sweeper or a later
+    /// message of the stream brings them. Kept unsettled, they would fill the prefetch and stop all
+    /// streams.
+    pub(crate) async fn defer(&mut self, receipts: Vec<Receipt>) -> Result<(), Error> {
+        self.consumer.ack(receipts).await
+    }
+
+    /// Moves a message to the dead-letter queue, with the reason in a header. After an error the
+    /// message is still there.
+    pub(crate) async fn dead_letter(
+        &mut self,
+        envelope: &Envelope,
+        body: &[u8],
+        reason: &str,
+    ) -> Result<(), Error> {
+        let (connection, mut publisher) = match self.dead_letters.take() {
+            Some(open) if open.0.is_connected() => open,
+            _ => {
+                let connection = Connection::connect(&self.options).await?;
+                let publisher = connection.publisher("", CONFIRM_LIMIT).await?;
+                (connection, publisher)
+            }
+        };
+        publisher.dead_letter(&self.dead_letter_queue, envelope, body, reason).await?;
+        self.dead_letters = Some((connection, publisher));
+        Ok(())
+    }
+
+    /// Lets the broker forget messages that are in the dead-letter queue.
+    pub(crate) async fn ack_dead_letters(&mut self, receipts: Vec<Receipt>) -> Result<(), Error> {
+        self.consumer.ack(receipts).await
+    }
+
+    /// Ends the consumer; what is not settled goes back to the queue.
+    pub(crate) async fn close(self) {
+        self.consumer.close().await;
+    }
+
+    /// Gives messages back, to be delivered again.
+    pub(crate) async fn give_back(&mut self, receipts: Vec<Receipt>) -> Result<(), Error> {
+        self.consumer.give_back(receipts).await
+    }
+}

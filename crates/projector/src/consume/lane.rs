@@ -1,0 +1,197 @@
+//! A lane: batches of some streams, one after another, each one transaction.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use broker::Envelope;
+use daemon::backoff::Backoff;
+use domain_events::StoredEvent;
+use projection::plan::Verdict;
+use read_model::{Applied, ApplyError, ReadModel, Session};
+use tokio::time::Instant;
+
+use crate::context::Context;
+use crate::metrics::Healing;
+
+/// The first pause of a lane that failed.
+const RETRY_MIN: Duration = Duration::from_millis(50);
+/// A batch is not larger than this, in bytes of payload.
+const BATCH_BYTES: usize = 8 << 20;
+
+/// An event that is not settled.
+pub(crate) struct Pending {
+    pub(crate) event: StoredEvent,
+    /// What settles its delivery; an event from the event store has none.
+    pub(crate) envelope: Option<Envelope>,
+}
+
+/// Events that wait for their turn, and what applies them.
+pub(crate) struct Lane {
+    waiting: VecDeque<Pending>,
+    /// Away while a batch is applied.
+    worker: Option<Worker>,
+    /// Not before.
+    retry_at: Option<Instant>,
+}
+
+/// What applies batches. It outlives its session.
+struct Worker {
+    session: Option<Session>,
+    backoff: Backoff,
+    /// Since when nothing could be applied.
+    failing: Option<Instant>,
+}
+
+/// What became of a batch.
+pub(crate) struct Report {
+    lane: usize,
+    worker: Worker,
+    batch: Vec<Pending>,
+    result: Result<Applied, ApplyError>,
+}
+
+/// A batch that has to be done again.
+pub(crate) struct Failure {
+    /// Why.
+    pub(crate) error: ApplyError,
+    /// For how long nothing could be applied.
+    pub(crate) since: Duration,
+}
+
+impl Lane {
+    pub(crate) fn new(retry_max: Duration) -> Self {
+        let backoff = Backoff::new(RETRY_MIN, retry_max);
+        let worker = Worker { session: None, backoff, failing: None };
+        Self { waiting: VecDeque::new(), worker: Some(worker), retry_at: None }
+    }
+
+    /// Adds an event.
+    pub(crate) fn push(&mut self, pending: Pending) {
+        self.waiting.push_back(pending);
+    }
+
+    /// When there is something to do that has to wait until then.
+    pub(crate) fn retry_at(&self) -> Option<Instant> {
+        self.retry_at.filter(|_| self.worker.is_some() && !self.waiting.is_empty())
+    }
+
+    /// Begins the next batch, if it is time for one: all that waits, within limits. So a single event
+    /// is applied at once, and what arrives meanwhile becomes the next batch.
+    pub(crate) fn start(
+        &mut self,
+        lane: usize,
+        context: &Arc<Context>,
+        model: &Arc<ReadModel>,
+    ) -> Option<impl Future<Output = Report> + Send + use<>> {
+        if self.waiting.is_empty() || self.retry_at.is_some_and(|at| at > Instant::now()) {
+            return None;
+        }
+        let worker = self.worker.take()?;
+        self.retry_at = None;
+        let mut bytes = 0;
+        let fits = |pending: &&Pending| {
+            bytes += pending.event.data.as_str().len();
+            bytes <= BATCH_BYTES
+        };
+        let count = self.waiting.iter().take(context.settings.batch_size).take_while(fits).count();
+        let batch: Vec<Pending> = self.waiting.drain(..count.max(1)).collect();
+        let (context, model) = (Arc::clone(context), Arc::clone(model));
+        Some(async move { worker.apply(lane, &context, &model, batch).await })
+    }
+
+    /// Takes the worker back, and what became of its batch. After a failure, the batch waits again.
+    pub(crate) fn finish(&mut self, report: Report) -> Result<(Vec<Pending>, Applied), Failure> {
+        let Report { mut worker, batch, result, .. } = report;
+        let outcome = match result {
+            Ok(applied) => {
+                worker.backoff.succeeded();
+                worker.failing = None;
+                Ok((batch, applied))
+            }
+            Err(error) => {
+                let now = Instant::now();
+                let since = now - *worker.failing.get_or_insert(now);
+                self.retry_at = Some(now + worker.backoff.failed());
+                for pending in batch.into_iter().rev() {
+                    self.waiting.push_front(pending);
+                }
+                Err(Failure { error, since })
+            }
+        };
+        self.worker = Some(worker);
+        outcome
+    }
+
+    /// Everything that was not begun.
+    pub(crate) fn take_waiting(&mut self) -> impl Iterator<Item = Pending> {
+        self.waiting.drain(..)
+    }
+
+    /// Says goodbye to MySQL.
+    pub(crate) async fn close(&mut self) {
+        if let Some(session) = self.worker.as_mut().and_then(|worker| worker.session.take()) {
+            session.close().await;
+        }
+    }
+}
+
+impl Report {
+    /// The lane of the batch.
+    pub(crate) fn lane(&self) -> usize {
+        self.lane
+    }
+}
+
+impl Worker {
+    async fn apply(
+        mut self,
+        lane: usize,
+        context: &Context,
+        model: &ReadModel,
+        batch: Vec<Pending>,
+    ) -> Report {
+        let result = self.try_to(context, model, &batch).await;
+        if let Ok(applied) = &result {
+            self.count_healed(context, model, &batch, applied).await;
+        }
+        Report { lane, worker: self, batch, result }
+    }
+
+    async fn count_healed(
+        &mut self,
+        context: &Context,
+        model: &ReadModel,
+        batch: &[Pending],
+        applied: &Applied,
+    ) {
+        let from_store = batch
+            .iter()
+            .zip(&applied.verdicts)
+            .filter(|(pending, verdict)| pending.envelope.is_none() && **verdict == Verdict::Apply);
+        let healed = from_store.count();
+        context.metrics.healed(model.name(), Healing::Gap, healed);
+        if healed > 0
+            && let Some(mut session) = self.session.take()
+            && session.add_healed(&model.ledger, healed).await.is_ok()
+        {
+            self.session = Some(session);
+        }
+    }
+
+    async fn try_to(
+        &mut self,
+        context: &Context,
+        model: &ReadModel,
+        batch: &[Pending],
+    ) -> Result<Applied, ApplyError> {
+        let mut session = match self.session.take() {
+            Some(session) => session.or_new(&context.mysql).await?,
+            None => Session::connect(&context.mysql).await?,
+        };
+        let events: Vec<&StoredEvent> = batch.iter().map(|pending| &pending.event).collect();
+        let applied = context.apply(&mut session, model, &events).await?;
+        self.session = Some(session);
+        Ok(applied)
+    }
+}

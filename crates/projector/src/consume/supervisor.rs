@@ -1,0 +1,312 @@
+//! One projection, over whatever happens to the servers.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use broker::Connection;
+use daemon::backoff::Backoff;
+use daemon::{Failure, Health, Probe, chain};
+use domain_events::{Position, StoredEvent};
+use read_model::{Checkpoint, Lock, ReadModel, Session};
+use tokio::time::{Instant, sleep};
+
+use super::consumer::Followed;
+use super::partitions::Partitions;
+use crate::Settings;
+use crate::context::Context;
+use crate::error::{Error, ServerError};
+use crate::history::{Decided, FENCE_PATIENCE, History, Pace, Span, Target, replay};
+use crate::topology::Topology;
+
+/// How often to ask whether another instance is done.
+const OWN_PAUSE: Duration = Duration::from_secs(1);
+/// How often to look whether a paused projection may go on.
+const PAUSE_POLL: Duration = Duration::from_millis(500);
+/// How often to look whether old queues are empty.
+const DRAIN_POLL: Duration = Duration::from_millis(200);
+/// After this, a connection counts as one that worked.
+const SETTLED: Duration = Duration::from_secs(5);
+
+/// Keeps one read model up to date until shutdown.
+pub(crate) async fn supervise(
+    context: Arc<Context>,
+    model: Arc<ReadModel>,
+    health: Health,
+) -> Result<(), Failure> {
+    let component = format!("projection {}", model.name());
+    let supervisor = Supervisor {
+        probe: health.probe(&component, None),
+        gaps: health.probe(&format!("{component} gaps"), None),
+        context: &context,
+        model: &model,
+        new_queue: AtomicBool::new(false),
+    };
+    supervisor.gaps.ok();
+    let settings = &context.settings;
+    let mut backoff = Backoff::new(Duration::from_millis(100), settings.retry_max);
+    let mut worked = false;
+    loop {
+        let Err(error) = Box::pin(supervisor.cycle(&mut worked, &mut backoff)).await else {
+            return Ok(());
+        };
+        if error.server().is_some_and(ServerError::is_configuration) && !worked {
+            return Err(error.into());
+        }
+        if let Some(server) = error.server() {
+            context.metrics.lost(server.name());
+        }
+        supervisor.probe.failing(&chain(&error));
+        let pause = sleep(backoff.failed());
+        if context.shutdown.run_until_cancelled(pause).await.is_none() {
+            return Ok(());
+        }
+    }
+}
+
+struct Supervisor<'c> {
+    context: &'c Arc<Context>,
+    model: &'c Arc<ReadModel>,
+    probe: Probe,
+    gaps: Probe,
+    /// A queue was made, and lacks what was published before.
+    new_queue: AtomicBool,
+}
+
+impl Supervisor<'_> {
+    /// From connecting to the end of one connection; `Ok` at shutdown.
+    async fn cycle(&self, worked: &mut bool, backoff: &mut Backoff) -> Result<(), Error> {
+        let stop = &self.context.shutdown;
+        let prepare = Box::pin(self.prepare());
+        let Some(prepared) = stop.run_until_cancelled(prepare).await else { return Ok(()) };
+        let (connection, topology) = prepared?;
+        tracing::info!(
+            projection = self.model.name(),
+            queues = topology.queues.len(),
+            "following the queue"
+        );
+        *worked = true;
+        let started = Instant::now();
+        let partitions = self.partitions(&connection, &topology, Some(&self.probe));
+        let result = partitions.follow(stop).await;
+        if started.elapsed() > SETTLED {
+            backoff.succeeded();
+        }
+        connection.close().await;
+        result
+    }
+
+    /// Everything before the first delivery: tables, queues, history.
+    async fn prepare(&self) -> Result<(Connection, Topology), Error> {
+        let (context, model) = (self.context, self.model);
+        // MySQL first: while it is away, nothing is taken from the queue.
+        let mut session = Session::connect(&context.mysql).await?;
+        session.require_tables(&model.projection, &model.ledger).await?;
+        model.prepare(&mut session).await?;
+        self.compare_definition()?;
+        while let Some((reason, _since)) = session.paused(&model.ledger).await? {
+            let name = model.name();
+            self.probe
+                .failing(&format!("paused: {reason}; `projector resume {name}` lets it go on"));
+            context.metrics.paused(name, true);
+            sleep(PAUSE_POLL).await;
+        }
+        context.metrics.paused(model.name(), false);
+        // So that a refused login, or a missing migration, is reported before the first gap.
+        History::new(context.store.clone()).session().await?.require_migrated().await?;
+        let connection = Connection::connect(&context.broker).await?;
+        let topology = self.topology(model.projection.partitions);
+        self.wait_for_others(&mut session).await?;
+        session.close().await;
+        // Kept over whatever fails before the replay has begun.
+        if topology.declare(&connection).await? {
+            self.new_queue.store(true, Ordering::Relaxed);
+        }
+        // MySQL would have ended a session that lay idle while a slow broker made queues.
+        let mut session = Session::connect(&context.mysql).await?;
+        self.retire_old_queues(&mut session, &connection).await?;
+        self.replay(&mut session).await?;
+        session.close().await;
+        Ok((connection, topology))
+    }
+
+    /// Says so when the read model was built from other files than this instance has.
+    fn compare_definition(&self) -> Result<(), Error> {
+        let name = self.model.name();
+        if self.model.is_outdated() {
+            return Err(Error::Outdated { projection: name.to_owned() });
+        }
+        if self.model.is_changed() {
+            tracing::warn!(
+                projection = name,
+                "the files of the projection have changed since its read model was built: what was \
+                 applied before stays as it is; run `projector rebuild start {name}`"
+            );
+        }
+        Ok(())
+    }
+
+    fn topology(&self, partitions: u16) -> Topology {
+        let Settings { queue_prefix, exchange, .. } = &self.context.settings;
+        Topology::of(&self.model.projection, queue_prefix, exchange, partitions)
+    }
+
+    fn partitions<'p>(
+        &'p self,
+        connection: &'p Connection,
+        topology: &'p Topology,
+        ready: Option<&'p Probe>,
+    ) -> Partitions<'p> {
+        let (context, model, gaps) = (self.context, self.model, &self.gaps);
+        Partitions { projection: Followed { context, model, connection, gaps }, topology, ready }
+    }
+
+    /// Instances that share another number of queues must end first.
+    async fn wait_for_others(&self, session: &mut Session) -> Result<(), Error> {
+        let wanted = self.model.projection.partitions;
+        loop {
+            let instances = session.instances(&self.model.ledger).await?;
+            let Some(other) = instances.iter().find(|instance| instance.of != wanted) else {
+                return Ok(());
+            };
+            self.probe.not_ready(&format!(
+                "projection.toml has partitions = {wanted}, but {} works with {}: stop all that do",
+                other.host, other.of
+            ));
+            sleep(OWN_PAUSE).await;
+        }
+    }
+
+    /// After a change of the number of queues: lets nothing more into the old ones, empties and removes
+    /// them.
+    async fn retire_old_queues(
+        &self,
+        session: &mut Session,
+        connection: &Connection,
+    ) -> Result<(), Error> {
+        let (ledger, wanted) = (&self.model.ledger, self.model.projection.partitions);
+        while let Some(old) = session.partitions(ledger).await?.filter(|old| *old != wanted) {
+            // Not the lock of the sweeper, which goes on.
+            if !session.try_own(ledger, Lock::Queues).await? {
+                self.probe.not_ready("another instance empties the previous queues");
+                sleep(OWN_PAUSE).await;
+                continue;
+            }
+            let retired = self.retire(connection, &self.topology(old)).await;
+            session.disown(ledger, Lock::Queues).await?;
+            retired?;
+            session.set_partitions(ledger, wanted).await?;
+        }
+        Ok(session.set_partitions(ledger, wanted).await?)
+    }
+
+    async fn retire(&self, connection: &Connection, old: &Topology) -> Result<(), Error> {
+        tracing::info!(projection = self.model.name(), "emptying the previous queues");
+        old.cut_off(connection).await?;
+        while old.ready_messages(connection).await? > 0 {
+            let emptied = self.context.shutdown.child_token();
+            let watch = async {
+                while old.ready_messages(connection).await? > 0 {
+                    self.probe.not_ready("emptying the previous queues");
+                    sleep(DRAIN_POLL).await;
+                }
+                emptied.cancel();
+                Ok::<_, Error>(())
+            };
+            let partitions = self.partitions(connection, old, None);
+            // What was taken and not applied goes back, and is counted again.
+            tokio::try_join!(partitions.follow(&emptied), watch)?;
+            if self.context.shutdown.is_cancelled() {
+                return Err(Error::Stopped);
+            }
+        }
+        Ok(old.remove(connection).await?)
+    }
+
+    /// Applies the event store's history, if a queue is new or that was never finished: only the event store
+    /// has events that were published before the queue was there.
+    ///
+    /// Nobody follows the queue meanwhile. Each delivery would show a gap, its stream would be read from the
+    /// event store once more, and the read model is of no use before its history is applied anyway.
+    async fn replay(&self, session: &mut Session) -> Result<(), Error> {
+        let ledger = &self.model.ledger;
+        let mut history = History::new(self.context.store.clone());
+        let new_queue = self.new_queue.load(Ordering::Relaxed);
+        if new_queue || session.checkpoint(ledger).await?.is_none() {
+            let until = self.decided(&mut history).await?;
+            session.begin_replay(ledger, until).await?;
+            self.new_queue.store(false, Ordering::Relaxed);
+        }
+        loop {
+            let checkpoint = session.checkpoint(ledger).await?;
+            let Some(Checkpoint { position, replay_until: Some(until), epoch: _ }) = checkpoint
+            else {
+                return Ok(());
+            };
+            // Only one instance replays, and nobody sweeps meanwhile.
+            if !session.try_own(ledger, Lock::Checkpoint).await? {
+                self.probe.not_ready("another instance applies the history");
+                sleep(OWN_PAUSE).await;
+                continue;
+            }
+            let replayed = self.replay_part(session, (position, until)).await;
+            session.disown(ledger, Lock::Checkpoint).await?;
+            replayed?;
+        }
+    }
+
+    async fn decided(&self, history: &mut History) -> Result<Position, Error> {
+        loop {
+            match history.decided(FENCE_PATIENCE).await? {
+                Decided::UpTo(position) => return Ok(position),
+                Decided::HeldUp(writers) => self.probe.not_ready(&writers.to_string()),
+            }
+        }
+    }
+
+    async fn replay_part(
+        &self,
+        session: &mut Session,
+        (from, until): (Position, Position),
+    ) -> Result<(), Error> {
+        let mut target = Target::of_daemon(self.context, self.model).await?;
+        let mut pace = FirstReplay { supervisor: self, owner: session };
+        replay(&self.context.store, &mut target, (from, until), &mut pace).await?;
+        target.close().await;
+        tracing::info!(
+            projection = self.model.name(),
+            from = from.get(),
+            until = until.get(),
+            "the event store's history is applied"
+        );
+        Ok(())
+    }
+}
+
+/// Reports how far the replay before the first delivery is.
+struct FirstReplay<'r> {
+    supervisor: &'r Supervisor<'r>,
+    /// The session that keeps other instances away; it must not fall idle.
+    owner: &'r mut Session,
+}
+
+impl Pace for FirstReplay<'_> {
+    type Error = Error;
+
+    async fn passed(
+        &mut self,
+        model: &ReadModel,
+        _page: &[StoredEvent],
+        Span { from, at, until }: Span,
+    ) -> Result<(), Error> {
+        let Supervisor { context, probe, .. } = self.supervisor;
+        self.owner.ping().await?;
+        context.metrics.checkpoint(model.name(), at.get());
+        probe.not_ready(&format!(
+            "applying the history: {} of {} positions",
+            at.get() - from.get(),
+            until.get() - from.get()
+        ));
+        Ok(())
+    }
+}

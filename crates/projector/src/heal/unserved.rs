@@ -1,0 +1,150 @@
+//! Noticing queues that are stuck.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use read_model::Instance;
+
+/// A queue that has messages and serves no instance is stuck after so many graces.
+const GRACES_UNSERVED: u32 = 3;
+/// But not sooner: RabbitMQ may need three heartbeats of 10 s until it drops a frozen consumer.
+const UNSERVED_MIN: Duration = Duration::from_secs(40);
+
+/// Queues whose messages are delivered to no instance, and since when.
+///
+/// After a crash, RabbitMQ 4.3 may keep treating a pre-crash consumer as the single active consumer
+/// indefinitely. Quorum queues have been stuck like this for other reasons too (rabbitmq-server issues 1825
+/// and 17317). Such a queue only grows.
+#[derive(Debug, Clone)]
+pub(crate) struct Unserved {
+    /// After this time a queue is stuck.
+    limit: Duration,
+    queues: HashMap<usize, Spell>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Spell {
+    since: Instant,
+    /// Whether it seemed to be empty at the last look.
+    empty: bool,
+}
+
+impl Unserved {
+    pub(crate) fn new(grace: Duration) -> Self {
+        let limit = UNSERVED_MIN.max(grace * GRACES_UNSERVED);
+        Self { limit, queues: HashMap::new() }
+    }
+
+    /// Takes how many messages each queue has, and which queues deliver to an instance; gives the queues
+    /// that have delivered to none for too long.
+    pub(crate) fn stuck(
+        &mut self,
+        ready: &[u32],
+        instances: &[Instance],
+        now: Instant,
+    ) -> Vec<usize> {
+        let is_served = |number: usize| {
+            let held = |instance: &Instance| {
+                instance.partitions.iter().any(|held| usize::from(*held) == number + 1)
+            };
+            instances.is_empty() || instances.iter().any(held)
+        };
+        let mut stuck = Vec::new();
+        for (number, messages) in ready.iter().enumerate() {
+            let empty = *messages == 0;
+            let known = self.queues.get(&number);
+            // RabbitMQ says 0 too when the leader of a queue does not answer it at once.
+            if is_served(number) || (empty && known.is_none_or(|spell| spell.empty)) {
+                self.queues.remove(&number);
+                continue;
+            }
+            let spell = self.queues.entry(number).or_insert(Spell { since: now, empty });
+            spell.empty = empty;
+            if now - spell.since >= self.limit {
+                stuck.push(number);
+            }
+        }
+        stuck
+    }
+
+    /// Starts over with a queue that is about to be another one.
+    pub(crate) fn restart(&mut self, number: usize) {
+        self.queues.remove(&number);
+    }
+
+    /// Starts over with all queues, when it is not known what happened meanwhile.
+    pub(crate) fn forget(&mut self) {
+        self.queues.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    const GRACE: Duration = Duration::from_secs(20);
+
+    fn instance(partitions: &[u16]) -> Instance {
+        let (id, host) = (Uuid::nil(), String::new());
+        Instance { id, host, of: 2, partitions: partitions.to_vec() }
+    }
+
+    #[test]
+    fn a_queue_is_stuck_when_it_serves_nobody_for_too_long() {
+        let begun = Instant::now();
+        let after = |seconds| begun + Duration::from_secs(seconds);
+        let mut unserved = Unserved::new(GRACE);
+        let none = [instance(&[]), instance(&[])];
+        // However slow the rounds are.
+        for seconds in [0, 8, 48, 59] {
+            assert!(unserved.stuck(&[5, 0], &none, after(seconds)).is_empty());
+        }
+        assert_eq!(unserved.stuck(&[7, 0], &none, after(60)), [0]);
+        assert_eq!(unserved.stuck(&[7, 5], &none, after(61)), [0]);
+        assert_eq!(unserved.stuck(&[7, 5], &none, after(121)), [0, 1]);
+        unserved.restart(0);
+        assert_eq!(unserved.stuck(&[7, 5], &none, after(122)), [1]);
+        unserved.forget();
+        assert!(unserved.stuck(&[7, 5], &none, after(123)).is_empty());
+    }
+
+    #[test]
+    fn a_consumer_that_is_frozen_is_given_time() {
+        let begun = Instant::now();
+        let mut unserved = Unserved::new(Duration::from_secs(1));
+        let none = [instance(&[])];
+        assert!(unserved.stuck(&[5], &none, begun).is_empty());
+        assert!(unserved.stuck(&[5], &none, begun + Duration::from_secs(39)).is_empty());
+        assert_eq!(unserved.stuck(&[5], &none, begun + Duration::from_secs(40)), [0]);
+    }
+
+    #[test]
+    fn a_queue_that_seems_empty_once_is_not() {
+        let begun = Instant::now();
+        let after = |seconds| begun + Duration::from_secs(seconds);
+        let mut unserved = Unserved::new(GRACE);
+        let none = [instance(&[])];
+        for (seconds, ready) in [(0, 5), (20, 0), (40, 5)] {
+            assert!(unserved.stuck(&[ready], &none, after(seconds)).is_empty());
+        }
+        assert_eq!(unserved.stuck(&[5], &none, after(60)), [0]);
+        assert_eq!(unserved.stuck(&[0], &none, after(61)), [0]);
+        assert!(unserved.stuck(&[0], &none, after(62)).is_empty());
+        assert!(unserved.stuck(&[5], &none, after(63)).is_empty());
+    }
+
+    #[test]
+    fn a_delivery_or_nobody_there_restart() {
+        let begun = Instant::now();
+        let none = [instance(&[])];
+        for instances in [vec![instance(&[1])], Vec::new()] {
+            let mut unserved = Unserved::new(GRACE);
+            let after = |seconds| begun + Duration::from_secs(seconds);
+            assert!(unserved.stuck(&[5], &none, begun).is_empty());
+            assert!(unserved.stuck(&[5], &instances, after(30)).is_empty());
+            assert!(unserved.stuck(&[5], &none, after(70)).is_empty());
+        }
+    }
+}

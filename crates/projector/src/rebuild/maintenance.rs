@@ -1,0 +1,104 @@
+//! What a projector does for rebuilds: it goes on with interrupted ones, reports how far they are, and drops
+//! previous tables in time.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::Utc;
+use daemon::{Failure, chain};
+use read_model::{Databases, Job, JobState, ReadModel, Session};
+use tokio::time::sleep;
+
+use super::{Error, Rebuilder, Report};
+use crate::context::{Context, host};
+
+/// How often to check.
+const INTERVAL: Duration = Duration::from_secs(2);
+
+/// Looks after the rebuilds of all projections of this instance until shutdown.
+pub(crate) async fn maintain(
+    context: Arc<Context>,
+    models: Vec<Arc<ReadModel>>,
+) -> Result<(), Failure> {
+    let mut maintenance = Maintenance { context: &context, session: None };
+    let stop = &context.shutdown;
+    while stop.run_until_cancelled(sleep(INTERVAL)).await.is_some() {
+        for model in &models {
+            match stop.run_until_cancelled(Box::pin(maintenance.check(model))).await {
+                None => return Ok(()),
+                Some(Ok(())) => {}
+                Some(Err(error)) => {
+                    maintenance.session = None;
+                    let (projection, reason) = (model.name(), chain(&error));
+                    if error.is_transient() {
+                        // Each task that needs the servers reports it by itself.
+                        tracing::debug!(projection, reason, "checking on a rebuild failed");
+                    } else {
+                        tracing::error!(projection, reason, "going on with a rebuild failed");
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+struct Maintenance<'c> {
+    context: &'c Context,
+    session: Option<Session>,
+}
+
+impl Maintenance<'_> {
+    async fn check(&mut self, model: &ReadModel) -> Result<(), Error> {
+        let (context, name) = (self.context, model.name());
+        let mut session = match self.session.take() {
+            Some(session) => session.or_new(&context.mysql).await?,
+            None => Session::connect(&context.mysql).await?,
+        };
+        let job = session.job(&model.ledger).await?;
+        let database = session.database().await?;
+        let unfinished = job.as_ref().filter(|job| job.state.is_unfinished());
+        context.metrics.rebuild(name, unfinished.map(|job| &job.progress));
+        self.session = Some(session);
+        let Some(job) = job else { return Ok(()) };
+        let is_ours = job.definition_hash == model.projection.definition_hash;
+        let (is_old, is_open) = (is_old(&job, context), is_ours && job.state.is_unfinished());
+        if !is_old && !is_open {
+            return Ok(());
+        }
+        let rebuilder = self.rebuilder(model, &database);
+        if is_old {
+            match rebuilder.drop_previous().await {
+                // Later.
+                Err(Error::Another { .. }) => {}
+                dropped => {
+                    dropped?;
+                    tracing::info!(projection = name, "the previous tables are dropped");
+                }
+            }
+        } else if rebuilder.resume().await? {
+            tracing::info!(projection = name, "an interrupted rebuild is done");
+        }
+        Ok(())
+    }
+
+    fn rebuilder(&self, model: &ReadModel, database: &str) -> Rebuilder {
+        let context = self.context;
+        let metrics = Box::new(context.metrics.clone());
+        Rebuilder {
+            definition: model.definition(),
+            mysql: context.mysql.clone(),
+            store: context.store.clone(),
+            databases: Databases::beside(database),
+            report: Report::Log { projection: model.name().to_owned(), metrics },
+            host: host(),
+        }
+    }
+}
+
+/// Whether nobody will go back to the previous tables.
+fn is_old(job: &Job, context: &Context) -> bool {
+    let age = (Utc::now() - job.changed_at).to_std().unwrap_or_default();
+    let kept = context.settings.rebuild_retention;
+    matches!(job.state, JobState::Done | JobState::RolledBack) && age > kept
+}

@@ -1,0 +1,246 @@
+//! A projection with its tables in service, and the one way in for everything that changes them.
+
+use std::ops::{Deref, DerefMut};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+
+use projection::{Fault, Projection};
+
+use super::ApplyError;
+use crate::batching::Forms;
+use crate::rust_projection::{Registry, RustProjection};
+use crate::{Batch, Committed, Error, Gate, InService, Ledger, LockMode, Session};
+
+/// A projection, and the Rust type that applies its events, if it is not in SQL.
+#[derive(Debug, Clone)]
+pub struct Definition {
+    /// Its files.
+    pub projection: Projection,
+    /// What applies its events instead of handlers.
+    pub(crate) code: Option<Arc<dyn RustProjection>>,
+}
+
+/// Reads every projection of a folder, or those named; `code` has those in Rust.
+///
+/// # Errors
+///
+/// With every mistake in every file.
+pub fn load(
+    folder: &Path,
+    names: &[String],
+    code: &Registry,
+) -> Result<Vec<Definition>, Vec<Fault>> {
+    let projections = projection::load_all(folder, names, &code.names())?;
+    let definition = |projection: Projection| {
+        let code = code.get(&projection.name);
+        Definition { projection, code }
+    };
+    Ok(projections.into_iter().map(definition).collect())
+}
+
+/// A projection, its bookkeeping, and what is known of its tables in service.
+pub struct ReadModel {
+    /// The projection.
+    pub projection: Projection,
+    pub(super) code: Option<Arc<dyn RustProjection>>,
+    /// Its bookkeeping.
+    pub ledger: Ledger,
+    forms: RwLock<Arc<Forms>>,
+    /// The tables in service, as they were read last.
+    in_service: RwLock<Option<InService>>,
+    first_generation: OnceLock<u32>,
+    /// Whether the tables in service were built from other files.
+    is_changed: AtomicBool,
+    /// Whether they were, and were put in service after this instance started.
+    is_outdated: AtomicBool,
+    /// To compare sets with single statements.
+    #[cfg(test)]
+    pub(super) one_by_one: bool,
+}
+
+impl ReadModel {
+    /// A read model whose tables were not read yet.
+    pub fn new(definition: Definition) -> Self {
+        let Definition { projection, code } = definition;
+        let ledger = Ledger::of(&projection.name);
+        Self {
+            projection,
+            code,
+            ledger,
+            forms: RwLock::default(),
+            in_service: RwLock::default(),
+            first_generation: OnceLock::new(),
+            is_changed: AtomicBool::default(),
+            is_outdated: AtomicBool::default(),
+            #[cfg(test)]
+            one_by_one: false,
+        }
+    }
+
+    /// The name of the projection.
+    pub fn name(&self) -> &str {
+        &self.projection.name
+    }
+
+    /// The projection, for another read model of it.
+    pub fn definition(&self) -> Definition {
+        Definition { projection: self.projection.clone(), code: self.code.clone() }
+    }
+
+    /// Reads the tables, to find which handlers can run for many events at once. Until then, none do.
+    ///
+    /// # Errors
+    ///
+    /// When MySQL cannot be asked, or a rebuild was interrupted between its swap and recording it.
+    pub async fn prepare(&self, session: &mut Session) -> Result<(), Error> {
+        // First: if the tables are replaced in between, the gate shows another generation.
+        let found = session.in_service(&self.ledger).await?;
+        let changed =
+            found.built_from.as_ref().is_some_and(|hash| *hash != self.projection.definition_hash);
+        let replaced = *self.first_generation.get_or_init(|| found.generation) != found.generation;
+        self.is_changed.store(changed, Ordering::Relaxed);
+        self.is_outdated.store(changed && replaced, Ordering::Relaxed);
+        *self.in_service.write().unwrap_or_else(PoisonError::into_inner) = Some(found);
+        let forms = Arc::new(Forms::read(session, &self.projection).await?);
+        *self.forms.write().unwrap_or_else(PoisonError::into_inner) = forms;
+        Ok(())
+    }
+
+    /// Begins a batch of deliveries or of history.
+    ///
+    /// # Errors
+    ///
+    /// [`ApplyError::Paused`] while the projection is paused, [`ApplyError::Replaced`] when the tables in
+    /// service are not those that [`ReadModel::prepare`] has read.
+    pub async fn begin<'s>(&'s self, session: &'s mut Session) -> Result<Admitted<'s>, ApplyError> {
+        let (batch, gate) = self.admit(session, self.lock_mode()).await?;
+        if let Some(reason) = gate.paused {
+            batch.rollback().await?;
+            return Err(ApplyError::Paused { reason });
+        }
+        Ok(batch)
+    }
+
+    /// Begins a batch that a person asked for: a pause does not stop it.
+    ///
+    /// # Errors
+    ///
+    /// As [`ReadModel::begin`], but for the pause.
+    pub async fn begin_command<'s>(
+        &'s self,
+        session: &'s mut Session,
+    ) -> Result<Admitted<'s>, ApplyError> {
+        Ok(self.admit(session, self.lock_mode()).await?.0)
+    }
+
+    /// Begins a batch that a person asked for, and keeps all others out until it ends.
+    ///
+    /// # Errors
+    ///
+    /// As [`ReadModel::begin_command`].
+    pub async fn begin_alone<'s>(
+        &'s self,
+        session: &'s mut Session,
+    ) -> Result<Admitted<'s>, ApplyError> {
+        Ok(self.admit(session, LockMode::Exclusive).await?.0)
+    }
+
+    /// Passes the gate, and makes sure that behind it are the tables that the handlers are for.
+    async fn admit<'s>(
+        &'s self,
+        session: &'s mut Session,
+        mode: LockMode,
+    ) -> Result<(Admitted<'s>, Gate), ApplyError> {
+        let (mut batch, gate) = session.begin(&self.ledger, mode).await?;
+        match self.recognises(&mut batch, &gate).await {
+            Ok(true) => Ok((Admitted(batch), gate)),
+            Ok(false) => {
+                batch.rollback().await?;
+                Err(ApplyError::Replaced)
+            }
+            Err(error) => {
+                // The first error says more. The session goes anyway.
+                drop(batch.rollback().await);
+                Err(error.into())
+            }
+        }
+    }
+
+    async fn recognises(&self, batch: &mut Batch<'_>, gate: &Gate) -> Result<bool, Error> {
+        let known = self.in_service.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some(known) = known else { return Ok(false) };
+        if known.generation != gate.generation || self.is_outdated() {
+            return Ok(false);
+        }
+        // The generation is raised after the swap; in between, the tables themselves say which they are.
+        Ok(!gate.swapping || batch.epoch().await? == known.epoch)
+    }
+
+    /// Whether the tables in service were built from other files than this instance has.
+    pub fn is_changed(&self) -> bool {
+        self.is_changed.load(Ordering::Relaxed)
+    }
+
+    /// Whether a rebuild from other files has put tables in service since this instance started. Its
+    /// handlers are the previous ones then, and it must not apply anything.
+    pub fn is_outdated(&self) -> bool {
+        self.is_outdated.load(Ordering::Relaxed)
+    }
+
+    /// How the statements of the handlers run, given the tables.
+    pub fn forms(&self) -> Arc<Forms> {
+        Arc::clone(&self.forms.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// How many batches can run side by side: where rows are fed by many streams, two would only wait for
+    /// each other.
+    pub fn lanes(&self) -> u16 {
+        match self.lock_mode() {
+            LockMode::Shared => self.projection.lanes,
+            LockMode::Exclusive => 1,
+        }
+    }
+
+    fn lock_mode(&self) -> LockMode {
+        self.forms().lock_mode()
+    }
+}
+
+/// A batch that may run handlers: it has passed the gate, and the tables behind it are those that the
+/// handlers are for. Only [`ReadModel`] makes one.
+pub struct Admitted<'s>(Batch<'s>);
+
+impl Admitted<'_> {
+    /// As [`Batch::commit`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Batch::commit`].
+    pub async fn commit(self) -> Result<Committed, Error> {
+        self.0.commit().await
+    }
+
+    /// As [`Batch::rollback`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Batch::rollback`].
+    pub async fn rollback(self) -> Result<(), Error> {
+        self.0.rollback().await
+    }
+}
+
+impl<'s> Deref for Admitted<'s> {
+    type Target = Batch<'s>;
+
+    fn deref(&self) -> &Batch<'s> {
+        &self.0
+    }
+}
+
+impl DerefMut for Admitted<'_> {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.0
+    }
+}

@@ -1,0 +1,308 @@
+//! Sets against what they stand for, on a real MySQL.
+
+use std::collections::HashMap;
+use std::env;
+use std::fs;
+use std::path::Path;
+
+use chrono::{Duration, TimeZone, Utc};
+use domain_events::{EventId, Json, Position, StreamId, StreamVersion};
+use proptest::prelude::*;
+use proptest::test_runner::{TestCaseError, TestRunner};
+use secrecy::SecretString;
+use serde_json::{Value as JsonValue, json};
+use tokio::runtime::Runtime;
+use uuid::Uuid;
+
+use super::*;
+use crate::Options;
+use crate::rust_projection::Registry;
+
+const TABLES: &str = "
+    CREATE TABLE items (
+        id    VARCHAR(64) CHARACTER SET utf8mb4 COLLATE utf8mb4_0900_bin PRIMARY KEY,
+        n     INT NOT NULL DEFAULT 0,
+        total DECIMAL(12, 2) NOT NULL DEFAULT 0,
+        note  VARCHAR(12) NULL,
+        at    DATETIME(6) NULL,
+        day   DATE NULL,
+        doc   JSON NULL
+    );
+    CREATE TABLE loose (
+        id    VARCHAR(64) CHARACTER SET utf8mb4 COLLATE utf8mb4_0900_ai_ci PRIMARY KEY,
+        n     INT NOT NULL DEFAULT 0,
+        at    DATETIME(3) NULL
+    );
+    CREATE TABLE padded (
+        id    CHAR(12) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin PRIMARY KEY,
+        n     SMALLINT UNSIGNED NOT NULL DEFAULT 100,
+        total DECIMAL(6, 1) NULL
+    );
+    CREATE TABLE daily (
+        day      DATE NOT NULL,
+        currency CHAR(3) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+        n        INT NOT NULL,
+        total    DECIMAL(30, 4) NOT NULL,
+        CHECK (total > -1000),
+        PRIMARY KEY (day, currency)
+    );
+    CREATE TABLE log (
+        event_id BINARY(16) PRIMARY KEY,
+        stream   VARCHAR(255) NOT NULL,
+        version  BIGINT NOT NULL,
+        amount   DOUBLE NULL,
+        UNIQUE (stream, version)
+    );";
+
+const TABLE_NAMES: [&str; 5] = ["items", "loose", "padded", "daily", "log"];
+
+/// What handlers are made of.
+const STATEMENTS: [&str; 35] = [
+    "INSERT INTO loose (id, n) VALUES ('all', 1) ON DUPLICATE KEY UPDATE n = n + 1",
+    "INSERT INTO items (id, n, note) VALUES (:data.key, 1, :data.text)",
+    "INSERT INTO items (id, total, at) VALUES (:stream_id, :data.amount, :occurred_at)
+     ON DUPLICATE KEY UPDATE total = total + :data.amount, at = :occurred_at",
+    "INSERT INTO items (id, n) VALUES (:data.key, 1) ON DUPLICATE KEY UPDATE n = n + 1, note = :data.text",
+    "INSERT INTO items (id, n, total) VALUES (:data.key, :data.number, :data.amount) AS new
+     ON DUPLICATE KEY UPDATE n = items.n + new.n, total = items.total + new.total",
+    "INSERT INTO items (id, total) VALUES (:data.key, :data.amount)
+     ON DUPLICATE KEY UPDATE total = total + VALUES(total), n = n * 2 + 1",
+    "INSERT INTO items (id, day, doc) VALUES (:data.key, :data.day?, :data.doc?)
+     ON DUPLICATE KEY UPDATE day = :data.day?, doc = :data.doc?",
+    "REPLACE INTO items (id, n, note, day) VALUES (:data.key, :stream_version, :data.text, :data.day?)",
+    "UPDATE items SET total = total + :data.amount, n = n + 1 WHERE id = :data.key",
+    "UPDATE items SET total = total - :data.amount, at = :occurred_at, note = :data.text WHERE id = :data.key",
+    "UPDATE items SET n = n + :data.number, day = DATE(:occurred_at) WHERE id = :data.key",
+    "UPDATE items SET n = :data.number, doc = :data.doc? WHERE id = :stream_id",
+    "UPDATE items SET n = n + total, total = n WHERE id = :data.key",
+    "UPDATE items SET note = :data.text WHERE id = :data.key AND n < :data.number",
+    "UPDATE items SET at = GREATEST(COALESCE(at, :occurred_at), :occurred_at) WHERE id = :data.key",
+    "UPDATE items SET note = NULL, n = n - 3 WHERE id = :data.key AND note IS NOT NULL",
+    "UPDATE items SET n = n + 1 WHERE note = :data.text",
+    "UPDATE items SET n = n + 1 WHERE at = :data.time?",
+    "UPDATE items SET n = n + 1 WHERE n = :data.number",
+    "DELETE FROM items WHERE id = :data.key",
+    "DELETE FROM items WHERE id = :data.key AND total < :data.amount",
+    "INSERT INTO loose (id, n, at) VALUES (:data.key, 1, :occurred_at) ON DUPLICATE KEY UPDATE n = n + 1, at = :occurred_at",
+    "UPDATE loose SET n = n + :data.number WHERE id = :data.key",
+    "DELETE FROM loose WHERE id = :data.key",
+    "INSERT INTO loose (id, n) VALUES (LOWER(:data.key), :data.number)",
+    "INSERT INTO padded (id, n) VALUES (:data.key, 5) ON DUPLICATE KEY UPDATE n = n + :data.number",
+    "UPDATE padded SET n = n - 7, total = :data.amount WHERE id = :data.key",
+    "UPDATE padded SET total = total + :data.amount WHERE id = :data.key",
+    "INSERT INTO daily (day, currency, n, total) VALUES (DATE(:occurred_at), 'EUR', 1, :data.amount)
+     ON DUPLICATE KEY UPDATE n = n + 1, total = total + :data.amount",
+    "UPDATE daily SET total = total + :data.amount WHERE day = :data.day? AND currency = 'EUR'",
+    "INSERT INTO daily (day, currency, n, total) VALUES (:data.day?, :data.key, 1, 0.5)
+     ON DUPLICATE KEY UPDATE n = n + 1",
+    "INSERT INTO log (event_id, stream, version) VALUES (UUID_TO_BIN(:event_id), :stream_id, :stream_version)",
+    "INSERT INTO log (event_id, stream, version, amount) VALUES (UUID_TO_BIN(:event_id), :data.key, :data.number, :data.amount)",
+    "UPDATE log SET amount = :data.amount WHERE stream = :stream_id AND version = :data.number",
+    "-- projector: rows = 1
+     UPDATE items SET n = n + 1 WHERE id = :data.key",
+];
+
+const TYPES: [&str; 4] = ["A", "B", "C", "D"];
+
+fn amounts() -> impl Strategy<Value = String> {
+    prop_oneof![
+        8 => (-500_i64..5_000).prop_map(|n| format!("{}{}.{:02}", if n < 0 { "-" } else { "" }, n.abs() / 100, n.abs() % 100)),
+        2 => (0_i64..50).prop_map(|n| n.to_string()),
+        1 => (0_i64..50).prop_map(|n| format!("\"{n}.10\"")),
+        1 => Just("0.005".to_owned()),
+        1 => Just("-0.015".to_owned()),
+        1 => Just("1.10000".to_owned()),
+        1 => Just("null".to_owned()),
+        1 => Just("9007199254740993.0001".to_owned()),
+        1 => Just("99999999.99".to_owned()),
+        1 => Just("true".to_owned()),
+        1 => Just("\"abc\"".to_owned()),
+    ]
+}
+
+fn keys() -> impl Strategy<Value = &'static str> {
+    proptest::sample::select(vec![
+        "a", "A", "a ", "á", "b", "b", "b", "ß", "ss", "🙂", "order-1", "EUR",
+    ])
+}
+
+prop_compose! {
+    fn data()(
+        key in keys(), amount in amounts(),
+        number in prop_oneof![6 => (-3_i64..9).prop_map(|n| n.to_string()), 1 => Just("null".to_owned()),
+                              1 => Just("70000".to_owned()), 1 => Just("1.5".to_owned())],
+        text in prop_oneof![Just(json!("x")), Just(json!("y' \\ \"")), Just(json!("longer than twelve")),
+                            Just(JsonValue::Null), Just(json!("twelve chars  "))],
+        day in prop_oneof![Just(json!("2026-01-31")), Just(json!("2026-02-30")), Just(JsonValue::Null),
+                           Just(json!("2026-2-1")), Just(json!("2026-02-01"))],
+        time in prop_oneof![Just(json!("2026-01-31 09:30:00")), Just(json!("2026-01-31T09:30:00.000")), Just(json!("soon"))],
+        doc in prop_oneof![Just("{\"a\": [1, 19.90]}"), Just("[]"), Just("null"), Just("7")],
+    ) -> String {
+        format!(
+            "{{\"key\": {}, \"amount\": {amount}, \"number\": {number}, \"text\": {text}, \"day\": {day}, \
+             \"time\": {time}, \"doc\": {doc}}}",
+            json!(key)
+        )
+    }
+}
+
+/// Statements for each event type; and events: their streams, types and payloads.
+type Program = (Vec<Vec<usize>>, Vec<(u8, usize, String)>);
+
+fn programs() -> impl Strategy<Value = Program> {
+    let handlers = proptest::collection::vec(
+        proptest::collection::vec(0..STATEMENTS.len(), 1..3),
+        TYPES.len(),
+    );
+    let events = proptest::collection::vec((0_u8..7, 0..TYPES.len(), data()), 1..30);
+    (handlers, events)
+}
+
+fn write(folder: &Path, handlers: &[Vec<usize>]) {
+    let directory = folder.join("lab");
+    fs::create_dir_all(&directory).unwrap();
+    fs::write(directory.join("projection.toml"), "categories = [\"order\"]\n").unwrap();
+    fs::write(directory.join("tables.sql"), TABLES).unwrap();
+    for (name, statements) in TYPES.iter().zip(handlers) {
+        let sql: Vec<_> = statements.iter().map(|index| STATEMENTS[*index]).collect();
+        fs::write(directory.join(format!("{name}.sql")), sql.join(";\n")).unwrap();
+    }
+}
+
+fn events(raw: &[(u8, usize, String)]) -> Vec<StoredEvent> {
+    let mut versions: HashMap<u8, i64> = HashMap::new();
+    let start = Utc.with_ymd_and_hms(2026, 1, 31, 9, 30, 0).unwrap();
+    raw.iter()
+        .zip(0_u32..)
+        .map(|((stream, kind, data), index)| {
+            let version = versions.entry(*stream).or_default();
+            *version += 1;
+            let occurred_at = start + Duration::microseconds(i64::from(index) * 7_000_001 * 3_600);
+            StoredEvent {
+                event_id: EventId::new(Uuid::from_u128(u128::from(index) + 1)).unwrap(),
+                event_type: EventType::new(TYPES[*kind]).unwrap(),
+                schema_version: SchemaVersion::FIRST,
+                stream_id: StreamId::new(format!("order-{stream}")).unwrap(),
+                version: StreamVersion::new(*version).unwrap(),
+                position: Position::new(i64::from(index) + 1).unwrap(),
+                data: Json::parse(data.as_str()).unwrap(),
+                metadata: Json::empty_object(),
+                occurred_at,
+                recorded_at: occurred_at,
+            }
+        })
+        .collect()
+}
+
+/// A database of the test's own.
+struct Lab {
+    session: Session,
+    name: String,
+    migrated: bool,
+}
+
+impl Lab {
+    async fn create() -> Self {
+        let url = env::var("READ_MODEL_URL").expect("READ_MODEL_URL: run `cargo xtask test`");
+        let name = format!("lab_{}", Uuid::new_v4().simple());
+        let mut session = Session::connect(&options(&url)).await.unwrap();
+        session.run(format!("CREATE DATABASE {name}")).await.unwrap();
+        session.close().await;
+        let own = url.rsplit_once('/').map(|(server, _)| format!("{server}/{name}")).unwrap();
+        let session = Session::connect(&options(&own)).await.unwrap();
+        Self { session, name, migrated: false }
+    }
+
+    async fn clear(&mut self, model: &ReadModel) {
+        let own = ["lab__streams", "lab__parked"];
+        if !self.migrated {
+            self.session.migrate().await.unwrap();
+            self.session.migrate_projection(&model.projection, &model.ledger).await.unwrap();
+            self.migrated = true;
+        }
+        for table in TABLE_NAMES.iter().chain(&own) {
+            self.session.run(format!("DELETE FROM {table}")).await.unwrap();
+        }
+    }
+
+    /// Applies the events in batches and gives the tables.
+    async fn outcome(
+        &mut self,
+        model: &ReadModel,
+        events: &[StoredEvent],
+        batch: usize,
+    ) -> Vec<String> {
+        self.clear(model).await;
+        model.prepare(&mut self.session).await.unwrap();
+        for batch in events.chunks(batch) {
+            let batch: Vec<&StoredEvent> = batch.iter().collect();
+            apply(&mut self.session, model, &batch, Breaker::NONE).await.unwrap();
+        }
+        let mut tables = Vec::new();
+        for table in TABLE_NAMES.iter().chain(&["lab__streams"]) {
+            tables
+                .push(format!("{table}\n{}", self.session.first_rows(table, 1_000).await.unwrap()));
+        }
+        let parked = self.session.parked(&model.ledger).await.unwrap();
+        tables.extend(
+            parked.iter().map(|it| format!("{} {} {}", it.stream_id, it.version, it.reason)),
+        );
+        tables
+    }
+
+    async fn drop(mut self) {
+        self.session.run(format!("DROP DATABASE {}", self.name)).await.unwrap();
+        self.session.close().await;
+    }
+}
+
+fn options(url: &str) -> Options {
+    Options::parse(&SecretString::from(url)).unwrap()
+}
+
+fn model(folder: &Path, one_by_one: bool) -> ReadModel {
+    let definition = load(folder, &[], &Registry::default()).unwrap().remove(0);
+    let mut model = ReadModel::new(definition);
+    model.one_by_one = one_by_one;
+    model
+}
+
+/// Random handlers and random events: rows, bookkeeping and parked streams are the same, whether events
+/// are applied as sets or one by one.
+#[test]
+fn sets_give_what_their_events_give_one_by_one() {
+    let runtime = Runtime::new().unwrap();
+    let lab = std::cell::RefCell::new(runtime.block_on(Lab::create()));
+    let sets = std::cell::Cell::new(0);
+    let cases = env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(60);
+    let config = ProptestConfig {
+        cases,
+        failure_persistence: None,
+        max_shrink_iters: 3_000,
+        ..ProptestConfig::default()
+    };
+    let result = TestRunner::new(config).run(&programs(), |(handlers, raw)| {
+        let folder = tempfile::tempdir().unwrap();
+        write(folder.path(), &handlers);
+        let events = events(&raw);
+        let mut lab = lab.borrow_mut();
+        let (as_sets, one_by_one) = (model(folder.path(), false), model(folder.path(), true));
+        let got = runtime.block_on(lab.outcome(&as_sets, &events, 25));
+        let wanted = runtime.block_on(lab.outcome(&one_by_one, &events, 25));
+        let forms = as_sets.forms();
+        let handlers = as_sets.projection.handlers();
+        sets.set(sets.get() + handlers.filter(|(_, handler)| forms.of(handler).is_ok()).count());
+        if got == wanted {
+            return Ok(());
+        }
+        let differs = |(got, wanted): &(&String, &String)| got != wanted;
+        let tables: Vec<_> = got.iter().zip(&wanted).filter(differs).collect();
+        let [got, wanted] = [&got, &wanted].map(|all| all[TABLE_NAMES.len() + 1..].to_vec());
+        Err(TestCaseError::fail(format!(
+            "{tables:#?}\nparked as sets: {got:#?}\nand not: {wanted:#?}"
+        )))
+    });
+    runtime.block_on(lab.into_inner().drop());
+    result.unwrap();
+    assert!(sets.get() > 100, "hardly any handler ran as a set: {}", sets.get());
+}

@@ -1,0 +1,183 @@
+//! The types of values on their way into a set.
+
+use std::str::FromStr;
+
+use bigdecimal::BigDecimal;
+use chrono::{NaiveDate, NaiveDateTime};
+use serde_json::Value as Json;
+
+use super::columns::{Column, Kind};
+use projection::{Source, Value};
+
+/// Longer texts are not worth a type of their own.
+const VARCHAR_MAX: u64 = 4_096;
+
+/// A type that holds exactly what a column holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum CellKind {
+    Integer,
+    Decimal { digits: u32, scale: u32 },
+    Text { length: u64, charset: String, collation: Option<String> },
+    Json,
+    Date,
+    Time { fraction: u32 },
+}
+
+/// The type of a parameter that has the same for every event.
+pub(crate) fn natural(source: Source) -> Option<CellKind> {
+    match source {
+        Source::StreamId | Source::EventId | Source::EventType => {
+            Some(CellKind::Text { length: 255, charset: "utf8mb4".to_owned(), collation: None })
+        }
+        Source::StreamVersion | Source::SchemaVersion | Source::Position => Some(CellKind::Integer),
+        Source::OccurredAt | Source::RecordedAt => Some(CellKind::Time { fraction: 6 }),
+        Source::Data | Source::Metadata => None,
+    }
+}
+
+impl CellKind {
+    /// A type that holds exactly what a column holds, and compares in the same way.
+    pub(crate) fn of(kind: &Kind) -> Option<Self> {
+        Some(match kind {
+            Kind::Integer { .. } => Self::Integer,
+            Kind::Decimal { digits, scale } => Self::Decimal { digits: *digits, scale: *scale },
+            Kind::Text { length, charset, collation } => Self::Text {
+                length: *length,
+                charset: charset.clone(),
+                collation: Some(collation.clone()),
+            },
+            Kind::Json => Self::Json,
+            Kind::Date => Self::Date,
+            Kind::Time { fraction } => Self::Time { fraction: *fraction },
+            Kind::Other(_) => return None,
+        })
+    }
+
+    /// For a value that is only stored, the column does the conversion of its character set.
+    pub(crate) fn stored(self) -> Self {
+        match self {
+            Self::Text { length, .. } => {
+                Self::Text { length, charset: "utf8mb4".to_owned(), collation: None }
+            }
+            other => other,
+        }
+    }
+
+    pub(crate) fn sql(&self) -> String {
+        match self {
+            Self::Integer => "BIGINT".to_owned(),
+            Self::Decimal { digits, scale } => format!("DECIMAL({digits}, {scale})"),
+            Self::Text { length, charset, collation } => {
+                let kind = if *length <= VARCHAR_MAX {
+                    format!("VARCHAR({})", length.max(&1))
+                } else {
+                    "LONGTEXT".to_owned()
+                };
+                let collate =
+                    collation.as_ref().map_or_else(String::new, |name| format!(" COLLATE {name}"));
+                format!("{kind} CHARACTER SET {charset}{collate}")
+            }
+            Self::Json => "LONGTEXT CHARACTER SET utf8mb4".to_owned(),
+            Self::Date => "DATE".to_owned(),
+            Self::Time { fraction } => format!("DATETIME({fraction})"),
+        }
+    }
+
+    /// The value as JSON, if this type holds it exactly.
+    pub(crate) fn encode(&self, value: &Value) -> Option<Json> {
+        match (self, value) {
+            (_, Value::Null) => Some(Json::Null),
+            (Self::Integer, Value::Integer(number)) => Some(Json::from(*number)),
+            (Self::Integer, Value::Boolean(flag)) => Some(Json::from(u8::from(*flag))),
+            (Self::Integer, Value::Decimal(number)) if number.is_integer() => {
+                number.with_scale(0).to_plain_string().parse::<i64>().ok().map(Json::from)
+            }
+            (Self::Decimal { digits, scale }, Value::Integer(number)) => {
+                decimal(&BigDecimal::from(*number), *digits, *scale)
+            }
+            (Self::Decimal { digits, scale }, Value::Unsigned(number)) => {
+                decimal(&BigDecimal::from(*number), *digits, *scale)
+            }
+            (Self::Decimal { digits, scale }, Value::Decimal(number)) => {
+                decimal(number, *digits, *scale)
+            }
+            (Self::Decimal { digits, scale }, Value::Text(text)) if is_plain_number(text) => {
+                decimal(&BigDecimal::from_str(text).ok()?, *digits, *scale)
+            }
+            (Self::Text { charset, .. }, Value::Text(text)) => {
+                (charset == "utf8mb4" || text.is_ascii()).then(|| Json::from(&**text))
+            }
+            (Self::Json, Value::Json(text)) => Some(Json::from(&**text)),
+            (Self::Date, Value::Text(text)) => is_date(text).then(|| Json::from(&**text)),
+            (Self::Time { fraction }, Value::Text(text)) => time(text, *fraction).map(Json::from),
+            (Self::Time { fraction: 6 }, Value::Time(time)) => {
+                let text = time.format("%Y-%m-%d %H:%M:%S%.6f").to_string();
+                // Years of more or fewer than four digits are not MySQL's.
+                (text.len() == 26).then(|| Json::from(text))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// The number as text, if a DECIMAL with so many digits, and so many of them behind the point, holds
+/// it exactly.
+fn decimal(number: &BigDecimal, digits: u32, scale: u32) -> Option<Json> {
+    let number = number.normalized();
+    let plain = number.to_plain_string();
+    let unsigned = plain.trim_start_matches('-');
+    let (whole, fraction) = unsigned.split_once('.').unwrap_or((unsigned, ""));
+    let whole = whole.trim_start_matches('0');
+    let fits = fraction.len() <= scale as usize && whole.len() <= (digits - scale) as usize;
+    fits.then(|| Json::from(plain))
+}
+
+fn is_plain_number(text: &str) -> bool {
+    let unsigned = text.strip_prefix('-').unwrap_or(text);
+    let (whole, fraction) = unsigned.split_once('.').unwrap_or((unsigned, "0"));
+    let digits = |part: &str| {
+        !part.is_empty() && part.len() <= 65 && part.bytes().all(|b| b.is_ascii_digit())
+    };
+    digits(whole) && digits(fraction)
+}
+
+fn is_date(text: &str) -> bool {
+    text.len() == 10
+        && text.bytes().enumerate().all(|(index, byte)| match index {
+            4 | 7 => byte == b'-',
+            _ => byte.is_ascii_digit(),
+        })
+}
+
+/// A date and a time, written as MySQL does and always with six digits, so that equal times are equal
+/// texts.
+fn time(text: &str, fraction: u32) -> Option<String> {
+    let (date, time) = text.split_at_checked(10)?;
+    let time = time.strip_prefix([' ', 'T'])?;
+    let digits = time.split_once('.').map_or(0, |(_, digits)| digits.len());
+    let (format, plain) = ("%Y-%m-%d %H:%M:%S%.f", time.len() - digits - usize::from(digits > 0));
+    if !is_date(date) || plain != 8 || digits > fraction as usize {
+        return None;
+    }
+    let time = NaiveDateTime::parse_from_str(&format!("{date} {time}"), format).ok()?;
+    Some(time.format("%Y-%m-%d %H:%M:%S%.6f").to_string())
+}
+
+/// Whether a column certainly takes a value that was encoded for it: then it does not matter that another
+/// value overwrites it before it is written.
+pub(crate) fn is_storable(column: &Column, value: &Json) -> bool {
+    match (&column.kind, value) {
+        (_, Json::Null) => column.is_nullable,
+        (Kind::Integer { min, max }, Json::Number(number)) => {
+            number.as_i64().is_some_and(|number| (*min..=*max).contains(&i128::from(number)))
+        }
+        (Kind::Text { length, charset, .. }, Json::String(text)) => {
+            // In bytes, since a TEXT counts these.
+            text.len() as u64 <= *length && (charset == "utf8mb4" || text.is_ascii())
+        }
+        (Kind::Date, Json::String(text)) => NaiveDate::parse_from_str(text, "%Y-%m-%d").is_ok(),
+        // Their encoding has looked at every digit.
+        (Kind::Decimal { .. } | Kind::Time { .. }, Json::String(_)) => true,
+        _ => false,
+    }
+}

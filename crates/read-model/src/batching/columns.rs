@@ -1,0 +1,222 @@
+//! The columns of a projection's tables, as MySQL has them.
+
+use std::collections::{BTreeSet, HashMap};
+
+use sqlx::query_as;
+
+use crate::session::{from_row, within};
+use crate::{Error, Session};
+
+/// The columns, keys and constraints of a table that decide which statements are batchable.
+#[derive(Debug, Clone, Default)]
+pub struct TableInfo {
+    /// By name, in lower case.
+    pub columns: HashMap<String, Column>,
+    /// The columns of the primary key.
+    pub primary: BTreeSet<String>,
+    /// The columns of any unique index.
+    pub unique: BTreeSet<String>,
+    /// The trigger or foreign key that ties its rows to others, if there is one.
+    pub has_trigger_or_foreign_key: Option<String>,
+    /// Whether it has CHECK constraints or generated columns, which see every value on the way.
+    pub is_watched: bool,
+}
+
+/// A column.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Column {
+    pub kind: Kind,
+    pub is_nullable: bool,
+    pub is_generated: bool,
+}
+
+/// The type of a column.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kind {
+    /// Any integer type.
+    Integer {
+        /// The lowest value.
+        min: i128,
+        /// The highest value.
+        max: i128,
+    },
+    /// `DECIMAL`
+    Decimal {
+        /// All digits.
+        digits: u32,
+        /// Those behind the point.
+        scale: u32,
+    },
+    /// `CHAR`, `VARCHAR`, `TEXT` and the like.
+    Text {
+        /// In characters.
+        length: u64,
+        /// The character set.
+        charset: String,
+        /// How it compares.
+        collation: String,
+    },
+    /// `JSON`
+    Json,
+    /// `DATE`
+    Date,
+    /// `DATETIME`
+    Time {
+        /// Digits of the fraction of seconds.
+        fraction: u32,
+    },
+    /// Another type, by its name.
+    Other(String),
+}
+
+impl Kind {
+    /// What a comparison of two keys ignores, if that can be said without asking MySQL.
+    pub fn exact_key(&self) -> Option<Padding> {
+        match self {
+            Self::Integer { .. } | Self::Time { fraction: 6 } | Self::Date => Some(Padding::None),
+            Self::Text { collation, .. } if collation.ends_with("_0900_bin") => Some(Padding::None),
+            Self::Text { collation, .. } if collation.ends_with("_bin") => Some(Padding::Spaces),
+            _ => None,
+        }
+    }
+}
+
+/// What a comparison of texts ignores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Padding {
+    /// Nothing.
+    None,
+    /// Trailing spaces.
+    Spaces,
+}
+
+struct ColumnRow {
+    name: String,
+    data_type: String,
+    column_type: String,
+    digits: Option<i64>,
+    scale: Option<i64>,
+    length: Option<i64>,
+    charset: String,
+    collation: String,
+    fraction: Option<i64>,
+    is_nullable: bool,
+    is_generated: bool,
+}
+
+from_row!(ColumnRow {
+    name,
+    data_type,
+    column_type,
+    digits,
+    scale,
+    length,
+    charset,
+    collation,
+    fraction,
+    is_nullable,
+    is_generated,
+});
+
+impl Session {
+    /// Reads the columns of a table in the current database.
+    ///
+    /// # Errors
+    ///
+    /// When MySQL fails.
+    pub async fn table_info(&mut self, table: &str) -> Result<TableInfo, Error> {
+        let mut info = TableInfo::default();
+        let read = query_as(
+            "SELECT LOWER(CAST(column_name AS CHAR)) AS name,
+                    CAST(data_type AS CHAR) AS data_type,
+                    CAST(column_type AS CHAR) AS column_type,
+                    CAST(numeric_precision AS SIGNED) AS digits,
+                    CAST(numeric_scale AS SIGNED) AS scale,
+                    CAST(character_maximum_length AS SIGNED) AS length,
+                    COALESCE(CAST(character_set_name AS CHAR), '') AS charset,
+                    COALESCE(CAST(collation_name AS CHAR), '') AS collation,
+                    CAST(datetime_precision AS SIGNED) AS fraction,
+                    is_nullable = 'YES' AS is_nullable,
+                    generation_expression <> '' AS is_generated
+             FROM information_schema.columns
+             WHERE table_schema = DATABASE() AND table_name = ?",
+        )
+        .bind(table)
+        .fetch_all(&mut self.connection);
+        let rows: Vec<ColumnRow> = within("reading the columns of a table", read).await?;
+        info.is_watched = rows.iter().any(|row| row.is_generated);
+        for row in rows {
+            let ColumnRow { is_nullable, is_generated, .. } = row;
+            let column = Column { kind: kind(&row), is_nullable, is_generated };
+            info.columns.insert(row.name, column);
+        }
+        let read = query_as(
+            "SELECT LOWER(CAST(column_name AS CHAR)), index_name = 'PRIMARY'
+             FROM information_schema.statistics
+             WHERE table_schema = DATABASE() AND table_name = ? AND non_unique = 0
+               AND column_name IS NOT NULL",
+        )
+        .bind(table)
+        .fetch_all(&mut self.connection);
+        let rows: Vec<(String, bool)> = within("reading the indexes of a table", read).await?;
+        for (column, is_primary) in rows {
+            if is_primary {
+                info.primary.insert(column.clone());
+            }
+            info.unique.insert(column);
+        }
+        let read = query_as(
+            "SELECT (SELECT COUNT(*) FROM information_schema.triggers
+                     WHERE event_object_schema = DATABASE() AND event_object_table = ?),
+                    (SELECT COUNT(*) FROM information_schema.referential_constraints
+                     WHERE constraint_schema = DATABASE() AND ? IN (table_name, referenced_table_name)),
+                    (SELECT COUNT(*) FROM information_schema.table_constraints
+                     WHERE table_schema = DATABASE() AND table_name = ?
+                       AND constraint_type = 'CHECK')",
+        )
+        .bind(table)
+        .bind(table)
+        .bind(table)
+        .fetch_one(&mut self.connection);
+        let (triggers, references, checks): (i64, i64, i64) =
+            within("reading the constraints of a table", read).await?;
+        info.is_watched |= checks > 0;
+        info.has_trigger_or_foreign_key = match (triggers, references) {
+            (0, 0) => None,
+            (0, _) => Some(format!("{table} has a foreign key")),
+            _ => Some(format!("{table} has a trigger")),
+        };
+        Ok(info)
+    }
+}
+
+fn kind(row: &ColumnRow) -> Kind {
+    let number =
+        |value: Option<i64>| value.and_then(|value| u32::try_from(value).ok()).unwrap_or(0);
+    let integer = |bits: u32| {
+        if row.column_type.contains("unsigned") {
+            Kind::Integer { min: 0, max: (1 << bits) - 1 }
+        } else {
+            Kind::Integer { min: -(1 << (bits - 1)), max: (1 << (bits - 1)) - 1 }
+        }
+    };
+    match &*row.data_type {
+        "tinyint" => integer(8),
+        "smallint" => integer(16),
+        "mediumint" => integer(24),
+        "int" => integer(32),
+        "bigint" => integer(64),
+        "decimal" if !row.column_type.contains("zerofill") => {
+            Kind::Decimal { digits: number(row.digits), scale: number(row.scale) }
+        }
+        "char" | "varchar" | "tinytext" | "text" | "mediumtext" | "longtext" => Kind::Text {
+            length: row.length.and_then(|value| u64::try_from(value).ok()).unwrap_or(0),
+            charset: row.charset.clone(),
+            collation: row.collation.clone(),
+        },
+        "json" => Kind::Json,
+        "date" => Kind::Date,
+        "datetime" => Kind::Time { fraction: number(row.fraction) },
+        _ => Kind::Other(row.column_type.clone()),
+    }
+}

@@ -1,0 +1,14 @@
+//! One statement for many events.
+
+mod cell;
+mod columns;
+mod forms;
+mod merge;
+mod set;
+
+#[cfg(any(test, fuzzing, feature = "fuzzing"))]
+pub(crate) use columns::Column;
+pub(crate) use columns::Kind;
+pub use columns::TableInfo;
+pub use forms::Forms;
+pub(crate) use set::{Row, SetForm, quoted};

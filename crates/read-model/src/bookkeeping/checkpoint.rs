@@ -1,0 +1,154 @@
+//! How far a projection is in the event store.
+
+use domain_events::Position;
+use sqlx::mysql::MySqlConnection;
+use sqlx::{AssertSqlSafe, SqlSafeStr, SqlStr};
+use uuid::Uuid;
+
+use super::Ledger;
+use crate::session::within;
+use crate::{Error, Session};
+
+/// How far a projection is in the event store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// Up to here, every event is known to be applied.
+    pub position: Position,
+    /// Up to where history must be replayed before the queue is followed; `None` when that is done.
+    pub replay_until: Option<Position>,
+    /// Tells these tables from those that a rebuild has put in their place.
+    pub epoch: Uuid,
+}
+
+/// The statements of one projection's checkpoint.
+#[derive(Clone)]
+pub(crate) struct CheckpointTable {
+    pub(crate) name: String,
+    read_checkpoint: SqlStr,
+    read_epoch: SqlStr,
+    move_checkpoint: SqlStr,
+    add_healed: SqlStr,
+    read_healed: SqlStr,
+    begin_replay: SqlStr,
+    end_replay: SqlStr,
+}
+
+impl CheckpointTable {
+    pub(crate) fn of(projection: &str) -> Self {
+        let name = format!("{projection}__checkpoint");
+        let sql = |text: String| AssertSqlSafe(text).into_sql_str();
+        Self {
+            read_checkpoint: sql(format!(
+                "SELECT position, replay_until, epoch FROM {name} WHERE id = 1"
+            )),
+            read_epoch: sql(format!("SELECT epoch FROM {name} WHERE id = 1")),
+            move_checkpoint: sql(format!(
+                "UPDATE {name} SET position = GREATEST(position, ?) WHERE id = 1"
+            )),
+            add_healed: sql(format!("UPDATE {name} SET healed = healed + ? WHERE id = 1")),
+            read_healed: sql(format!("SELECT healed FROM {name} WHERE id = 1")),
+            begin_replay: sql(format!(
+                "INSERT INTO {name} (id, position, replay_until) VALUES (1, 0, ?) AS new
+                 ON DUPLICATE KEY UPDATE replay_until =
+                     GREATEST(COALESCE({name}.replay_until, 0), new.replay_until)"
+            )),
+            // Unless somebody has asked for more meanwhile.
+            end_replay: sql(format!(
+                "UPDATE {name} SET replay_until = NULL WHERE id = 1 AND replay_until <= ?"
+            )),
+            name,
+        }
+    }
+
+    fn position(&self, number: u64) -> Result<Position, Error> {
+        Position::new(i64::try_from(number).unwrap_or(-1))
+            .map_err(|source| Error::row(&self.name, &number.to_string(), source))
+    }
+}
+
+impl Ledger {
+    /// Which tables are in service.
+    pub(crate) async fn epoch(
+        &self,
+        connection: &mut MySqlConnection,
+    ) -> Result<Option<Uuid>, Error> {
+        let read = sqlx::query_scalar(self.progress.read_epoch.clone()).fetch_optional(connection);
+        within("reading the checkpoint", read).await
+    }
+}
+
+impl Session {
+    /// How far a projection is; `None` for a new one.
+    ///
+    /// # Errors
+    ///
+    /// When MySQL cannot be asked.
+    pub async fn checkpoint(&mut self, ledger: &Ledger) -> Result<Option<Checkpoint>, Error> {
+        let query = sqlx::query_as(ledger.progress.read_checkpoint.clone());
+        let found: Option<(u64, Option<u64>, Uuid)> =
+            within("reading the checkpoint", query.fetch_optional(&mut self.connection)).await?;
+        let position = |number: u64| ledger.progress.position(number);
+        let checkpoint = |(number, until, epoch): (u64, Option<u64>, Uuid)| {
+            let replay_until = until.map(position).transpose()?;
+            Ok(Checkpoint { position: position(number)?, replay_until, epoch })
+        };
+        found.map(checkpoint).transpose()
+    }
+
+    /// Asks for a replay of the history up to a position. Until it is done, nobody follows the queue.
+    ///
+    /// # Errors
+    ///
+    /// When MySQL cannot be asked.
+    pub async fn begin_replay(&mut self, ledger: &Ledger, until: Position) -> Result<(), Error> {
+        let query = sqlx::query(ledger.progress.begin_replay.clone()).bind(until.get());
+        within("beginning the replay", query.execute(&mut self.connection)).await.map(drop)
+    }
+
+    /// Notes that the history up to a position was replayed.
+    ///
+    /// # Errors
+    ///
+    /// When MySQL cannot be asked.
+    pub async fn end_replay(&mut self, ledger: &Ledger, until: Position) -> Result<(), Error> {
+        let query = sqlx::query(ledger.progress.end_replay.clone()).bind(until.get());
+        within("ending the replay", query.execute(&mut self.connection)).await.map(drop)
+    }
+
+    /// Counts events that had been lost on the way.
+    ///
+    /// # Errors
+    ///
+    /// When MySQL cannot be asked.
+    pub async fn add_healed(&mut self, ledger: &Ledger, events: usize) -> Result<(), Error> {
+        let events = i64::try_from(events).unwrap_or(i64::MAX);
+        let add = sqlx::query(ledger.progress.add_healed.clone()).bind(events);
+        within("counting healed events", add.execute(&mut self.connection)).await.map(drop)
+    }
+
+    /// How many events had been lost on the way so far.
+    ///
+    /// # Errors
+    ///
+    /// When MySQL cannot be asked.
+    pub async fn healed(&mut self, ledger: &Ledger) -> Result<u64, Error> {
+        let read = sqlx::query_scalar(ledger.progress.read_healed.clone());
+        let found: Option<u64> =
+            within("reading healed events", read.fetch_optional(&mut self.connection)).await?;
+        Ok(found.unwrap_or(0))
+    }
+
+    /// Moves the checkpoint forward; never back.
+    ///
+    /// # Errors
+    ///
+    /// When MySQL cannot be asked.
+    pub async fn move_checkpoint(
+        &mut self,
+        ledger: &Ledger,
+        position: Position,
+    ) -> Result<(), Error> {
+        let query = sqlx::query(ledger.progress.move_checkpoint.clone()).bind(position.get());
+        within("moving the checkpoint", query.execute(&mut self.connection)).await.map(drop)
+    }
+}

@@ -1,0 +1,135 @@
+//! Who shares the queues of a projection.
+
+use serde::Serialize;
+use sqlx::{query, query_as, query_scalar};
+use uuid::Uuid;
+
+use crate::session::within;
+use crate::{Error, Ledger, Session};
+
+/// An instance that was seen lately.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Instance {
+    /// Its id, new at each start.
+    pub id: Uuid,
+    /// Its host and process.
+    pub host: String,
+    /// How many partitions it shares.
+    pub of: u16,
+    /// The partitions that it is delivered.
+    pub partitions: Vec<u16>,
+}
+
+/// An instance that was not seen for so long, in seconds, has left.
+const GONE_AFTER: u32 = 2;
+
+impl Session {
+    /// Says that this instance is there, and gives all that are.
+    ///
+    /// # Errors
+    ///
+    /// When MySQL fails.
+    pub async fn here(&mut self, ledger: &Ledger, own: &Instance) -> Result<Vec<Instance>, Error> {
+        let partitions = serde_json::Value::from(own.partitions.clone()).to_string();
+        let note = query(
+            "INSERT INTO projector_instances (projection, instance, host, shares, partitions, seen_at)
+             VALUES (?, ?, ?, ?, ?, UTC_TIMESTAMP(6)) AS new
+             ON DUPLICATE KEY UPDATE partitions = new.partitions, seen_at = new.seen_at",
+        )
+        .bind(ledger.projection())
+        .bind(own.id.to_string())
+        .bind(&own.host)
+        .bind(own.of)
+        .bind(partitions)
+        .execute(&mut self.connection);
+        within("saying that this instance is there", note).await?;
+        let forget = query(
+            "DELETE FROM projector_instances
+             WHERE projection = ? AND seen_at < UTC_TIMESTAMP(6) - INTERVAL 1 HOUR",
+        )
+        .bind(ledger.projection())
+        .execute(&mut self.connection);
+        within("forgetting instances that left", forget).await?;
+        self.instances(ledger).await
+    }
+
+    /// The instances that were seen lately.
+    ///
+    /// # Errors
+    ///
+    /// When MySQL fails.
+    pub async fn instances(&mut self, ledger: &Ledger) -> Result<Vec<Instance>, Error> {
+        let read = query_as(
+            "SELECT instance, host, shares, partitions FROM projector_instances
+             WHERE projection = ? AND seen_at > UTC_TIMESTAMP(6) - INTERVAL ? SECOND
+             ORDER BY instance",
+        )
+        .bind(ledger.projection())
+        .bind(GONE_AFTER)
+        .fetch_all(&mut self.connection);
+        let rows: Vec<(String, String, u16, String)> =
+            within("reading the instances", read).await?;
+        let instance = |(id, host, of, partitions): (String, String, u16, String)| {
+            let broken = || Error::Instance { host: host.clone() };
+            let partitions = serde_json::from_str(&partitions).map_err(|_json| broken())?;
+            let id = Uuid::parse_str(&id).map_err(|_uuid| broken())?;
+            Ok(Instance { id, host, of, partitions })
+        };
+        rows.into_iter().map(instance).collect()
+    }
+
+    /// Says that this instance leaves.
+    ///
+    /// # Errors
+    ///
+    /// When MySQL fails.
+    pub async fn leave(&mut self, ledger: &Ledger, instance: Uuid) -> Result<(), Error> {
+        let leave = query("DELETE FROM projector_instances WHERE projection = ? AND instance = ?")
+            .bind(ledger.projection())
+            .bind(instance.to_string())
+            .execute(&mut self.connection);
+        within("leaving", leave).await.map(drop)
+    }
+
+    /// A priority that is higher than each one given before, for a consumer that shall take over.
+    ///
+    /// # Errors
+    ///
+    /// When MySQL fails.
+    pub async fn next_priority(&mut self, ledger: &Ledger) -> Result<i32, Error> {
+        let raise = query(
+            "UPDATE projector_projections SET priority = LAST_INSERT_ID(priority + 1)
+             WHERE name = ?",
+        )
+        .bind(ledger.projection())
+        .execute(&mut self.connection);
+        let done = within("taking a priority", raise).await?;
+        Ok(i32::try_from(done.last_insert_id()).unwrap_or(i32::MAX))
+    }
+
+    /// The number of queues that the events were shared by last; `None` before the first time.
+    ///
+    /// # Errors
+    ///
+    /// When MySQL fails.
+    pub async fn partitions(&mut self, ledger: &Ledger) -> Result<Option<u16>, Error> {
+        let read = query_scalar("SELECT partitions FROM projector_projections WHERE name = ?")
+            .bind(ledger.projection())
+            .fetch_optional(&mut self.connection);
+        let found: Option<Option<u16>> = within("reading a projection", read).await?;
+        Ok(found.flatten())
+    }
+
+    /// Notes the number of queues.
+    ///
+    /// # Errors
+    ///
+    /// When MySQL fails.
+    pub async fn set_partitions(&mut self, ledger: &Ledger, partitions: u16) -> Result<(), Error> {
+        let note = query("UPDATE projector_projections SET partitions = ? WHERE name = ?")
+            .bind(partitions)
+            .bind(ledger.projection())
+            .execute(&mut self.connection);
+        within("noting the number of queues", note).await.map(drop)
+    }
+}

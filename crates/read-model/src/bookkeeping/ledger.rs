@@ -1,0 +1,277 @@
+//! The bookkeeping of one projection: where each of its streams stands.
+//!
+//! It lies in tables of its own beside the read model, and moves in the transaction of the effects.
+//! The statements have the same text for any number of streams, so that each is prepared once: the
+//! streams go in as one JSON array.
+
+use domain_events::{EventId, StreamId, StreamVersion};
+use serde_json::json;
+use sqlx::mysql::MySqlConnection;
+use sqlx::{AssertSqlSafe, SqlSafeStr, SqlStr};
+use uuid::Uuid;
+
+use super::checkpoint::CheckpointTable;
+use super::parked::ParkedTable;
+use crate::error::number;
+use crate::error_codes::ER_BAD_NULL_ERROR;
+use crate::schema::patiently;
+use crate::session::within;
+use crate::{Error, Session};
+use projection::plan::{Head, Heads, Last, Step};
+
+/// The bookkeeping of one projection: its tables, and the statements that are prepared once.
+#[derive(Clone)]
+pub struct Ledger {
+    projection: String,
+    read_heads: SqlStr,
+    lock_heads: SqlStr,
+    move_heads: SqlStr,
+    pub(crate) parked: ParkedTable,
+    pub(crate) progress: CheckpointTable,
+    streams: String,
+    migrations: String,
+}
+
+impl Ledger {
+    /// The bookkeeping of a projection.
+    pub fn of(projection: &str) -> Self {
+        let streams = format!("{projection}__streams");
+        let migrations = format!("{projection}__migrations");
+        let parked = ParkedTable::of(projection, &streams);
+        let sql = |text: String| AssertSqlSafe(text).into_sql_str();
+        // Read in the order of the array, so that two batches lock common streams in one order.
+        let heads = format!(
+            "SELECT s.stream_id, s.version, s.event_id, s.parked
+             FROM JSON_TABLE(?, '$[*]' COLUMNS (
+                      stream_id VARCHAR(255) CHARACTER SET utf8mb4 COLLATE utf8mb4_0900_bin PATH '$'
+                  )) AS wanted
+             STRAIGHT_JOIN {streams} AS s ON s.stream_id = wanted.stream_id"
+        );
+        Self {
+            lock_heads: sql(format!("{heads} FOR UPDATE OF s")),
+            read_heads: sql(heads),
+            // A stream that does not stand where it was read, because somebody else moved it, makes
+            // `version` NULL, which the column refuses: the whole batch is rolled back.
+            move_heads: sql(format!(
+                "INSERT INTO {streams} (stream_id, version, previous_version, event_id, parked)
+                 SELECT moved.stream_id, moved.version, moved.previous_version,
+                        UUID_TO_BIN(moved.event_id), moved.parked
+                 FROM JSON_TABLE(?, '$[*]' COLUMNS (
+                          stream_id        VARCHAR(255) CHARACTER SET utf8mb4
+                                           COLLATE utf8mb4_0900_bin PATH '$[0]',
+                          previous_version BIGINT UNSIGNED PATH '$[1]',
+                          version          BIGINT UNSIGNED PATH '$[2]',
+                          event_id         CHAR(36) PATH '$[3]',
+                          parked           TINYINT PATH '$[4]'
+                      )) AS moved
+                 ON DUPLICATE KEY UPDATE
+                     version = IF({streams}.version = moved.previous_version
+                                  AND NOT {streams}.parked, moved.version, NULL),
+                     previous_version = moved.previous_version,
+                     event_id = UUID_TO_BIN(moved.event_id),
+                     parked = moved.parked"
+            )),
+            projection: projection.to_owned(),
+            streams,
+            migrations,
+            parked,
+            progress: CheckpointTable::of(projection),
+        }
+    }
+
+    /// The name of the projection.
+    pub fn projection(&self) -> &str {
+        &self.projection
+    }
+
+    /// The tables of the bookkeeping.
+    pub fn tables(&self) -> [&str; 4] {
+        [&self.streams, &self.progress.name, &self.parked.name, &self.migrations]
+    }
+
+    /// The table with a row for each stream.
+    pub fn streams_table(&self) -> &str {
+        &self.streams
+    }
+
+    /// The table with how far the projection is.
+    pub(crate) fn checkpoint_table(&self) -> &str {
+        &self.progress.name
+    }
+
+    /// The table with the versions of this bookkeeping.
+    pub(crate) fn migrations_table(&self) -> &str {
+        &self.migrations
+    }
+
+    /// The error where MySQL does not know the projection.
+    pub(crate) fn not_migrated(&self) -> Error {
+        Error::NotMigrated { missing: format!("projection {}", self.projection) }
+    }
+
+    /// Locks streams until the transaction ends and reads where they stand; those never seen are
+    /// left out. The streams must be sorted.
+    pub(crate) async fn lock(
+        &self,
+        connection: &mut MySqlConnection,
+        streams: &[&StreamId],
+    ) -> Result<Heads, Error> {
+        if streams.is_empty() {
+            return Ok(Heads::new());
+        }
+        self.read(connection, self.lock_heads.clone(), streams).await
+    }
+
+    async fn read(
+        &self,
+        connection: &mut MySqlConnection,
+        sql: SqlStr,
+        streams: &[&StreamId],
+    ) -> Result<Heads, Error> {
+        let query = sqlx::query_as(sql).bind(names(streams));
+        let rows: Vec<HeadRow> =
+            within("reading the bookkeeping", query.fetch_all(connection)).await?;
+        rows.into_iter().map(|row| self.head(row)).collect()
+    }
+
+    fn head(
+        &self,
+        (stream_id, version, event_id, is_parked): HeadRow,
+    ) -> Result<(StreamId, Head), Error> {
+        let read = || {
+            let last = match version {
+                0 => None,
+                number => Some(Last {
+                    version: StreamVersion::new(i64::try_from(number).unwrap_or_default())?,
+                    event_id: EventId::new(event_id)?,
+                }),
+            };
+            Ok((StreamId::new(stream_id.as_str())?, Head { last, is_parked }))
+        };
+        read().map_err(|source| Error::row(&self.streams, &stream_id, source))
+    }
+
+    /// A stream's name, as a row of this bookkeeping has it.
+    fn stream_id(&self, name: &str) -> Result<StreamId, Error> {
+        StreamId::new(name).map_err(|source| Error::row(&self.streams, name, source))
+    }
+
+    /// Moves streams on.
+    pub(crate) async fn advance(
+        &self,
+        connection: &mut MySqlConnection,
+        steps: &[Step<'_>],
+    ) -> Result<(), Error> {
+        let version = |head: Head| head.last.map_or(0, |last| last.version.get());
+        let rows: Vec<_> = steps
+            .iter()
+            .map(|step| {
+                let id = step.to.last.map_or(Uuid::nil(), |last| last.event_id.uuid());
+                let stream_id = step.stream_id.as_str();
+                json!([
+                    stream_id,
+                    version(step.from),
+                    version(step.to),
+                    id,
+                    u8::from(step.to.is_parked)
+                ])
+            })
+            .collect();
+        let rows = serde_json::Value::Array(rows).to_string();
+        let query = sqlx::query(self.move_heads.clone()).bind(rows);
+        match within("moving the bookkeeping", query.execute(connection)).await {
+            // The guard: NULL for a column that cannot be NULL.
+            Err(Error::Statement { operation, source })
+                if number(&source) == Some(ER_BAD_NULL_ERROR) =>
+            {
+                Err(Error::Transient { operation, source })
+            }
+            moved => moved.map(drop),
+        }
+    }
+}
+
+impl Session {
+    /// Where streams stand, without locking them; those never seen are left out.
+    ///
+    /// # Errors
+    ///
+    /// When MySQL cannot be asked.
+    pub async fn heads(&mut self, ledger: &Ledger, streams: &[&StreamId]) -> Result<Heads, Error> {
+        ledger.read(&mut self.connection, ledger.read_heads.clone(), streams).await
+    }
+
+    /// Streams with events that were applied, from after one on, and the last event of each.
+    ///
+    /// # Errors
+    ///
+    /// When MySQL cannot be asked.
+    pub async fn bookkeeping(
+        &mut self,
+        ledger: &Ledger,
+        after: Option<&StreamId>,
+        limit: u32,
+    ) -> Result<Vec<(StreamId, Last)>, Error> {
+        let sql = format!(
+            "SELECT stream_id, version, event_id, FALSE FROM {}
+             WHERE stream_id > ? AND version > 0 ORDER BY stream_id LIMIT ?",
+            ledger.streams
+        );
+        let read = sqlx::query_as(AssertSqlSafe(sql))
+            .bind(after.map_or("", StreamId::as_str))
+            .bind(limit)
+            .fetch_all(&mut self.connection);
+        let rows: Vec<HeadRow> = within("reading the bookkeeping", read).await?;
+        let last = |row| {
+            let (stream_id, head) = ledger.head(row)?;
+            Ok(head.last.map(|last| (stream_id, last)))
+        };
+        rows.into_iter().filter_map(|row| last(row).transpose()).collect()
+    }
+
+    /// Some streams, chosen at random.
+    ///
+    /// # Errors
+    ///
+    /// When MySQL cannot be asked.
+    pub async fn some_streams(
+        &mut self,
+        ledger: &Ledger,
+        count: u32,
+    ) -> Result<Vec<StreamId>, Error> {
+        let sql = format!("SELECT stream_id FROM {} ORDER BY RAND() LIMIT ?", ledger.streams);
+        let read =
+            sqlx::query_scalar(AssertSqlSafe(sql)).bind(count).fetch_all(&mut self.connection);
+        let found: Vec<String> = patiently(read).await?;
+        found.into_iter().map(|name| ledger.stream_id(&name)).collect()
+    }
+
+    /// The streams of which the same projection in another database has applied fewer events, or none.
+    ///
+    /// # Errors
+    ///
+    /// When MySQL cannot be asked.
+    pub async fn streams_behind_of(
+        &mut self,
+        other: &str,
+        ledger: &Ledger,
+    ) -> Result<Vec<StreamId>, Error> {
+        let streams = &ledger.streams;
+        let sql = format!(
+            "SELECT s.stream_id FROM {streams} AS s
+             LEFT JOIN `{other}`.{streams} AS o ON o.stream_id = s.stream_id
+             WHERE o.stream_id IS NULL OR (o.version < s.version AND NOT o.parked)"
+        );
+        let read = sqlx::query_scalar(AssertSqlSafe(sql)).fetch_all(&mut self.connection);
+        let found: Vec<String> = patiently(read).await?;
+        found.into_iter().map(|name| ledger.stream_id(&name)).collect()
+    }
+}
+
+/// A stream, its version, the event with that version, and whether it is parked.
+type HeadRow = (String, u64, Uuid, bool);
+
+fn names(streams: &[&StreamId]) -> String {
+    let names: Vec<&str> = streams.iter().map(|stream_id| stream_id.as_str()).collect();
+    json!(names).to_string()
+}

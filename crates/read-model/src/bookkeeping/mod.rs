@@ -1,0 +1,21 @@
+//! The bookkeeping of projections: where each stream stands, which are parked, who rebuilds, and who
+//! shares the queues.
+
+mod checkpoint;
+mod gate;
+mod instances;
+mod ledger;
+mod migrations;
+mod ownership;
+mod parked;
+mod rebuilds;
+
+pub use checkpoint::Checkpoint;
+pub use gate::{Gate, LockMode};
+pub use instances::Instance;
+pub use ledger::Ledger;
+#[cfg(test)]
+pub(crate) use migrations::MIGRATIONS;
+pub use ownership::Lock;
+pub use parked::{ParkKind, ParkedReason, ParkedStream};
+pub use rebuilds::{Job, JobState, Options, Progress};

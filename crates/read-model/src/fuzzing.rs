@@ -1,0 +1,75 @@
+//! What must hold for every projection; called with the seeds and by `cargo xtask fuzz`.
+
+use std::collections::{BTreeSet, HashMap};
+
+use domain_events::StoredEvent;
+use projection::fuzzing::{columns, placeholders};
+use projection::{Projection, Statement, Table};
+
+use crate::batching::{Column, Forms, Kind, SetForm, TableInfo};
+
+/// Loads a projection, binds an event to all that it would run, and writes the sets that it would run.
+///
+/// The input is files, each after a line `== name`.
+///
+/// # Panics
+///
+/// When something does not hold.
+pub fn projection(input: &[u8]) {
+    projection::fuzzing::projection(input, run_sets);
+}
+
+/// What becomes of statements that run for many events at once, up to what MySQL is sent.
+fn run_sets(projection: &Projection, event: &StoredEvent) {
+    let table = |table: &Table| (table.name.clone(), table_info(&table.create));
+    let tables: HashMap<_, _> = projection.tables.iter().map(table).collect();
+    let forms = Forms::of_tables(projection, &tables);
+    forms.lock_mode_text();
+    drop(forms.stream_columns(projection));
+    for (_, handler) in projection.handlers() {
+        for (form, statement) in forms.of(handler).into_iter().flatten().zip(&handler.statements) {
+            run_set(form, statement, event);
+        }
+    }
+}
+
+fn run_set(form: &SetForm, statement: &Statement, event: &StoredEvent) {
+    let sql = form.sql();
+    assert_eq!(placeholders(sql.as_str()).len(), 1, "{}", sql.as_str());
+    let row = statement.bind(event).ok().and_then(|values| form.row(&values));
+    if let Some(row) = row {
+        let (rows, gathered) = form.gather(&[&row, &row]);
+        assert!((1..=2).contains(&gathered) && (1..=gathered).contains(&rows.len()));
+    }
+}
+
+/// About what MySQL would say of a table; the first column is its key.
+fn table_info(create: &Statement) -> TableInfo {
+    let columns = columns(create);
+    let key: BTreeSet<_> = columns.iter().take(1).map(|(name, _)| name.clone()).collect();
+    let column = |(name, data_type): &(String, String)| {
+        (name.clone(), Column { kind: kind(data_type), is_nullable: true, is_generated: false })
+    };
+    TableInfo {
+        columns: columns.iter().map(column).collect(),
+        primary: key.clone(),
+        unique: key,
+        ..TableInfo::default()
+    }
+}
+
+fn kind(data_type: &str) -> Kind {
+    match data_type.split('(').next().unwrap_or_default() {
+        "int" | "bigint" => Kind::Integer { min: i64::MIN.into(), max: i64::MAX.into() },
+        "decimal" => Kind::Decimal { digits: 14, scale: 2 },
+        "char" | "varchar" | "text" => Kind::Text {
+            length: 64,
+            charset: "utf8mb4".to_owned(),
+            collation: "utf8mb4_0900_bin".to_owned(),
+        },
+        "json" => Kind::Json,
+        "date" => Kind::Date,
+        "datetime" => Kind::Time { fraction: 6 },
+        other => Kind::Other(other.to_owned()),
+    }
+}

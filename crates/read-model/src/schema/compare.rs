@@ -1,0 +1,273 @@
+//! Comparing the rows of a table with those of the same table in another database.
+
+use std::fmt;
+
+use serde::Serialize;
+use sqlx::mysql::MySqlRow;
+use sqlx::{AssertSqlSafe, Row};
+use tokio::time::timeout;
+
+use super::shadow::DROP_LIMIT;
+use crate::batching::{Kind, TableInfo, quoted};
+use crate::session::within;
+use crate::{Batch, Error, Session};
+
+/// A row that is not as it must be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Drift {
+    /// The table.
+    pub table: String,
+    /// The values of the primary key.
+    pub key: Vec<String>,
+    /// What is wrong with it.
+    pub kind: DriftKind,
+    /// The columns that differ.
+    pub columns: Vec<String>,
+}
+
+/// What is wrong with a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DriftKind {
+    /// It is not there.
+    Missing,
+    /// It must not be there.
+    Extra,
+    /// Columns have other values.
+    Different,
+}
+
+impl fmt::Display for Drift {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { table, key, kind, columns } = self;
+        let key = key.join(", ");
+        match kind {
+            DriftKind::Missing => write!(f, "{table} ({key}): missing"),
+            DriftKind::Extra => write!(f, "{table} ({key}): must not be there"),
+            DriftKind::Different => write!(f, "{table} ({key}): {}", columns.join(", ")),
+        }
+    }
+}
+
+/// Which rows of a table are compared.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Rows {
+    /// All of them.
+    All,
+    /// Those of the streams that the other database knows, by the column that names the stream.
+    OfStreams {
+        /// That column.
+        column: String,
+        /// The bookkeeping.
+        streams: String,
+    },
+}
+
+/// The comparison of one table with what it must be.
+pub struct Comparison {
+    table: String,
+    /// Which rows of the live table are compared, as SQL.
+    only: String,
+    live: String,
+    right: String,
+    suspects: String,
+    keys: Vec<String>,
+    /// Those that can be written.
+    columns: Vec<(String, Kind)>,
+}
+
+impl Comparison {
+    /// Of a table of the session's database with that of another one.
+    ///
+    /// # Errors
+    ///
+    /// When MySQL fails.
+    pub fn of(table: &str, info: &TableInfo, right: &str, rows: &Rows) -> Result<Self, Error> {
+        if info.primary.is_empty() {
+            return Err(Error::NoPrimaryKey { table: table.to_owned() });
+        }
+        let written = info.columns.iter().filter(|(_, column)| !column.is_generated);
+        let mut columns: Vec<_> =
+            written.map(|(name, column)| (name.clone(), column.kind.clone())).collect();
+        columns.sort_by(|(one, _), (other, _)| one.cmp(other));
+        let only = match rows {
+            Rows::All => "TRUE".to_owned(),
+            Rows::OfStreams { column, streams } => format!(
+                "l.{} IN (SELECT stream_id FROM {}.{})",
+                quoted(column),
+                quoted(right),
+                quoted(streams)
+            ),
+        };
+        Ok(Self {
+            only,
+            live: quoted(table),
+            right: format!("{}.{}", quoted(right), quoted(table)),
+            // No other table can have this name.
+            suspects: format!("{}.{}", quoted(right), quoted(&format!("{table}__suspects"))),
+            keys: info.primary.iter().cloned().collect(),
+            columns,
+            table: table.to_owned(),
+        })
+    }
+
+    fn joined(&self, one: &str, other: &str) -> String {
+        let equal = |key: &String| format!("{one}.{0} = {other}.{0}", quoted(key));
+        self.keys.iter().map(equal).collect::<Vec<_>>().join(" AND ")
+    }
+
+    fn any_differs(&self) -> String {
+        let columns = self.columns.iter().map(|(name, kind)| differs(name, kind));
+        columns.collect::<Vec<_>>().join(" OR ")
+    }
+
+    fn keys_of(&self, alias: &str) -> String {
+        let key = |key: &String| format!("{alias}.{}", quoted(key));
+        self.keys.iter().map(key).collect::<Vec<_>>().join(", ")
+    }
+
+    /// Collects the keys of rows that differ.
+    fn collect(&self) -> String {
+        let Self { live, right, suspects, only, .. } = self;
+        let first = quoted(&self.keys[0]);
+        format!(
+            "CREATE TABLE {suspects} AS
+             SELECT {} FROM {live} AS l LEFT JOIN {right} AS r ON {on}
+             WHERE {only} AND (r.{first} IS NULL OR {})
+             UNION ALL
+             SELECT {} FROM {right} AS r LEFT JOIN {live} AS l ON {on} WHERE l.{first} IS NULL",
+            self.keys_of("l"),
+            self.any_differs(),
+            self.keys_of("r"),
+            on = self.joined("l", "r"),
+        )
+    }
+
+    /// Looks at the collected keys again: the key, whether each side is there, and which columns differ.
+    fn look(&self) -> String {
+        let Self { live, right, suspects, .. } = self;
+        let first = quoted(&self.keys[0]);
+        let keys: Vec<String> =
+            self.keys.iter().map(|key| format!("CAST(s.{} AS CHAR)", quoted(key))).collect();
+        let columns: Vec<String> =
+            self.columns.iter().map(|(name, kind)| differs(name, kind)).collect();
+        format!(
+            "SELECT {}, l.{first} IS NOT NULL, r.{first} IS NOT NULL, {}
+             FROM {suspects} AS s
+             LEFT JOIN {live} AS l ON {} LEFT JOIN {right} AS r ON {}
+             WHERE (l.{first} IS NULL) <> (r.{first} IS NULL) OR {}",
+            keys.join(", "),
+            columns.join(", "),
+            self.joined("l", "s"),
+            self.joined("r", "s"),
+            self.any_differs(),
+        )
+    }
+
+    fn drift(&self, row: &MySqlRow) -> Result<Option<Drift>, sqlx::Error> {
+        let count = self.keys.len();
+        let key = (0..count)
+            .map(|index| Ok(row.try_get::<Option<String>, _>(index)?.unwrap_or_default()))
+            .collect::<Result<Vec<_>, sqlx::Error>>()?;
+        let (is_live, is_right): (bool, bool) = (row.try_get(count)?, row.try_get(count + 1)?);
+        let mut columns = Vec::new();
+        for (index, (name, _)) in self.columns.iter().enumerate() {
+            if row.try_get(count + 2 + index)? {
+                columns.push(name.clone());
+            }
+        }
+        let kind = match (is_live, is_right) {
+            (false, true) => DriftKind::Missing,
+            (true, false) => DriftKind::Extra,
+            (true, true) => DriftKind::Different,
+            (false, false) => return Ok(None),
+        };
+        Ok(Some(Drift { table: self.table.clone(), key, kind, columns }))
+    }
+}
+
+/// Whether a column has two values, in bytes and not as they compare.
+fn differs(column: &str, kind: &Kind) -> String {
+    let column = quoted(column);
+    match kind {
+        Kind::Text { .. } => {
+            format!("NOT (CAST(l.{column} AS BINARY) <=> CAST(r.{column} AS BINARY))")
+        }
+        _ => format!("NOT (l.{column} <=> r.{column})"),
+    }
+}
+
+impl Session {
+    /// Collects the rows that differ, and says how many there are.
+    ///
+    /// # Errors
+    ///
+    /// When MySQL fails.
+    pub async fn collect_suspects(&mut self, compared: &Comparison) -> Result<u64, Error> {
+        self.plain(compared.collect()).await?;
+        let count = format!("SELECT COUNT(*) FROM {}", compared.suspects);
+        let count = sqlx::query_scalar(AssertSqlSafe(count)).fetch_one(&mut self.connection);
+        let count: i64 = within("counting differences", count).await?;
+        Ok(count.unsigned_abs())
+    }
+
+    /// Forgets them.
+    ///
+    /// # Errors
+    ///
+    /// When MySQL fails.
+    pub async fn drop_suspects(&mut self, compared: &Comparison) -> Result<(), Error> {
+        self.plain(format!("DROP TABLE IF EXISTS {}", compared.suspects)).await
+    }
+}
+
+impl Batch<'_> {
+    /// The collected rows that still differ.
+    ///
+    /// # Errors
+    ///
+    /// When MySQL fails.
+    pub async fn look_again(&mut self, compared: &Comparison) -> Result<Vec<Drift>, Error> {
+        let sql = AssertSqlSafe(compared.look());
+        let rows = patiently(sqlx::query(sql).fetch_all(self.connection())).await?;
+        let drift: Result<Vec<_>, _> = rows.iter().map(|row| compared.drift(row)).collect();
+        let drift = drift.map_err(|error| Error::of("reading differences", error))?;
+        Ok(drift.into_iter().flatten().collect())
+    }
+
+    /// Makes the collected rows what they must be.
+    ///
+    /// # Errors
+    ///
+    /// When MySQL fails.
+    pub async fn repair(&mut self, compared: &Comparison) -> Result<(), Error> {
+        let Comparison { live, right, suspects, columns, .. } = compared;
+        let names: Vec<String> = columns.iter().map(|(name, _)| quoted(name)).collect();
+        let from: Vec<String> = names.iter().map(|name| format!("r.{name}")).collect();
+        for sql in [
+            format!(
+                "DELETE l FROM {live} AS l JOIN {suspects} AS s ON {}",
+                compared.joined("l", "s")
+            ),
+            format!(
+                "INSERT INTO {live} ({}) SELECT DISTINCT {} FROM {right} AS r JOIN {suspects} AS s ON {}",
+                names.join(", "),
+                from.join(", "),
+                compared.joined("r", "s")
+            ),
+        ] {
+            patiently(sqlx::query(AssertSqlSafe(sql)).execute(self.connection())).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Awaits a statement that may look at many rows.
+pub(crate) async fn patiently<T>(
+    statement: impl Future<Output = Result<T, sqlx::Error>>,
+) -> Result<T, Error> {
+    match timeout(DROP_LIMIT, statement).await {
+        Ok(result) => result.map_err(|source| Error::of("comparing rows", source)),
+        Err(_elapsed) => Err(Error::Timeout { operation: "comparing rows", limit: DROP_LIMIT }),
+    }
+}

@@ -1,0 +1,122 @@
+//! Trying projections out in a database that is thrown away.
+
+use sqlx::{AssertSqlSafe, Executor, SqlSafeStr};
+use uuid::Uuid;
+
+use crate::batching::Forms;
+use crate::error::number;
+use crate::error_codes::ER_DBACCESS_DENIED_ERROR;
+use crate::session::within;
+use crate::{Error, Options, Session};
+use projection::{Fault, Projection, Statement};
+
+/// What was found out about projections.
+#[derive(Default)]
+pub struct Checked {
+    /// The mistakes in them.
+    pub faults: Vec<Fault>,
+    /// How the handlers of each of them run.
+    pub forms: Vec<Forms>,
+}
+
+/// Makes the tables of each projection and prepares its statements.
+///
+/// The error is about the server, the faults are about the projections.
+///
+/// # Errors
+///
+/// When MySQL fails.
+pub async fn check(options: &Options, projections: &[&Projection]) -> Result<Checked, Error> {
+    let mut session = Session::connect(options).await?;
+    let database = format!("projector_check_{}", Uuid::new_v4().simple());
+    session.run(format!("CREATE DATABASE {database}")).await.map_err(|error| match error {
+        Error::Statement { source, .. } if number(&source) == Some(ER_DBACCESS_DENIED_ERROR) => {
+            Error::NoScratch
+        }
+        other => other,
+    })?;
+    let checked = session.try_out(&database, projections).await;
+    // After an error, too; it tells more than what comes of it.
+    let dropped = session.run(format!("DROP DATABASE {database}")).await;
+    session.close().await;
+    let checked = checked?;
+    dropped?;
+    Ok(checked)
+}
+
+impl Session {
+    async fn try_out(
+        &mut self,
+        database: &str,
+        projections: &[&Projection],
+    ) -> Result<Checked, Error> {
+        self.run(format!("USE {database}")).await?;
+        let Checked { mut faults, mut forms } = Checked::default();
+        for projection in projections {
+            for table in &projection.tables {
+                let sql = AssertSqlSafe(std::sync::Arc::clone(&table.create.sql));
+                let create = sqlx::raw_sql(sql).execute(&mut self.connection);
+                faults.extend(fault_of(&table.create, within("making a table", create).await)?);
+                faults.extend(self.engine_fault(&table.name, &table.create).await?);
+            }
+            for statement in projection.statements() {
+                let sql = AssertSqlSafe(std::sync::Arc::clone(&statement.sql)).into_sql_str();
+                let prepare = self.connection.prepare(sql);
+                faults.extend(fault_of(statement, within("preparing a statement", prepare).await)?);
+            }
+            let read = Forms::read(self, projection).await?;
+            for (statement, sql) in read.set_statements(projection) {
+                let prepare = self.connection.prepare(sql);
+                faults.extend(fault_of(statement, within("preparing a set", prepare).await)?);
+            }
+            forms.push(read);
+        }
+        Ok(Checked { faults, forms })
+    }
+
+    /// A rollback must undo everything, so every table has to be of a transactional engine.
+    async fn engine_fault(
+        &mut self,
+        table: &str,
+        create: &Statement,
+    ) -> Result<Option<Fault>, Error> {
+        let read = sqlx::query_scalar(
+            "SELECT engine FROM information_schema.tables
+             WHERE table_schema = DATABASE() AND table_name = ? AND engine <> 'InnoDB'",
+        )
+        .bind(table)
+        .fetch_optional(&mut self.connection);
+        let engine: Option<String> = within("reading the engine of a table", read).await?;
+        Ok(engine.map(|engine| Fault {
+            file: create.file.to_path_buf(),
+            line: Some(create.line),
+            reason: Error::Engine { table: table.to_owned(), engine }.to_string(),
+        }))
+    }
+
+    pub(crate) async fn run(&mut self, sql: String) -> Result<(), Error> {
+        let run = sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut self.connection);
+        within("using a scratch database", run).await.map(drop)
+    }
+}
+
+/// What the server says of a statement: nothing, a fault of the statement, or an error of its own.
+fn fault_of<T>(statement: &Statement, result: Result<T, Error>) -> Result<Option<Fault>, Error> {
+    let message = match &result {
+        Ok(_) => return Ok(None),
+        Err(Error::Statement { source, .. } | Error::NoTable { source, .. }) => {
+            let number = number(source).unwrap_or_default();
+            source.as_database_error().map(|error| format!("{} ({number})", error.message()))
+        }
+        Err(_) => None,
+    };
+    let Some(message) = message else { return result.map(|_| None) };
+    // MySQL counts lines from the start of the statement.
+    let line = message
+        .rsplit_once(" at line ")
+        .and_then(|(_, rest)| rest.split(' ').next()?.parse::<u64>().ok())
+        .map_or(statement.line, |line| statement.line + line - 1);
+    let reason = message.split(" at line ").next().unwrap_or(&message);
+    let reason = reason.split_whitespace().collect::<Vec<_>>().join(" ");
+    Ok(Some(Fault { file: statement.file.to_path_buf(), line: Some(line), reason }))
+}
