@@ -21,7 +21,8 @@ use clap::{CommandFactory, Parser, Subcommand};
 /// Developer commands of outbox-relay and projector.
 #[derive(Parser)]
 #[command(
-    name = "cargo xtask",
+    name = "xtask",
+    bin_name = "cargo xtask",
     disable_help_subcommand = true,
     max_term_width = 100,
     after_help = "Examples:

@@ -37,7 +37,7 @@ const MANAGEMENT: &str = "RABBITMQ_MANAGEMENT_URL";
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   cargo xtask servers up                      servers that stay up between commands
-  eval \"$(cargo xtask servers env)\"          their URLs in your shell
+  eval \"$(cargo xtask servers env)\"           their URLs in your shell
   cargo xtask servers down                    stops them and removes their data")]
 pub(crate) struct Arguments {
     #[command(subcommand)]
