@@ -15,6 +15,7 @@ mod operations;
 mod projector;
 mod projector_faults;
 mod projector_history;
+mod projector_migrate;
 mod projector_parking;
 mod projector_queues;
 mod projector_rebuild;

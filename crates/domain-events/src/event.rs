@@ -61,8 +61,14 @@ impl Event {
     /// Gives the event back when it is not in the event store: an application inserted it into
     /// `outbox` itself.
     pub fn into_stored(self) -> Result<StoredEvent, Box<Self>> {
-        let Origin::Stream { stream_id, version, position: Some(position) } = self.origin else {
-            return Err(Box::new(self));
+        let (stream_id, version, position) = match self.origin {
+            // Positions begin with 1.
+            Origin::Stream { stream_id, version, position: Some(position) }
+                if position > Position::START =>
+            {
+                (stream_id, version, position)
+            }
+            origin => return Err(Box::new(Self { origin, ..self })),
         };
         Ok(StoredEvent {
             event_id: self.event_id,

@@ -10,8 +10,6 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 use read_model::Progress;
 
-use crate::history::Lag;
-
 /// Label names and values.
 type Labels<const N: usize> = [(&'static str, String); N];
 
@@ -215,7 +213,7 @@ impl Metrics {
         self.paused.get_or_create(&[own(projection)]).set(i64::from(is_paused));
     }
 
-    pub(crate) fn lag(&self, projection: &str, Lag { events, seconds }: Lag) {
+    pub(crate) fn lag(&self, projection: &str, events: i64, seconds: f64) {
         self.lag_events.get_or_create(&[own(projection)]).set(events);
         self.lag_seconds.get_or_create(&[own(projection)]).set(seconds);
     }

@@ -27,7 +27,7 @@ pub(crate) struct Status {
 struct Found {
     projection: String,
     state: State,
-    /// Why it is paused.
+    /// Why it is paused, or not migrated.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
     /// Up to here, every event is known to be applied or parked.
@@ -106,7 +106,14 @@ async fn of(
     };
     match session.require_tables(&model.projection, ledger).await {
         Ok(()) => {}
-        Err(ReadModelError::NotMigrated { .. }) => return Ok(status),
+        Err(
+            error @ (ReadModelError::NotMigrated { .. }
+            | ReadModelError::Outdated { .. }
+            | ReadModelError::OutdatedBookkeeping { .. }),
+        ) => {
+            status.reason = Some(error.to_string());
+            return Ok(status);
+        }
         Err(error) => return Err(failure(error)),
     }
     (status.parked, status.conflicts) = session.count_parked(ledger).await.map_err(failure)?;

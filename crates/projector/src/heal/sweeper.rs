@@ -302,7 +302,8 @@ impl Sweeper<'_> {
         } else {
             Lag::of(self.history.session().await?, behind.values()).await?
         };
-        self.context.metrics.lag(state.model.name(), lag);
+        let Lag { events, seconds } = lag;
+        self.context.metrics.lag(state.model.name(), events, seconds);
         let stuck = state.behind.values().filter(|(_, since)| since.elapsed() > LAG_LIMIT).count();
         if stuck == 0 {
             state.probe.ok();
