@@ -147,6 +147,7 @@ struct Trees {
     postgres: Tree,
     mysql: Tree,
     rabbitmq: Tree,
+    pgbouncer: Tree,
 }
 
 impl Trees {
@@ -155,6 +156,7 @@ impl Trees {
             postgres: Tree::at(folder, versions.postgres)?,
             mysql: Tree::at(folder, versions.mysql)?,
             rabbitmq: Tree::at(folder, versions.rabbitmq)?,
+            pgbouncer: Tree::at(folder, versions.pgbouncer)?,
         })
     }
 }
@@ -225,10 +227,11 @@ impl Private<'_> {
 
     /// Environment variables and the scripts that they name.
     fn tools(&self) -> Result<[(&'static str, String); 3]> {
+        let pgbouncer = self.command(&self.trees.pgbouncer, &[], "pgbouncer")?;
         let tool = |name: &str, command| script(&self.data.join("tools").join(name), &command);
         Ok([
             ("RABBITMQCTL", tool("rabbitmqctl", self.rabbitmq_command("rabbitmqctl")?)?),
-            ("PGBOUNCER", tool("pgbouncer", self.postgres_command("pgbouncer")?)?),
+            ("PGBOUNCER", tool("pgbouncer", pgbouncer)?),
             ("SERVER_DATA", self.data.display().to_string()),
         ])
     }

@@ -49,7 +49,7 @@ impl Private<'_> {
         self.run("psql", &mut psql)
     }
 
-    /// A program of PostgreSQL, or `pgbouncer`.
+    /// A program of PostgreSQL.
     pub(super) fn postgres_command(&self, program: &str) -> Result<Command> {
         self.command(&self.trees.postgres, &[("PGPASSWORD", NAME.to_owned())], program)
     }
