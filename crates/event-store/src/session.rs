@@ -22,14 +22,19 @@ const LOCK_LIMIT: Duration = Duration::from_secs(20);
 /// Makes the planner use indexes. Right after a bulk load the statistics still describe an empty
 /// table, and the planner would read and sort a million rows for one batch. Each of these queries has
 /// an index in its order.
+///
+/// Before PostgreSQL 18, these settings make a plan look expensive, and PostgreSQL compiles an expensive
+/// plan first (`jit`). That takes seconds of processor time for each batch.
 const BY_INDEX: &str = ";
                  SET LOCAL enable_seqscan = off;
                  SET LOCAL enable_bitmapscan = off;
-                 SET LOCAL enable_sort = off";
+                 SET LOCAL enable_sort = off;
+                 SET LOCAL jit = off";
 /// Makes the planner join large tables by hash or merge. With statistics from before a bulk load it
 /// would expect few rows, and read the second table once for each row of the first.
 const NO_NESTED_LOOPS: &str = ";
-                 SET LOCAL enable_nestloop = off";
+                 SET LOCAL enable_nestloop = off;
+                 SET LOCAL jit = off";
 
 /// How to connect to the event store, and how long to wait for it.
 #[derive(Clone)]
