@@ -71,6 +71,7 @@ enum Action {
 }
 
 #[derive(Args, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 struct Start {
     /// The projection.
     projection: String,
