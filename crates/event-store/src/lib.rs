@@ -27,14 +27,14 @@
 //! | `session` | connections, deadlines, how a statement is planned |
 //! | `claim`, `due`, `settle` | **start here**: publishing, in the order of a pass |
 //! | `fence`, `floor` | the two limits that make concurrent writers harmless |
-//! | `read`, `audit` | reading history; counting it |
+//! | `read`, `counts` | reading history; counting it |
 //! | `waiting`, `status`, `backlog`, `reconcile` | for operators |
 //! | `retention`, `hint`, `migrate`, `append` | deletion, wake-ups, schema, bulk appends |
 
 mod append;
-mod audit;
 mod backlog;
 mod claim;
+mod counts;
 mod due;
 mod error;
 mod fence;
@@ -51,9 +51,9 @@ mod status;
 mod waiting;
 
 pub use append::Append;
-pub use audit::{Bucket, Lacking, Reach};
 pub use backlog::Backlog;
 pub use claim::{Claim, ClaimLimits, Entry, Lane, OutboxId};
+pub use counts::{Bucket, Lacking, Reach};
 pub use error::Error;
 pub use fence::{Fence, Writer};
 pub use hint::{Listener, Wake};

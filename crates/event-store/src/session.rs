@@ -250,7 +250,7 @@ impl Mode {
     }
 }
 
-/// Awaits a statement, but no longer than `limit`.
+/// Awaits a statement for at most `limit`.
 pub(crate) async fn within<T>(
     limit: Duration,
     operation: &'static str,
@@ -265,8 +265,8 @@ pub(crate) async fn within<T>(
 pub(crate) fn connect_error(options: &Options, source: sqlx::Error) -> Error {
     let address = options.address.clone();
     let code = source.as_database_error().and_then(sqlx::error::DatabaseError::code);
-    // invalid_authorization_specification, invalid_password, invalid_catalog_name, and a missing
-    // CONNECT privilege.
+    // invalid_authorization_specification, invalid_password, invalid_catalog_name, and
+    // insufficient_privilege: no CONNECT privilege.
     let refused = matches!(code.as_deref(), Some("28000" | "28P01" | "3D000" | "42501"));
     if refused || matches!(source, sqlx::Error::Configuration(_)) {
         Error::Login { address, source }

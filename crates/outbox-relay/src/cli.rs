@@ -48,8 +48,9 @@ enum Command {
     Run,
     /// Create or update the tables of the event store and the outbox in PostgreSQL.
     ///
-    /// Does nothing if they are up to date. Safe to run at any time, by several programs at once and
-    /// while applications append. Needs a role that owns the tables.
+    /// Does nothing if they are up to date. Safe to run at any time, by several programs at once, and
+    /// while applications append: a migration waits up to 5 s for a lock. If it fails, nothing has
+    /// changed, and it can be run again. Needs a role that owns the tables.
     #[command(after_help = "Example:\n  outbox-relay migrate && outbox-relay run")]
     Migrate,
     /// Show how many events are unpublished, and why.
