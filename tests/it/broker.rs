@@ -1,4 +1,4 @@
-//! Our publisher and consumer against what lapin and RabbitMQ do.
+//! Our publisher and consumer, and the peculiarities of lapin and RabbitMQ that they handle.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -23,7 +23,7 @@ fn message(routing_key: &str, number: usize) -> Message {
     }
 }
 
-/// A queue for each routing key; `full` ones refuse every message.
+/// Declares a queue for each routing key. The `full` ones reject every message.
 async fn declare(stack: &Stack, queues: &[(&str, bool)]) {
     stack.broker().await.declare_exchange(EXCHANGE).await.unwrap();
     let channel = stack.amqp().await.create_channel().await.unwrap();
@@ -66,8 +66,8 @@ fn count(outcomes: &[Outcome]) -> BTreeMap<&'static str, usize> {
     counts
 }
 
-/// E1: on one channel shared by tasks, lapin tells a task another's confirm. Ours has a channel for
-/// each publisher, and publishing needs it exclusively.
+/// E1: if tasks share a channel, lapin reports a confirm to the wrong task. Each of our publishers has
+/// its own channel, and publishing borrows it exclusively.
 #[tokio::test(flavor = "multi_thread")]
 async fn e1_publishers_side_by_side_get_their_own_confirms() {
     Stack::run_empty(async |stack| {
@@ -96,7 +96,7 @@ async fn e1_publishers_side_by_side_get_their_own_confirms() {
     .await;
 }
 
-/// E2: lapin attaches a returned message to a neighbour's confirm.
+/// E2: lapin attaches a returned message to the confirm of a neighbour.
 #[tokio::test(flavor = "multi_thread")]
 async fn e2_a_returned_message_is_told_from_its_neighbours() {
     Stack::run_empty(async |stack| {
@@ -116,7 +116,7 @@ async fn e2_a_returned_message_is_told_from_its_neighbours() {
     .await;
 }
 
-/// E3: waiting for all confirms at once hides those that are refusals.
+/// E3: lapin's own wait for all confirms hides negative ones.
 #[tokio::test(flavor = "multi_thread")]
 async fn e3_a_refusal_is_not_hidden() {
     Stack::run_empty(async |stack| {
@@ -132,8 +132,8 @@ async fn e3_a_refusal_is_not_hidden() {
     .await;
 }
 
-/// The broker closes the channel over a message that it cannot accept, and with it all confirms of
-/// its neighbours.
+/// The broker closes the channel because of a message that it cannot accept. The confirms of the other
+/// messages are lost with it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_that_the_broker_refuses_is_told_from_its_neighbours() {
     Stack::run_empty(async |stack| {
@@ -142,11 +142,11 @@ async fn a_message_that_the_broker_refuses_is_told_from_its_neighbours() {
         let mut publisher = connection.publisher(EXCHANGE, LIMIT).await.unwrap();
         let mut batch: Vec<_> = (0..300).map(|number| message("good", number)).collect();
         for poison in [7, 290] {
-            // RabbitMQ wants a list here.
+            // RabbitMQ requires a list here.
             let header = ("CC".into(), HeaderValue::Text("good".to_owned()));
             batch[poison].headers.extend([header]);
         }
-        // And this is wider than a frame.
+        // These headers are larger than a frame.
         let wide = HeaderValue::Text("x".repeat(200_000));
         batch[100].headers.insert("wide".into(), wide);
         for _ in 0..2 {
@@ -156,7 +156,7 @@ async fn a_message_that_the_broker_refuses_is_told_from_its_neighbours() {
                 assert_eq!(refused, [7, 100, 290].contains(&number), "{number}: {outcome:?}");
                 assert!(refused || *outcome == Outcome::Confirmed, "{number}: {outcome:?}");
             }
-            // The next time without the one that is known beforehand.
+            // The second time without the message that is recognised before sending.
             batch[100].headers = batch[7].headers.clone();
         }
         let whole: Vec<_> = (0..300).map(|number| message("good", number)).collect();
@@ -166,7 +166,7 @@ async fn a_message_that_the_broker_refuses_is_told_from_its_neighbours() {
     .await;
 }
 
-/// An exchange that is gone is no fault of a message.
+/// A missing exchange is not the fault of a message.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_missing_exchange_refuses_no_message() {
     Stack::run_empty(async |stack| {
@@ -204,7 +204,7 @@ async fn a_batch_arrives_in_its_order() {
     .await;
 }
 
-/// Acknowledging some of several deliveries settles just those.
+/// Acknowledging some of several deliveries settles only those.
 #[tokio::test(flavor = "multi_thread")]
 async fn deliveries_can_be_settled_in_any_order() {
     Stack::run_empty(async |stack| {
@@ -218,7 +218,7 @@ async fn deliveries_can_be_settled_in_any_order() {
         while deliveries.len() < 10 {
             deliveries.extend(consumer.next(10).await.unwrap());
         }
-        // 0 to 2 in one go, 5 and 7 singly, 3 back; the others stay unsettled.
+        // 0 to 2 with one call, 5 and 7 singly, 3 requeued; the others stay unsettled.
         let (mut ack, mut back) = (Vec::new(), Vec::new());
         for (number, delivery) in deliveries.into_iter().enumerate() {
             match number {
@@ -265,7 +265,7 @@ async fn declaring_twice_is_harmless_and_other_settings_are_told() {
     .await;
 }
 
-/// Nothing is deleted with a queue: neither what waits in it, nor what a consumer has.
+/// A queue is not deleted while it has messages, ready or unsettled.
 #[tokio::test(flavor = "multi_thread")]
 async fn only_an_empty_queue_is_deleted() {
     Stack::run_empty(async |stack| {
@@ -294,8 +294,8 @@ async fn only_an_empty_queue_is_deleted() {
     .await;
 }
 
-/// A broker that hangs up in the middle of the handshake, or accepts and then says nothing, must not
-/// keep whoever connects from connecting later, nor leave threads behind.
+/// A broker that closes the connection during the handshake, or accepts it and sends nothing, must not
+/// prevent later connections, nor leave threads behind.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_that_is_not_answered_is_given_up() {
     Stack::run_empty(async |stack| {

@@ -1,4 +1,4 @@
-//! The whole broker in trouble. These tests disturb every user of it, so they run alone.
+//! Alarms of the whole broker. These tests disturb every user of it, so they run alone.
 
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,7 @@ async fn says_why(relay: &Daemon) {
     .await;
 }
 
-/// Runs a test with a relay while the broker takes no messages.
+/// Runs a test with a relay while the broker accepts no messages.
 async fn with_alarm(test: impl AsyncFnOnce(&Stack, &Tap, Daemon, Alarm)) {
     Stack::run(async |stack| {
         let tap = Tap::open(stack).await;
@@ -48,7 +48,7 @@ async fn with_alarm(test: impl AsyncFnOnce(&Stack, &Tap, Daemon, Alarm)) {
 #[ignore = "disturbs every user of the broker; `cargo xtask test` runs it alone"]
 async fn a_blocked_broker_is_waited_for() {
     with_alarm(async |stack, tap, relay, alarm| {
-        // Twice the time after which a batch is given up.
+        // Twice the limit of a batch.
         let begun = Instant::now();
         let mut oldest = 0.0_f64;
         while begun.elapsed() < Duration::from_secs(8) {
@@ -78,7 +78,7 @@ async fn a_blocked_broker_is_waited_for() {
     .await;
 }
 
-/// lapin would go on to call a lost connection blocked.
+/// lapin keeps reporting a lost connection as blocked.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "disturbs every user of the broker; `cargo xtask test` runs it alone"]
 async fn a_broker_that_restarts_while_it_is_blocked_is_found_again() {
@@ -88,7 +88,7 @@ async fn a_broker_that_restarts_while_it_is_blocked_is_found_again() {
         let lifted = Instant::now();
         relay.ready().await;
         println!("ready again after {:?}", lifted.elapsed());
-        // The first tap was lost with the restart.
+        // The restart ended the first tap.
         let channel = stack.amqp().await.create_channel().await.unwrap();
         let purge = lapin::options::QueuePurgeOptions::default();
         channel.queue_purge("tap".into(), purge).await.unwrap();

@@ -380,6 +380,7 @@ async fn send(
     let text = |text: &str| AMQPValue::LongString(text.as_bytes().into());
     headers.insert("stream_id".to_owned(), text(stream));
     headers.insert("stream_version".to_owned(), AMQPValue::LongLongInt(version));
+    headers.insert("position".to_owned(), AMQPValue::LongLongInt(version));
     headers.insert("schema_version".to_owned(), AMQPValue::LongInt(1));
     headers.insert("occurred_at".to_owned(), text(time));
     headers.insert("recorded_at".to_owned(), text(time));

@@ -1,4 +1,4 @@
-//! Reading the event store in global order while it is written.
+//! Reading the event store in global order while writers append.
 
 use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, Instant};
@@ -20,7 +20,7 @@ fn place(event: &StoredEvent) -> (String, i64, i64) {
     (stream_id.as_str().to_owned(), version.get(), position.get())
 }
 
-/// Appends for a while, with everything that makes positions visible out of order.
+/// Appends for a while, in every way that makes positions visible out of order.
 async fn write_hostilely(stack: &Stack, writer: usize, until: Instant, prepared: bool) {
     let mut connection = stack.postgres().await;
     let mut round = 0;
@@ -33,7 +33,7 @@ async fn write_hostilely(stack: &Stack, writer: usize, until: Instant, prepared:
         let mut transaction = connection.begin().await.unwrap();
         match kind {
             0 => {
-                // A savepoint whose events vanish, and then others.
+                // A savepoint that is rolled back, and then other events.
                 transaction.execute("SAVEPOINT s").await.unwrap();
                 append(&mut transaction, &stream, None, &events).await.unwrap();
                 transaction.execute("ROLLBACK TO SAVEPOINT s").await.unwrap();
@@ -69,8 +69,9 @@ async fn write_hostilely(stack: &Stack, writer: usize, until: Instant, prepared:
     }
 }
 
-/// E12: positions are handed out before commit, so reading after the highest one seen loses events
-/// (half of them, with writers like these). The fence loses none, and inverts none.
+/// E12: positions are given out before the commit, so a reader that continues after the highest position
+/// it has seen misses events (half of them, with these writers). With the fence, it misses none and
+/// reads none out of order.
 #[tokio::test(flavor = "multi_thread")]
 async fn e12_the_fence_loses_no_event_and_inverts_none() {
     Stack::run(async |stack| {
@@ -106,7 +107,7 @@ async fn e12_the_fence_loses_no_event_and_inverts_none() {
                 last_round = Instant::now() > until + Duration::from_secs(1);
             }
         };
-        // Who remembers the highest position that was seen passes what is committed later below it.
+        // A reader that continues after the highest position misses events committed later below it.
         let naive = async {
             let mut connection = stack.postgres().await;
             let (mut after, mut read) = (0_i64, 0_usize);
@@ -165,7 +166,7 @@ async fn an_open_append_holds_the_fence_and_is_named() {
         assert_eq!(writers.len(), 1);
         assert_eq!(writers[0].application_name, "slow application");
 
-        // Writers that come later do not hold it up.
+        // Later writers do not hold up the fence.
         let mut later = stack.postgres().await;
         let mut later = later.begin().await.unwrap();
         append(&mut later, "order-3", None, &json!([event("A", &json!({}))])).await.unwrap();

@@ -1,4 +1,4 @@
-//! What an operator meets: migrations, wrong settings, servers that are not there.
+//! Operation: migrations, wrong settings, unreachable servers.
 
 use std::fs;
 
@@ -176,7 +176,7 @@ async fn every_error_of_a_configuration_is_told_with_64() {
         ] {
             assert!(told.contains(error), "{told}\nshould contain\n{error}");
         }
-        // What is wrong in a file is told without the line, which may hold a password.
+        // The error of a file does not contain the line, which may contain a password.
         let broken = stack.folder().join("broken.toml");
         fs::write(&broken, "[postgres]\nurl = \"postgres://app:secret@host/app\n").unwrap();
         let show = stack.relay().arg("config").arg("show").arg("--config");
@@ -191,7 +191,7 @@ async fn every_error_of_a_configuration_is_told_with_64() {
     .await;
 }
 
-/// Both ends of every range, and every pair of values that contradict each other.
+/// Both ends of every range, and every pair of contradictory values.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_value_out_of_range_and_every_contradiction_is_told_at_once() {
     Stack::run_empty(async |stack| {
@@ -274,14 +274,14 @@ async fn every_value_out_of_range_and_every_contradiction_is_told_at_once() {
     .await;
 }
 
-/// An operator finds each metric explained.
+/// OPERATIONS.md explains each metric.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_metric_is_documented() {
     Stack::run(async |stack| {
         stack.projector(SHOP).arg("migrate").succeed().await;
         let daemons =
             [stack.relay().start_ready().await, stack.projector(SHOP).start_ready().await];
-        // A series is there from its first count on.
+        // A series appears with its first count.
         stack.workload().arg("generate").arg("--events").arg("50").succeed().await;
         eventually("events are applied and the sweeper was there", async || {
             let (_, text) = daemons[1].get("/metrics").await?;

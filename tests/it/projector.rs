@@ -324,7 +324,7 @@ async fn a_poison_event_holds_only_its_stream() {
 
 /// A person gives an event up; the rest of the stream is applied, and the reason is kept.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_parked_event_can_be_discarded() {
+async fn a_parked_event_can_be_skipped() {
     with_projector(async |stack, _| {
         let _relay = stack.relay().start();
         let poison = event("Tested", &json!({}));
@@ -336,16 +336,17 @@ async fn a_parked_event_can_be_discarded() {
             parked(&["list", "tally"]).succeed().await.contains("order-1").then_some(())
         })
         .await;
+        // The old name of the command still works.
         let told = parked(&["discard", "tally", "order-9", "--reason", "x"]).fail(65).await;
         assert!(told.contains("stream order-9 is not parked"), "{told}");
-        parked(&["discard", "tally", "order-1", "--reason", "made by a test"]).succeed().await;
+        parked(&["skip", "tally", "order-1", "--reason", "made by a test"]).succeed().await;
         wait_for(stack, "order-1", "1,3").await;
         let audit: (String, String, u64) =
             sqlx::query_as("SELECT action, reason, version FROM projector_audit")
                 .fetch_one(&mut stack.mysql().await)
                 .await
                 .unwrap();
-        assert_eq!(audit, ("discard".to_owned(), "made by a test".to_owned(), 2));
+        assert_eq!(audit, ("skip".to_owned(), "made by a test".to_owned(), 2));
     })
     .await;
 }

@@ -191,7 +191,7 @@ async fn the_topology_is_compared_and_made() {
         assert!(told.contains("projector.tally has no consumer"), "{told}");
         stack.projector(TALLY).arg("migrate").succeed().await;
         let _daemon = stack.projector(TALLY).start_ready().await;
-        assert!(topology("diff").succeed().await.contains("as it must be"));
+        assert!(topology("diff").succeed().await.contains("no difference"));
         let channel = stack.amqp().await.create_channel().await.unwrap();
         let options = lapin::options::QueueDeleteOptions::default();
         channel.queue_delete("projector.tally.dead".into(), options).await.unwrap();

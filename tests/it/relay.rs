@@ -1,4 +1,4 @@
-//! outbox-relay as a process.
+//! The relay as a process.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use tokio::time::sleep;
 const CONFIRMED: &str = "outbox_relay_messages_published_total{outcome=\"confirmed\"}";
 const RETURNED: &str = "outbox_relay_messages_published_total{outcome=\"returned\"}";
 
-/// Appends a number of events to each of a number of streams, by statement.
+/// Appends `events` events to each of `streams` streams, with one statement.
 pub(crate) async fn fill(stack: &Stack, category: &str, streams: usize, events: usize) {
     sqlx::query(
         "INSERT INTO events (event_id, stream_id, stream_version, event_type, data)
@@ -58,7 +58,7 @@ async fn a_committed_event_is_published_and_marked() {
     .await;
 }
 
-/// E11: locking single rows puts up to a fifth of the events out of order; lanes put none.
+/// E11: with locks on single rows, up to a fifth of the events are out of order. With lanes, none is.
 #[tokio::test(flavor = "multi_thread")]
 async fn e11_four_relays_publish_each_stream_in_order_and_once() {
     Stack::run(async |stack| {
@@ -112,7 +112,7 @@ async fn an_event_without_a_queue_waits_for_one_and_holds_only_its_stream() {
             .unwrap();
         assert!(error.starts_with("no queue is bound for routing key order.A"), "{error}");
 
-        // A later event of the stream comes no earlier than the first.
+        // A later event of the stream is not published before the first.
         stack.append("order-1", &[event("C", &json!({}))]).await;
         let tap = Tap::open(stack).await;
         let seen = tap.wait_for(3).await;
@@ -127,12 +127,12 @@ async fn an_event_without_a_queue_waits_for_one_and_holds_only_its_stream() {
     .await;
 }
 
-/// What nobody receives must not keep others from what they receive.
+/// Events without a queue must not delay events of other streams.
 #[tokio::test(flavor = "multi_thread")]
 async fn streams_that_wait_cost_the_others_nothing() {
     Stack::run(async |stack| {
         let mut connection = stack.postgres().await;
-        // More waiting streams in each lane than a batch has room for.
+        // More waiting streams in each lane than fit into a batch.
         connection
             .execute(
                 "INSERT INTO events (event_id, stream_id, stream_version, event_type, data)
@@ -198,7 +198,7 @@ async fn an_event_that_is_too_large_holds_only_its_stream() {
         assert!(error.contains("and 4000 are allowed"), "{error}");
         assert_eq!(unprocessed(stack).await, 2);
 
-        // With a larger limit the stream goes on, in order.
+        // With a larger limit the stream continues, in order.
         relay.terminate().await;
         let _relay = stack.relay().start_ready().await;
         let seen = tap.wait_for(4).await;
@@ -231,7 +231,7 @@ async fn rolled_back_events_are_never_published() {
     .await;
 }
 
-/// Rows that an application without an event store puts into the outbox itself.
+/// Rows that an application without an event store inserts into the outbox.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_plain_integration_event_is_published() {
     Stack::run(async |stack| {
@@ -265,7 +265,7 @@ async fn a_plain_integration_event_is_published() {
     .await;
 }
 
-/// Each server goes away in turn, in the middle of work, and comes back.
+/// Each server in turn becomes unreachable under load, and returns.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_relay_goes_on_by_itself_after_each_outage() {
     Stack::run(async |stack| {
@@ -276,7 +276,7 @@ async fn the_relay_goes_on_by_itself_after_each_outage() {
             .relay()
             .env("EVENT_STORE_URL", &postgres_url)
             .env("AMQP_URL", &amqp_url)
-            // So that a black hole is noticed soon.
+            // So that a silent server is detected soon.
             .env("OUTBOX_RELAY__POSTGRES__STATEMENT_TIMEOUT", "1s")
             .env("OUTBOX_RELAY__RELAY__CONFIRM_TIMEOUT", "2s")
             .start_ready()
@@ -344,7 +344,7 @@ async fn sigterm_ends_the_relay_in_time_in_every_state() {
     .await;
 }
 
-/// Ending on demand marks what was confirmed: there are no duplicates when the servers are well.
+/// A relay that is stopped marks the confirmed events: there are no duplicates without a fault.
 #[tokio::test(flavor = "multi_thread")]
 async fn sigterm_makes_no_duplicates() {
     Stack::run(async |stack| {

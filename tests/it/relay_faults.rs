@@ -1,5 +1,5 @@
-//! The relay and each fault of a server or of the way to it: everything is published in order
-//! afterwards, and nobody has to do anything.
+//! Faults of the servers and of the network: afterwards the relay has published everything in order,
+//! without any intervention.
 
 use std::time::{Duration, Instant};
 
@@ -13,11 +13,11 @@ use tokio::time::sleep;
 
 use crate::relay::{all_processed, fill, unprocessed};
 
-/// After an outage the relay must be at work again within this time; measured are well below 5 s,
-/// and the rest is for a machine that does other things.
+/// How soon after an outage the relay must publish again. Measured: well below 5 s. The rest allows for
+/// a busy machine.
 const RECOVERY_LIMIT: Duration = Duration::from_secs(10);
 
-/// A relay behind a proxy before each server, that notices a silent server soon.
+/// A relay that reaches each server through a proxy, and detects a silent server soon.
 struct Disturbed {
     postgres: Proxy,
     rabbitmq: Proxy,
@@ -37,7 +37,7 @@ impl Disturbed {
             .env("AMQP_URL", &amqp_url)
             .env("OUTBOX_RELAY__POSTGRES__STATEMENT_TIMEOUT", "1s")
             .env("OUTBOX_RELAY__RELAY__CONFIRM_TIMEOUT", "2s")
-            // The default: recovery is measured.
+            // The default, because the recovery time is measured.
             .env("OUTBOX_RELAY__RELAY__RECONNECT_MAX", "4s")
             .start_ready()
             .await;
@@ -53,7 +53,7 @@ impl Disturbed {
         }
     }
 
-    /// Waits until everything appended is published; says how long that took.
+    /// Waits until every appended event is published. Returns how long that took.
     async fn recovered(&self, what: &str) {
         let lifted = Instant::now();
         self.tap.wait_for(self.expected).await;
@@ -114,7 +114,7 @@ async fn slow_and_sliced_connections() {
         for mode in [Mode::Latency(Duration::from_millis(50)), Mode::Slice(7)] {
             disturbed.postgres.set(mode);
             disturbed.rabbitmq.set(mode);
-            // New connections, too.
+            // Also on new connections.
             disturbed.append(stack).await;
             disturbed.tap.wait_for(disturbed.expected).await;
             disturbed.relay.ready().await;
@@ -127,7 +127,7 @@ async fn slow_and_sliced_connections() {
     .await;
 }
 
-/// The moments at which it is not known what the server did.
+/// The connection ends at moments after which the effect of the last statement is unknown.
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_cut_at_commit_and_at_a_confirm() {
     Stack::run(async |stack| {
@@ -159,7 +159,7 @@ async fn the_broker_closes_its_connections_and_loses_queues_and_bindings() {
         disturbed.append(stack).await;
         disturbed.recovered("start").await;
 
-        // Everybody's connections but the test's own.
+        // All connections except the test's own.
         let path = format!("vhosts/{}/connections", stack.name());
         let relays = eventually("the connections are listed", async || {
             let all = stack.manage("GET", &path, &Value::Null).await;
@@ -196,7 +196,7 @@ async fn the_broker_closes_its_connections_and_loses_queues_and_bindings() {
             .unwrap();
         disturbed.recovered("binding removed").await;
 
-        // The queue is gone, and with it the tap; another comes.
+        // The tap was lost with its queue. Open another.
         all_processed(stack).await;
         channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await.unwrap();
         stack.append("order-99", &[event("A", &json!({}))]).await;
@@ -214,7 +214,7 @@ async fn the_broker_closes_its_connections_and_loses_queues_and_bindings() {
     .await;
 }
 
-/// PostgreSQL ends the relay's connections, and for a while takes no writes.
+/// PostgreSQL ends the relay's connections, and accepts no writes for a while.
 #[tokio::test(flavor = "multi_thread")]
 async fn postgresql_ends_connections_and_turns_read_only() {
     Stack::run(async |stack| {
@@ -258,7 +258,7 @@ async fn postgresql_ends_connections_and_turns_read_only() {
     .await;
 }
 
-/// 50 of 50, in whatever state it is.
+/// 50 relays, killed in whatever state they are.
 #[tokio::test(flavor = "multi_thread")]
 async fn sigterm_always_ends_the_relay_in_time() {
     Stack::run(async |stack| {
@@ -273,7 +273,7 @@ async fn sigterm_always_ends_the_relay_in_time() {
         let states: Vec<_> =
             modes.iter().flat_map(|first| modes.map(|second| (*first, second))).collect();
         let mut slowest = Duration::ZERO;
-        // A few at once, each behind proxies of its own.
+        // A few at a time, each behind proxies of its own.
         for group in [&states[..], &states[..]].concat().chunks(5) {
             let ends = group.iter().map(async |(postgres_mode, rabbitmq_mode)| {
                 let (postgres, postgres_url) = Proxy::before(&stack.postgres_url).await;
@@ -300,7 +300,7 @@ async fn sigterm_always_ends_the_relay_in_time() {
     .await;
 }
 
-/// Session state would be lost between transactions, and statements prepared on another connection.
+/// A pooler in transaction mode loses session state and prepared statements between transactions.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pooler_in_transaction_mode_is_no_hindrance() {
     Stack::run(async |stack| {
@@ -310,7 +310,7 @@ async fn a_pooler_in_transaction_mode_is_no_hindrance() {
         };
         let tap = Tap::open(stack).await;
         let relay = stack.relay().env("EVENT_STORE_URL", &url);
-        // Hints come past the pooler.
+        // The listener connects directly.
         let relay = relay
             .env("OUTBOX_RELAY__RELAY__NOTIFY", "true")
             .env("OUTBOX_RELAY__POSTGRES__LISTEN_URL", &stack.postgres_url);

@@ -1,4 +1,4 @@
-//! Several relays at once, and writers that make it hard.
+//! Several relays, and writers that commit out of order.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -19,15 +19,15 @@ const WRITERS: u64 = 12;
 const BATCH: usize = 500;
 const WORKERS: usize = 4;
 
-/// Appends to streams, low numbers more often than high ones, with delays before the commit and with
-/// rollbacks. Gives how many events were committed.
+/// Appends to streams, more often to those with low numbers, with delays before the commit and with
+/// rollbacks. Returns how many events were committed.
 async fn write_hostile(stack: &Stack, seed: u64, events: usize) -> usize {
     let mut random = StdRng::seed_from_u64(seed);
     let mut connection = stack.postgres().await;
     let mut committed = 0;
     while committed < events {
         let mut transaction = connection.begin().await.unwrap();
-        // One stream for each transaction, so that writers never wait for each other in a circle.
+        // One stream per transaction, so that writers cannot deadlock.
         let part: f64 = random.random();
         let stream = f64::from(STREAMS).powf(part).floor();
         let count = random.random_range(1..=40);
@@ -58,7 +58,7 @@ async fn relays(stack: &Stack) -> Vec<Daemon> {
     join_all((0..4).map(async |_| relay.start_ready().await)).await
 }
 
-/// Exactly the committed events of the event store were on the wire.
+/// Checks that exactly the committed events of the event store were published.
 async fn compare_ids(stack: &Stack, tap: &Tap) {
     let stored: Vec<String> = sqlx::query_scalar("SELECT event_id::text FROM events")
         .fetch_all(&mut stack.postgres().await)
@@ -122,8 +122,8 @@ async fn a_relay_killed_every_second_loses_nothing() {
     .await;
 }
 
-/// A relay that is frozen in the middle of a batch loses its lanes, and what it does when it wakes up
-/// changes nothing.
+/// A relay that is frozen during a batch loses its lanes. When it continues, it changes nothing in the
+/// outbox.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_frozen_relay_loses_its_lanes_and_marks_nothing_later() {
     Stack::run(async |stack| {

@@ -1,4 +1,4 @@
-//! The relay's commands and background work.
+//! The relay's commands and background tasks.
 
 use std::time::Duration;
 
@@ -15,9 +15,9 @@ async fn count(stack: &Stack, sql: &'static str) -> i64 {
     sqlx::query_scalar(sql).fetch_one(&mut stack.postgres().await).await.unwrap()
 }
 
-/// PostgreSQL is enough for an operator to see what happens.
+/// Commands for operators need PostgreSQL only.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_status_is_told_without_a_broker() {
+async fn the_status_needs_no_broker() {
     Stack::run(async |stack| {
         fill(stack, "order", 5, 4).await;
         fill(stack, "mail", 2, 1).await;
@@ -28,7 +28,7 @@ async fn the_status_is_told_without_a_broker() {
             .await
             .unwrap();
         let status = stack.relay().env("AMQP_URL", "amqp://127.0.0.1:1").arg("status");
-        let told = eventually("the open writer is old enough to be told", async || {
+        let told = eventually("the open writer is old enough to be reported", async || {
             let told: Value =
                 serde_json::from_str(&status.clone().arg("--json").succeed().await).unwrap();
             (!told["open_writers"].as_array().unwrap().is_empty()).then_some(told)
@@ -45,7 +45,7 @@ async fn the_status_is_told_without_a_broker() {
         assert!(told["oldest_age_seconds"].as_f64().unwrap() > 0.0);
         let text = status.succeed().await;
         assert!(text.contains("pending by category: order 20, mail 2"), "{text}");
-        assert!(text.contains("a writer holds up the fence"), "{text}");
+        assert!(text.contains("a transaction holds up the fence"), "{text}");
         open.rollback().await.unwrap();
     })
     .await;
@@ -86,7 +86,7 @@ async fn an_event_that_the_outbox_lost_is_found_and_published_again() {
         let told: Value = serde_json::from_str(&reconcile.succeed().await).unwrap();
         assert_eq!([&told["events"], &told["processed"], &told["missing"]], [50, 50, 0]);
 
-        // By type, position and rate: every event once more.
+        // Republish again, selected by type and position, at a limited rate.
         let again = stack.relay().arg("republish").arg("--type").arg("Tested");
         let again = again.arg("--after").arg("10").arg("--rate").arg("100").arg("--json");
         let told: Value = serde_json::from_str(&again.succeed().await).unwrap();
@@ -105,12 +105,12 @@ async fn published_rows_are_deleted_after_their_retention() {
         let tap = Tap::open(stack).await;
         let retention = |text: &str| stack.relay().env("OUTBOX_RELAY__RELAY__RETENTION", text);
         let mut relay = retention("1h").start_ready().await;
-        // More than a page.
+        // More than a page of the cleaner.
         fill(stack, "order", 500, 6).await;
         tap.wait_for(3_000).await;
         all_processed(stack).await;
         relay.terminate().await;
-        // What waits is kept, however old it is.
+        // An unprocessed row is kept, however old it is.
         stack
             .postgres()
             .await
@@ -136,8 +136,8 @@ async fn published_rows_are_deleted_after_their_retention() {
     .await;
 }
 
-/// A relay that would look again only after a minute is woken by an append; and one whose listener
-/// was lost, too, by the next one.
+/// An append wakes a relay whose pause is a minute. So does the next append after the relay has lost
+/// and restored its listener.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_idle_relay_is_woken_by_an_append() {
     Stack::run(async |stack| {
@@ -182,7 +182,7 @@ async fn an_idle_relay_is_woken_by_an_append() {
     .await;
 }
 
-/// The floor must not rise above an id that was handed out, but is not committed yet.
+/// The floor must not rise above an id that was given out but is not committed yet.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_that_is_committed_late_is_published() {
     Stack::run(async |stack| {
@@ -196,7 +196,7 @@ async fn an_event_that_is_committed_late_is_published() {
             stack.append(&format!("order-{number}"), &[event("A", &json!({}))]).await;
         }
         tap.wait_for(198).await;
-        // The floor moves once a second.
+        // Long enough for the floor to move several times.
         sleep(Duration::from_millis(3_500)).await;
         late.commit().await.unwrap();
         tap.wait_for(199).await;
@@ -205,7 +205,7 @@ async fn an_event_that_is_committed_late_is_published() {
     .await;
 }
 
-/// The rights that the documentation gives are enough: they are read from there.
+/// The rights that the documentation grants are sufficient. They are read from the document.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_documented_rights_are_enough() {
     Stack::run(async |stack| {
@@ -257,19 +257,19 @@ async fn the_documented_rights_are_enough() {
             (applied.as_deref() == Some("1,2") && left == 1).then_some(())
         })
         .await;
-        let told = publish.clone().arg("blocked").arg("list").arg("--all").arg("--json");
+        let told = publish.clone().arg("parked").arg("list").arg("--all").arg("--json");
         let waiting: Value = serde_json::from_str(&told.succeed().await).unwrap();
         let id = waiting[0]["id"].to_string();
         publish.clone().arg("status").succeed().await;
-        publish.clone().arg("blocked").arg("retry").arg(&id).succeed().await;
-        let skip = publish.clone().arg("blocked").arg("skip").arg(&id);
+        publish.clone().arg("parked").arg("retry").arg(&id).succeed().await;
+        let skip = publish.clone().arg("parked").arg("skip").arg(&id);
         skip.arg("--reason").arg("nobody wants it").succeed().await;
         publish.clone().arg("reconcile").arg("--since").arg("2000-01-01T00:00:00Z").succeed().await;
         publish.arg("republish").arg("--stream").arg("order-1").succeed().await;
         let (_, ready) = daemon.get("/readyz").await.unwrap();
         assert!(ready.contains("\"ready\": true") || ready.contains("\"ready\":true"), "{ready}");
 
-        // And not more than enough.
+        // They are not more than sufficient.
         for forbidden in
             ["DELETE FROM events", "UPDATE outbox SET held = true", "SELECT * FROM outbox"]
         {

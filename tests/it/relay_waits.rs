@@ -1,4 +1,4 @@
-//! What the relay does with events that cannot be published now, and what people decide about them.
+//! Events that cannot be published now: what the relay does, and what operators decide.
 
 use std::time::Duration;
 
@@ -8,20 +8,20 @@ use sqlx::Executor;
 
 use crate::relay::{all_processed, fill, unprocessed};
 
-/// Runs an operator's command that prints JSON.
+/// Runs a command that prints JSON.
 async fn ask(stack: &Stack, arguments: &[&str]) -> Value {
     let command = arguments.iter().fold(stack.relay(), |command, word| command.arg(*word));
     serde_json::from_str(&command.arg("--json").succeed().await).unwrap()
 }
 
-async fn blocked(stack: &Stack) -> Vec<Value> {
-    ask(stack, &["blocked", "list"]).await.as_array().unwrap().clone()
+async fn parked(stack: &Stack) -> Vec<Value> {
+    ask(stack, &["parked", "list"]).await.as_array().unwrap().clone()
 }
 
-/// Waits until one stream is blocked, and gives the number of its event.
-async fn blocked_event(stack: &Stack) -> String {
-    let streams = eventually("a stream is blocked", async || {
-        Some(blocked(stack).await).filter(|streams| streams.len() == 1)
+/// Waits until one stream is parked, and returns the number of its event.
+async fn parked_event(stack: &Stack) -> String {
+    let streams = eventually("a stream is parked", async || {
+        Some(parked(stack).await).filter(|streams| streams.len() == 1)
     })
     .await;
     streams[0]["id"].to_string()
@@ -35,7 +35,7 @@ async fn holds(stack: &Stack) -> i64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_poison_event_among_200_streams_blocks_its_own_until_it_is_skipped() {
+async fn a_poison_event_among_200_streams_parks_its_own_until_it_is_skipped() {
     Stack::run(async |stack| {
         let tap = Tap::open(stack).await;
         let relay = stack
@@ -50,13 +50,13 @@ async fn a_poison_event_among_200_streams_blocks_its_own_until_it_is_skipped() {
         fill(stack, "parcel", 199, 3).await;
         let seen = tap.wait_for(199 * 3 + 1).await;
         assert_eq!(seen.iter().filter(|message| message.stream_id == "order-7").count(), 1);
-        let id = blocked_event(stack).await;
+        let id = parked_event(stack).await;
         assert_eq!(unprocessed(stack).await, 2);
         eventually("the gauge counts it", async || {
-            (relay.metric("outbox_relay_blocked_streams").await > 0.0).then_some(())
+            (relay.metric("outbox_relay_parked_streams").await > 0.0).then_some(())
         })
         .await;
-        let shown = ask(stack, &["blocked", "show", &id]).await;
+        let shown = ask(stack, &["parked", "show", &id]).await;
         assert_eq!(shown["stream_key"], "order-7");
         assert_eq!(shown["stream_version"], 2);
         assert_eq!(shown["attempts"], 3);
@@ -68,12 +68,12 @@ async fn a_poison_event_among_200_streams_blocks_its_own_until_it_is_skipped() {
         stack.append("order-8", &[event("A", &json!({}))]).await;
         tap.wait_for(199 * 3 + 2).await;
         eventually("the later event waits", async || {
-            (ask(stack, &["blocked", "show", &id]).await["events"] == 3).then_some(())
+            (ask(stack, &["parked", "show", &id]).await["events"] == 3).then_some(())
         })
         .await;
 
-        stack.relay().arg("blocked").arg("skip").arg(&id).fail(2).await;
-        let skip = stack.relay().arg("blocked").arg("skip").arg(&id);
+        stack.relay().arg("parked").arg("skip").arg(&id).fail(2).await;
+        let skip = stack.relay().arg("parked").arg("skip").arg(&id);
         skip.env("USER", "zoe").arg("--reason").arg("a test of the parser").succeed().await;
         let seen = tap.wait_for(199 * 3 + 4).await;
         let versions: Vec<_> = seen
@@ -83,7 +83,7 @@ async fn a_poison_event_among_200_streams_blocks_its_own_until_it_is_skipped() {
             .collect();
         assert_eq!(versions, [1, 3, 4]);
         all_processed(stack).await;
-        assert!(blocked(stack).await.is_empty());
+        assert!(parked(stack).await.is_empty());
         let (actor, action, reason): (String, String, String) =
             sqlx::query_as("SELECT actor, action, reason FROM outbox_audit")
                 .fetch_one(&mut stack.postgres().await)
@@ -92,7 +92,7 @@ async fn a_poison_event_among_200_streams_blocks_its_own_until_it_is_skipped() {
         assert_eq!([&*actor, &*action, &*reason], ["zoe", "skip", "a test of the parser"]);
         stack
             .relay()
-            .arg("blocked")
+            .arg("parked")
             .arg("skip")
             .arg(&id)
             .arg("--reason")
@@ -104,7 +104,7 @@ async fn a_poison_event_among_200_streams_blocks_its_own_until_it_is_skipped() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_blocked_event_goes_on_when_it_is_retried() {
+async fn a_parked_event_goes_on_when_it_is_retried() {
     Stack::run(async |stack| {
         let tap = Tap::open(stack).await;
         let mut relay = stack
@@ -115,18 +115,18 @@ async fn a_blocked_event_goes_on_when_it_is_retried() {
             .await;
         let large = event("Large", &json!({ "text": "x".repeat(5_000) }));
         stack.append("order-1", &[event("A", &json!({})), large, event("B", &json!({}))]).await;
-        blocked_event(stack).await;
+        parked_event(stack).await;
         relay.terminate().await;
         let _relay = stack.relay().start_ready().await;
-        // A larger limit alone does not wake what waits for a person.
+        // A larger limit alone does not resume a parked stream.
         stack.append("order-2", &[event("A", &json!({}))]).await;
         tap.wait_for(2).await;
-        assert_eq!(blocked(stack).await.len(), 1);
-        stack.relay().arg("blocked").arg("retry").arg("--all").succeed().await;
+        assert_eq!(parked(stack).await.len(), 1);
+        stack.relay().arg("parked").arg("retry").arg("--all").succeed().await;
         let seen = tap.wait_for(4).await;
         assert_eq!(Tap::inversions_of_first_copies(&seen), 0);
         all_processed(stack).await;
-        stack.relay().arg("blocked").arg("retry").arg("123456").fail(65).await;
+        stack.relay().arg("parked").arg("retry").arg("123456").fail(65).await;
     })
     .await;
 }
@@ -159,7 +159,7 @@ async fn unroutable_events_are_discarded_or_held_by_their_routing_key() {
     .await;
 }
 
-/// A delayed event comes when it is due, in the order of its stream, and holds up no other.
+/// A delayed event is published when it is due, in the order of its stream, and delays no other stream.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_delayed_event_is_published_when_it_is_due() {
     Stack::run(async |stack| {
@@ -216,7 +216,7 @@ async fn a_delayed_event_is_published_when_it_is_due() {
     .await;
 }
 
-/// What fails behind a delay, and what is delayed behind a failure, stays in order.
+/// An event that fails behind a delayed one, or is delayed behind a failed one, stays in order.
 #[tokio::test(flavor = "multi_thread")]
 async fn delays_and_failures_of_one_stream_keep_its_order() {
     Stack::run(async |stack| {
@@ -247,7 +247,7 @@ async fn delays_and_failures_of_one_stream_keep_its_order() {
     .await;
 }
 
-/// A row that says of itself that it needs no publishing would be lost.
+/// A row that is inserted as already published or held would never be published.
 #[tokio::test(flavor = "multi_thread")]
 async fn malformed_rows_are_refused_at_insert() {
     Stack::run(async |stack| {

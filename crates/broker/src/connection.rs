@@ -12,22 +12,21 @@ use crate::dial::dial;
 use crate::error::is_refusal;
 use crate::{Consumer, Error, Publisher};
 
-/// How long the broker may take to accept a connection: as long as RabbitMQ itself allows
-/// (`handshake_timeout`).
+/// How long connecting may take. RabbitMQ has the same limit (`handshake_timeout`).
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
-/// How long the broker may take to answer anything but a publish. A broker with a slow disk takes
-/// seconds to declare a queue, and to ask it again would only be more work; a dead one is noticed by
-/// the heartbeat.
+/// How long the broker may take to answer any call but a publish. A broker with a slow disk takes
+/// seconds to declare a queue, and a retry would only add work. A dead broker is detected by the
+/// heartbeat.
 pub(crate) const CALL_LIMIT: Duration = Duration::from_secs(20);
-/// How long the broker may take to say whether there is a queue. While a queue is being deleted, or its
-/// leader elected, it may not answer at all; then it is asked again.
-pub(crate) const LOOK_LIMIT: Duration = Duration::from_secs(5);
-/// A blocked broker never answers a close.
+/// How long the broker may take to answer whether a queue exists. It may not answer at all while the
+/// queue is being deleted or its leader elected; then the caller retries.
+pub(crate) const CHECK_LIMIT: Duration = Duration::from_secs(5);
+/// How long the broker may take to answer a close. A blocked broker never answers.
 pub(crate) const CLOSE_LIMIT: Duration = Duration::from_secs(2);
-/// Seconds. A dead peer is noticed after twice as long; below 5 there are false alarms.
+/// In seconds. A dead peer is detected after twice as long. Values below 5 cause false alarms.
 const HEARTBEAT: u16 = 10;
 
-/// How to reach the broker.
+/// How to connect to the broker.
 #[derive(Clone)]
 pub struct Options {
     uri: AMQPUri,
@@ -38,7 +37,8 @@ pub struct Options {
 impl Options {
     /// Takes a URL such as `amqps://user:password@host:5671/vhost?heartbeat=10`.
     ///
-    /// `name` is what the management page shows.
+    /// `name` is the name of the program. The management page shows it as the name of the connection,
+    /// and every published message carries it as `app_id`.
     ///
     /// # Errors
     ///
@@ -59,6 +59,8 @@ impl Options {
 /// One connection to the broker.
 pub struct Connection {
     inner: Arc<lapin::Connection>,
+    /// The `app_id` of published messages.
+    app_id: ShortString,
 }
 
 impl Connection {
@@ -66,10 +68,11 @@ impl Connection {
     ///
     /// # Errors
     ///
-    /// [`Error::Login`] when the broker refuses user, password or virtual host, otherwise
-    /// [`Error::Unreachable`] or [`Error::Timeout`].
+    /// [`Error::Login`] when the broker refuses user, password or virtual host, [`Error::Name`] when the
+    /// program's name is too long, otherwise [`Error::Unreachable`] or [`Error::Timeout`].
     pub async fn connect(options: &Options) -> Result<Self, Error> {
         let limit = CONNECT_LIMIT;
+        let app_id = short(&options.name)?;
         let inner = timeout(limit, dial(&options.uri, &options.name, limit))
             .await
             .map_err(|_elapsed| Error::Timeout { operation: "connecting", limit })?
@@ -81,7 +84,7 @@ impl Connection {
                     Error::Unreachable { address, source }
                 }
             })?;
-        Ok(Self { inner: Arc::new(inner) })
+        Ok(Self { inner: Arc::new(inner), app_id })
     }
 
     /// Whether the connection is up.
@@ -89,13 +92,15 @@ impl Connection {
         self.inner.status().connected()
     }
 
-    /// Whether the broker has stopped taking messages, because it is short of memory or disk.
+    /// Whether the broker has blocked the connection: it takes no messages, because it is short of
+    /// memory or disk.
     pub fn is_blocked(&self) -> bool {
-        // lapin leaves a connection blocked that was lost meanwhile.
+        // lapin keeps reporting a blocked connection as blocked after it was lost.
         self.is_connected() && self.inner.status().blocked()
     }
 
-    /// A publisher to an exchange, on a channel of its own.
+    /// Opens a publisher to an exchange, on a channel of its own. The broker may take up to
+    /// `confirm_limit` to confirm a batch.
     ///
     /// # Errors
     ///
@@ -106,17 +111,19 @@ impl Connection {
         confirm_limit: Duration,
     ) -> Result<Publisher, Error> {
         let exchange = short(exchange)?;
-        Publisher::open(Arc::clone(&self.inner), exchange, confirm_limit).await
+        let app_id = self.app_id.clone();
+        Publisher::open(Arc::clone(&self.inner), exchange, app_id, confirm_limit).await
     }
 
-    /// A consumer of a queue, on a channel of its own, with at most `prefetch` unsettled messages.
+    /// Starts a consumer of a queue, on a channel of its own, with at most `prefetch` unsettled
+    /// deliveries.
     ///
-    /// Of several consumers of a queue with a single active one, that with the highest `priority` is
-    /// it, as soon as the one before has settled what it has.
+    /// If the queue has a single active consumer, that is the one with the highest `priority`. A
+    /// consumer with a higher priority takes over once the present one has settled its deliveries.
     ///
     /// # Errors
     ///
-    /// When the queue does not exist, or the broker does not let us consume it.
+    /// When the queue does not exist, or the login may not read it.
     pub async fn consumer(
         &self,
         queue: &str,
@@ -126,10 +133,10 @@ impl Connection {
         Consumer::start(self.channel().await?, queue, prefetch, priority).await
     }
 
-    /// Says goodbye; gives up after 2 s. An answer means that the broker has taken in everything that
-    /// was sent before.
+    /// Closes the connection, and waits up to 2 s for the answer. After an answer, the broker has
+    /// processed everything that was sent before.
     pub async fn close(&self) {
-        // Whatever the answer, the connection is gone.
+        // The connection ends whatever the broker answers.
         drop(timeout(CLOSE_LIMIT, self.inner.close(200, "bye".into())).await);
     }
 
@@ -137,9 +144,9 @@ impl Connection {
         open_channel(&self.inner).await
     }
 
-    /// A channel to look for a queue.
-    pub(crate) async fn look_channel(&self) -> Result<lapin::Channel, Error> {
-        call_within(LOOK_LIMIT, "opening a channel", self.inner.create_channel()).await
+    /// Opens a channel on which to check whether a queue exists.
+    pub(crate) async fn check_channel(&self) -> Result<lapin::Channel, Error> {
+        call_within(CHECK_LIMIT, "opening a channel", self.inner.create_channel()).await
     }
 }
 
@@ -147,7 +154,7 @@ pub(crate) async fn open_channel(connection: &lapin::Connection) -> Result<lapin
     call("opening a channel", connection.create_channel()).await
 }
 
-/// Awaits a call, but no longer than [`CALL_LIMIT`].
+/// Awaits a call for at most [`CALL_LIMIT`].
 pub(crate) async fn call<T>(
     operation: &'static str,
     call: impl Future<Output = lapin::Result<T>>,
@@ -155,7 +162,7 @@ pub(crate) async fn call<T>(
     call_within(CALL_LIMIT, operation, call).await
 }
 
-/// Awaits a call, but no longer than `limit`.
+/// Awaits a call for at most `limit`.
 pub(crate) async fn call_within<T>(
     limit: Duration,
     operation: &'static str,
@@ -167,7 +174,7 @@ pub(crate) async fn call_within<T>(
     }
 }
 
-/// A name as AMQP has it.
+/// Converts a name to an AMQP short string.
 pub(crate) fn short(name: &str) -> Result<ShortString, Error> {
     ShortString::try_new(name).map_err(|_too_long| Error::Name { name: name.to_owned() })
 }

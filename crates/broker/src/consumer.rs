@@ -1,4 +1,4 @@
-//! Consuming a queue.
+//! Consumes a queue.
 
 use std::collections::BTreeSet;
 
@@ -14,16 +14,16 @@ use tokio::time::timeout;
 use crate::connection::{CLOSE_LIMIT, call, short};
 use crate::{Error, properties};
 
-/// A message received and not settled yet.
+/// A received message that is not settled yet.
 #[derive(Debug)]
 pub struct Delivery {
     /// The message.
     pub message: Message,
-    /// What is needed to settle it.
+    /// What is needed to settle or dead-letter it.
     pub envelope: Envelope,
 }
 
-/// A delivery without its body: what is needed to settle it.
+/// A delivery without its message: what is needed to settle or dead-letter it.
 #[derive(Debug)]
 pub struct Envelope {
     queue: String,
@@ -42,10 +42,10 @@ impl Envelope {
         self.receipt
     }
 
-    /// The properties of the message, with the reason why it is a dead letter.
+    /// The properties of the message as a dead letter, with headers that give the reason.
     ///
-    /// Without those that would make the broker refuse it, send it elsewhere or forget it; and
-    /// without its headers when they have more bytes than there is room for.
+    /// Omits the properties that would make the broker refuse, reroute or expire the message, and all
+    /// original headers if they have more than `room` bytes.
     pub(crate) fn dead_letter_properties(&self, reason: &str, room: usize) -> BasicProperties {
         let text = |text: &str| AMQPValue::LongString(text.into());
         let mut headers = FieldTable::default();
@@ -92,14 +92,14 @@ fn header_bytes((name, value): (&ShortString, &AMQPValue)) -> usize {
     let value = match value {
         AMQPValue::LongString(text) => text.as_bytes().len(),
         AMQPValue::ShortString(text) => text.as_str().len(),
-        // However large they are; nobody needs them to read the message.
+        // Counted as too large: an event never has such a header.
         AMQPValue::FieldArray(_) | AMQPValue::FieldTable(_) | AMQPValue::ByteArray(_) => 1 << 20,
         _ => 16,
     };
     name.as_str().len() + value + 6
 }
 
-/// Consumes one queue, on a channel that nobody else uses.
+/// Consumes one queue, on a channel of its own.
 pub struct Consumer {
     channel: Channel,
     deliveries: lapin::Consumer,
@@ -114,9 +114,9 @@ impl Consumer {
         prefetch: u16,
         priority: i32,
     ) -> Result<Self, Error> {
-        // Before consuming: what is on its way already would not be limited.
+        // Before consuming, because the limit does not apply to deliveries already on their way.
         let qos = channel.basic_qos(prefetch, BasicQosOptions::default());
-        call("limiting the prefetch", qos).await?;
+        call("setting the prefetch", qos).await?;
         let mut arguments = FieldTable::default();
         arguments.insert("x-priority".into(), AMQPValue::LongInt(priority));
         let options = BasicConsumeOptions::default();
@@ -126,16 +126,16 @@ impl Consumer {
         Ok(Self { channel, deliveries, queue, unsettled: BTreeSet::new() })
     }
 
-    /// Waits for a delivery, then takes those that have arrived as well, at most `max`.
+    /// Waits for a delivery. Returns it with further ones that have arrived, at most `max` in all.
     ///
     /// # Errors
     ///
-    /// When the connection failed, or the broker cancelled the consumer: lapin then just ends the
-    /// stream, while channel and connection stay up.
+    /// When the connection failed, or the broker cancelled the consumer. In the latter case lapin only
+    /// ends the stream of deliveries; channel and connection stay open.
     ///
     /// # Cancel safety
     ///
-    /// Safe: no delivery is lost when the future is dropped.
+    /// Dropping the future loses no delivery.
     pub async fn next(&mut self, max: usize) -> Result<Vec<Delivery>, Error> {
         let mut batch = Vec::new();
         let first = self.deliveries.next().await;
@@ -147,16 +147,16 @@ impl Consumer {
         Ok(batch)
     }
 
-    /// Whether a delivery is not settled yet.
+    /// Whether any delivery is not settled yet.
     pub fn has_unsettled(&self) -> bool {
         !self.unsettled.is_empty()
     }
 
-    /// Tells the broker that messages are done with and can be forgotten.
+    /// Acknowledges deliveries, so that the broker deletes the messages.
     ///
     /// # Errors
     ///
-    /// When the broker cannot be told; it then delivers them again.
+    /// When the call fails. The broker then redelivers the messages.
     pub async fn ack(&mut self, receipts: Vec<Receipt>) -> Result<(), Error> {
         let (multiple, single) = self.settle(receipts);
         if let Some(tag) = multiple {
@@ -168,26 +168,26 @@ impl Consumer {
         call("acknowledging", try_join_all(acks)).await.map(drop)
     }
 
-    /// Ends the consumer. What is not settled goes back to the queue. Gives up waiting after 2 s.
+    /// Ends the consumer, and waits up to 2 s for the answer. Unsettled deliveries return to the queue.
     pub async fn close(self) {
-        // Whatever the answer, the channel is gone; with the connection at the latest.
+        // Without an answer, the channel ends with the connection.
         drop(timeout(CLOSE_LIMIT, self.channel.close(200, "bye".into())).await);
     }
 
-    /// Gives messages back to the queue, to be delivered again.
+    /// Returns deliveries to the queue, to be redelivered.
     ///
     /// # Errors
     ///
-    /// When the broker cannot be told; it then delivers them again when the connection ends.
+    /// When the call fails. The broker then redelivers the messages when the connection ends.
     pub async fn give_back(&mut self, receipts: Vec<Receipt>) -> Result<(), Error> {
         let (multiple, single) = self.settle(receipts);
         if let Some(tag) = multiple {
             let options = BasicNackOptions { multiple: true, requeue: true };
-            call("giving messages back", self.channel.basic_nack(tag, options)).await?;
+            call("requeueing", self.channel.basic_nack(tag, options)).await?;
         }
         let options = BasicNackOptions { multiple: false, requeue: true };
         let nacks = single.into_iter().map(|tag| self.channel.basic_nack(tag, options));
-        call("giving messages back", try_join_all(nacks)).await.map(drop)
+        call("requeueing", try_join_all(nacks)).await.map(drop)
     }
 
     fn take(
@@ -211,8 +211,8 @@ impl Consumer {
         Ok(())
     }
 
-    /// Splits receipts into the oldest run without a gap, which the broker can be told of at once,
-    /// and the rest.
+    /// Marks receipts as settled. Returns the last tag of those that form the oldest unsettled
+    /// deliveries without a gap, which one call with `multiple` settles, and the tags of the others.
     fn settle(&mut self, receipts: Vec<Receipt>) -> (Option<DeliveryTag>, Vec<DeliveryTag>) {
         let mut single: BTreeSet<DeliveryTag> =
             receipts.into_iter().map(|receipt| receipt.0).collect();

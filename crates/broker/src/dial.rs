@@ -1,4 +1,4 @@
-//! Connecting such that it can be given up.
+//! Connects in a way that can be abandoned.
 
 use std::io;
 use std::net::{Shutdown, TcpStream};
@@ -11,13 +11,14 @@ use lapin::tcp::{AsyncTcpStream, OwnedTLSConfig};
 use lapin::uri::{AMQPScheme, AMQPUri};
 use tokio::time::timeout;
 
-use crate::stream::{self, Mended};
+use crate::stream::{self, FixedStream};
 
-/// Connects. Whoever waits no longer than `limit` and drops this leaves nothing behind.
+/// Connects. Dropping the future after `limit` ends the attempt completely.
 ///
-/// lapin connects in a thread of its own, which waits for ever for a broker that accepts and then says
-/// nothing. And lapin 4.12.3 never answers when the broker hangs up in the middle of the handshake. So a
-/// limit is needed, and the socket is shut down when it is reached: that ends the thread.
+/// lapin connects in a thread of its own, which waits indefinitely for a broker that accepts the
+/// connection and then sends nothing. Furthermore, lapin 4.12.3 never reports that the broker closed the
+/// connection during the handshake. The caller therefore needs a limit. Dropping the future shuts the
+/// socket down, which ends the thread.
 pub(crate) async fn dial(
     uri: &AMQPUri,
     name: &str,
@@ -47,7 +48,7 @@ pub(crate) async fn dial(
                 }
             };
             let connected = timeout(limit, secured).await.map_err(io::Error::from)?;
-            connected.map(Mended::wrap).map_err(lapin::Error::from)
+            connected.map(FixedStream::wrap).map_err(lapin::Error::from)
         },
         ConnectionProperties::default().with_connection_name(name.into()),
     );
@@ -56,7 +57,7 @@ pub(crate) async fn dial(
     Ok(connection)
 }
 
-/// An attempt to connect; dropped, it is given up.
+/// An attempt to connect. Dropping it shuts its socket down.
 #[derive(Default)]
 struct Attempt {
     socket: Mutex<Option<TcpStream>>,
@@ -77,7 +78,7 @@ impl Attempt {
 impl Drop for Attempt {
     fn drop(&mut self) {
         if let Some(socket) = self.socket.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
-            // One that is not connected any more needs no end.
+            // Fails only if the socket is no longer connected.
             drop(socket.shutdown(Shutdown::Both));
         }
     }

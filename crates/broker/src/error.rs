@@ -1,93 +1,94 @@
-//! What can go wrong with RabbitMQ, by what the caller can do about it.
+//! Errors of the broker, distinguished by what the caller can do about them.
 
 use std::time::Duration;
 
 use lapin::ErrorKind;
 use lapin::protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError};
 
-/// A failure of the broker, or of the way to it.
+/// A failure of the broker, or of the network to it.
 ///
-/// No variant carries a payload, a password or a URL. After any of them the connection is to be
-/// thrown away.
+/// No variant contains a payload, a password or a URL. After any of them, drop the connection.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The URL cannot be used; nothing was tried.
+    /// The URL cannot be parsed. No connection was attempted.
     #[error("the RabbitMQ URL is not valid: expected amqp://user:password@host:port/vhost")]
     Url,
-    /// There is no connection: the broker is away, or the way to it.
+    /// The broker, or the network to it, is down.
     #[error("RabbitMQ at {address} cannot be reached")]
     Unreachable {
         /// Host, port and virtual host.
         address: String,
-        /// What the network or the broker said.
+        /// The error of the network or the broker.
         #[source]
         source: lapin::Error,
     },
-    /// The broker refused user, password or virtual host.
+    /// The broker refused the user, the password or the virtual host.
     #[error("RabbitMQ at {address} refused the login: check user, password and virtual host")]
     Login {
         /// Host, port and virtual host.
         address: String,
-        /// What the broker said.
+        /// The broker's answer.
         #[source]
         source: lapin::Error,
     },
-    /// No answer in time.
-    #[error("{operation} gave no answer from RabbitMQ within {limit:?}")]
+    /// The broker did not answer in time.
+    #[error("RabbitMQ gave no answer within {limit:?} ({operation})")]
     Timeout {
-        /// What was being done.
+        /// The operation.
         operation: &'static str,
         /// The deadline.
         limit: Duration,
     },
-    /// A queue or exchange exists with other arguments.
+    /// A queue or exchange exists with other settings.
     #[error(
-        "{name} exists in RabbitMQ with other settings; \
-         remove it there (its messages are in the event store) or give this one another name"
+        "{name} exists in RabbitMQ with other settings: delete it there (the event store still has \
+         the events), or configure another name"
     )]
     Mismatch {
         /// The queue or exchange.
         name: String,
-        /// What the broker said: it names the argument.
+        /// The broker's answer, which names the setting.
         #[source]
         source: lapin::Error,
     },
-    /// The broker ended the consumer: its queue was deleted, or its node went away.
-    #[error("RabbitMQ cancelled the consumer of queue {queue}: was the queue deleted?")]
+    /// The broker ended the consumer: its queue was deleted, or its node stopped.
+    #[error(
+        "RabbitMQ cancelled the consumer of queue {queue}: check whether the queue was deleted"
+    )]
     Cancelled {
         /// The queue.
         queue: String,
     },
-    /// A message could not be put into a dead-letter queue.
-    #[error("RabbitMQ did not take a message for the dead-letter queue {queue}")]
+    /// The broker did not accept a message for a dead-letter queue.
+    #[error("RabbitMQ did not accept a message for the dead-letter queue {queue}")]
     NotDeadLettered {
         /// The dead-letter queue.
         queue: String,
     },
-    /// The connection ended while nothing was being done.
+    /// The connection ended between two operations.
     #[error("the connection to RabbitMQ was lost")]
     Lost,
     /// A call failed.
     #[error("{operation} in RabbitMQ failed")]
     Call {
-        /// What was being done.
+        /// The operation.
         operation: &'static str,
-        /// What lapin or the broker said.
+        /// The error of lapin or the broker.
         #[source]
         source: lapin::Error,
     },
-    /// The broker cannot spread messages by a hash.
+    /// The broker does not support hash exchanges.
     #[error(
-        "RabbitMQ has no exchanges of type x-consistent-hash, which `partitions` needs: enable its \
-         plugin, rabbitmq_consistent_hash_exchange"
+        "RabbitMQ does not support exchanges of type x-consistent-hash, which partitions need: enable \
+         its plugin rabbitmq_consistent_hash_exchange"
     )]
     Plugin {
-        /// What the broker said.
+        /// The broker's answer.
         #[source]
         source: lapin::Error,
     },
-    /// A queue that shall go still has messages, or a consumer that may have some.
-    #[error("queue {queue} is not empty, or somebody consumes it")]
+    /// A queue to be deleted still has messages, or a consumer that may hold unsettled ones.
+    #[error("queue {queue} has messages or a consumer")]
     NotEmpty {
         /// The queue.
         queue: String,
@@ -101,7 +102,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether trying again cannot help until somebody changes the configuration.
+    /// Whether a retry cannot succeed until the configuration is changed.
     pub fn is_configuration(&self) -> bool {
         matches!(
             self,
@@ -113,7 +114,7 @@ impl Error {
         )
     }
 
-    /// Whether the broker answered that this login may not do that.
+    /// Whether the login lacks the right to the operation.
     pub fn is_forbidden(&self) -> bool {
         matches!(self, Self::Call { source, .. } if is_soft(source, AMQPSoftError::ACCESSREFUSED))
     }

@@ -1,48 +1,49 @@
-//! Frames that lapin cannot read, made readable.
+//! Fixes frames that lapin cannot read.
 //!
-//! AMQP wants names and short strings in UTF-8, but RabbitMQ passes on whatever a publisher sends. lapin 4.12.3
-//! ends the connection on such a frame: the message could neither be settled nor become a dead letter, would
-//! come again and again, and hold up those behind it. So it is mended before lapin sees it.
+//! AMQP requires names and short strings in UTF-8, but RabbitMQ forwards whatever a publisher sends.
+//! lapin 4.12.3 ends the connection on such a frame. The message could then neither be settled nor
+//! dead-lettered: it would be redelivered again and again, and block the messages behind it. So each
+//! frame is fixed before lapin reads it.
 
 use std::mem;
 
-/// Stands for each byte that is not UTF-8. No name of ours may have it, so a message is not taken for an event
-/// whose type, say, was another one.
+/// Replaces each byte that is not UTF-8. No valid name contains this character, so a fixed message is
+/// never mistaken for an event with another name.
 const SUBSTITUTE: u8 = 0x1a;
-/// Tables and arrays may lie in each other so deep. lapin reads them
-/// recursively: twelve thousand are enough to end the process.
+/// How deep tables and arrays may be nested. lapin reads them recursively, and a depth of twelve
+/// thousand overflows the stack of the process.
 const DEPTH: u8 = 16;
 
-/// A frame begins with its kind, its channel and its size, and ends with one byte.
+/// A frame begins with its kind, its channel and the size of its payload, and ends with one byte.
 const HEAD: usize = 7;
 const METHOD: u8 = 1;
 const HEADER: u8 = 2;
 const HEARTBEAT: u8 = 8;
-/// Class, weight and size of the body; the properties follow.
+/// A header frame's payload begins with class, weight and body size; the properties follow.
 const CONTENT: usize = 12;
-/// What a header frame has at least: with the flags that say which properties there are.
+/// The payload of a header frame without properties: with the flags that list the properties.
 const BARE: u8 = 14;
-/// A larger frame is not kept until it is whole; RabbitMQ's are of 128 KiB, if nobody changed that.
+/// A larger frame is passed on unread. RabbitMQ's frames have up to 128 KiB by default.
 const LARGEST: usize = 16 << 20;
-/// Room for bytes to come.
+/// How many bytes a read may take.
 const ROOM: usize = 64 << 10;
 
-/// Bytes on their way to lapin, in whole frames.
+/// A buffer between the socket and lapin, which passes on whole frames.
 #[derive(Default)]
 pub(crate) struct Frames {
     buffer: Vec<u8>,
-    /// What lapin has is before this,
+    /// The end of the bytes that lapin has read.
     given: usize,
-    /// whole frames are before this,
+    /// The end of the whole, fixed frames.
     whole: usize,
-    /// and what was received, before this.
+    /// The end of the received bytes.
     end: usize,
-    /// These are no frames: they are passed on as they are.
+    /// Whether the bytes are not AMQP frames, and are passed on unchanged.
     raw: bool,
 }
 
 impl Frames {
-    /// Where to put what is received.
+    /// The space for received bytes.
     pub(crate) fn room(&mut self) -> &mut [u8] {
         self.buffer.copy_within(self.given..self.end, 0);
         (self.whole, self.end) = (self.whole - self.given, self.end - self.given);
@@ -53,17 +54,17 @@ impl Frames {
         &mut self.buffer[self.end..]
     }
 
-    /// So many bytes were put there; none at the end of the connection.
+    /// Takes `length` bytes that were put there; 0 means the end of the connection.
     pub(crate) fn received(&mut self, length: usize) {
         self.end += length;
         self.raw |= length == 0;
-        while !self.raw && self.mend_next() {}
+        while !self.raw && self.fix_next() {}
         if self.raw {
             self.whole = self.end;
         }
     }
 
-    /// Gives what can be given; the number of bytes.
+    /// Copies bytes of whole frames to `to`, and returns their number.
     pub(crate) fn give(&mut self, to: &mut [u8]) -> usize {
         let length = to.len().min(self.whole - self.given);
         to[..length].copy_from_slice(&self.buffer[self.given..][..length]);
@@ -71,8 +72,8 @@ impl Frames {
         length
     }
 
-    /// Mends the next frame, if it is whole.
-    fn mend_next(&mut self) -> bool {
+    /// Fixes the next frame. Returns false if it is not whole yet.
+    fn fix_next(&mut self) -> bool {
         let rest = &mut self.buffer[self.whole..self.end];
         let Some(&[kind, _, _, a, b, c, d]) = rest.first_chunk::<HEAD>() else { return false };
         let size = u32::from_be_bytes([a, b, c, d]).try_into().unwrap_or(usize::MAX);
@@ -84,12 +85,12 @@ impl Frames {
         let payload = &mut frame[..size];
         let size = match kind {
             METHOD => {
-                // Most are no delivery.
-                let _: Option<()> = mend_delivery(payload);
+                // `None` means another method than a delivery.
+                let _: Option<()> = fix_delivery(payload);
                 size
             }
-            HEADER if size >= BARE.into() && mend_properties(payload).is_none() => {
-                self.forget_properties(size)
+            HEADER if size >= BARE.into() && fix_properties(payload).is_none() => {
+                self.remove_properties(size)
             }
             _ => size,
         };
@@ -97,8 +98,9 @@ impl Frames {
         true
     }
 
-    /// Takes the properties out of the next frame, which leaves a dead letter; its size then.
-    fn forget_properties(&mut self, size: usize) -> usize {
+    /// Removes the properties of the next frame, and returns its new size. Without them, the message
+    /// becomes a dead letter.
+    fn remove_properties(&mut self, size: usize) -> usize {
         let (payload, bare) = (self.whole + HEAD, usize::from(BARE));
         self.buffer[payload - 4..payload].copy_from_slice(&[0, 0, 0, BARE]);
         self.buffer[payload + CONTENT..payload + bare].fill(0);
@@ -108,21 +110,21 @@ impl Frames {
     }
 }
 
-/// Mends exchange and routing key of a `basic.deliver`.
-fn mend_delivery(payload: &mut [u8]) -> Option<()> {
+/// Fixes the exchange and the routing key of a `basic.deliver`.
+fn fix_delivery(payload: &mut [u8]) -> Option<()> {
     let mut fields = Fields(payload);
     if fields.take(4)? != [0, 60, 0, 60] {
         return None;
     }
     fields.short_string()?;
-    // The delivery tag, and whether it comes again.
+    // The delivery tag, and whether it is a redelivery.
     fields.take(9)?;
     fields.short_string()?;
     fields.short_string()
 }
 
-/// Mends the properties of a message; `None` when they cannot be read.
-fn mend_properties(payload: &mut [u8]) -> Option<()> {
+/// Fixes the properties of a message; `None` when they cannot be read.
+fn fix_properties(payload: &mut [u8]) -> Option<()> {
     let mut fields = Fields(payload);
     fields.take(CONTENT)?;
     let flags = u16::from_be_bytes(*fields.take(2)?.first_chunk()?);
@@ -140,7 +142,7 @@ fn mend_properties(payload: &mut [u8]) -> Option<()> {
     fields.0.is_empty().then_some(())
 }
 
-/// What is left of a payload.
+/// The unread rest of a payload.
 struct Fields<'p>(&'p mut [u8]);
 
 impl<'p> Fields<'p> {
@@ -186,7 +188,7 @@ impl<'p> Fields<'p> {
         Some(())
     }
 
-    /// As RabbitMQ has the types, not as the specification does.
+    /// Skips a value. The types are RabbitMQ's, which differ from the specification.
     fn value(&mut self, depth: u8) -> Option<()> {
         let length = match self.byte()? {
             b'F' => return self.table(depth.checked_sub(1)?),
@@ -221,7 +223,7 @@ mod tests {
         frame(HEADER, &[&[0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3], properties].concat())
     }
 
-    /// What lapin gets when the bytes come in pieces.
+    /// What lapin reads when the bytes arrive in pieces.
     fn through(sent: &[u8], piece: usize) -> Vec<u8> {
         let mut frames = Frames::default();
         let (mut given, mut buffer) = (Vec::new(), [0; 5]);
@@ -240,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_utf8_is_substituted() {
+    fn bytes_that_are_not_utf8_are_replaced() {
         let delivery = |key: &[u8]| {
             frame(METHOD, &[b"\0\x3c\0\x3c\x01c\0\0\0\0\0\0\0\xff\0\x01e\x04", key].concat())
         };
@@ -251,15 +253,15 @@ mod tests {
         let sent =
             [delivery(b"\xe4.\xc3\xa4"), of_type(b"\xe4b"), body.clone(), of_type(b"\xc3\xa4")]
                 .concat();
-        let mended =
+        let fixed =
             [delivery(b"\x1a.\xc3\xa4"), of_type(b"\x1ab"), body, of_type(b"\xc3\xa4")].concat();
         for piece in [1, 2, 7, 30, 1000] {
-            assert_eq!(through(&sent, piece), mended, "in pieces of {piece}");
+            assert_eq!(through(&sent, piece), fixed, "in pieces of {piece}");
         }
     }
 
     #[test]
-    fn properties_that_cannot_be_read_are_forgotten() {
+    fn unreadable_properties_are_removed() {
         let next = frame(3, b"abc");
         let mut deep = vec![b'V'];
         for _ in 0..=DEPTH {
@@ -281,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn what_are_no_frames_is_passed_on() {
+    fn bytes_that_are_not_frames_are_passed_on() {
         for sent in [
             &b"AMQP\0\0\x09\x01"[..],
             b"HTTP/1.1 400 Bad Request",
@@ -293,9 +295,9 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is sent, lapin reads it.
+        /// lapin can read every fixed frame.
         #[test]
-        fn lapin_reads_what_was_mended(
+        fn lapin_reads_fixed_frames(
             flags in any::<u16>(),
             properties in prop::collection::vec(prop_oneof![Just(0), Just(1), Just(b'S'), Just(b'F'), any::<u8>()], 0..60),
         ) {
@@ -305,7 +307,7 @@ mod tests {
             prop_assert!(rest.is_empty());
         }
 
-        /// What lapin writes is as it was.
+        /// Frames that lapin writes are not changed.
         #[test]
         fn good_properties_stay(kind in ".{0,60}", id in ".{0,60}", time in any::<u64>(), mode in any::<u8>()) {
             let short = |text: String| ShortString::try_new(text).unwrap_or_default();

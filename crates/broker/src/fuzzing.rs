@@ -1,4 +1,4 @@
-//! What must hold for every message, however broken; called with the seeds and by `cargo xtask fuzz`.
+//! Properties of every message, however broken, checked with the seeds and by `cargo xtask fuzz`.
 
 use domain_events::{DecodeError, Message};
 use lapin::BasicProperties;
@@ -7,19 +7,19 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 
 use crate::properties;
 
-/// What a frame has beside the properties.
+/// Bytes of a header frame without the properties.
 const FRAME: usize = 7 + 12 + 1;
-/// What is shorter may stand in the reason by chance.
+/// A shorter part of the message may occur in the reason by chance.
 const TELLING: usize = 24;
 
-/// Takes a message from AMQP to an event and back.
+/// Converts a message from AMQP to an event and back.
 ///
-/// The input is lines, an empty one, and the body. A line is `property=value`, or `.header:t=value`
-/// with the letter of the type in AMQP.
+/// The input consists of lines, an empty line and the body. A line is `property=value`, or
+/// `.header:t=value` with the letter of the AMQP type.
 ///
 /// # Panics
 ///
-/// When something does not hold.
+/// When a property does not hold.
 pub fn message(input: &[u8]) {
     let (properties, body) = read(input);
     let received = properties::message(&"key".into(), &on_the_wire(&properties), body.to_vec());
@@ -89,7 +89,7 @@ fn with(properties: BasicProperties, name: &str, value: &str) -> BasicProperties
     }
 }
 
-/// As they are after they went through the client library.
+/// The properties after lapin has written and read them.
 fn on_the_wire(properties: &BasicProperties) -> BasicProperties {
     let bytes = generated(properties);
     let (rest, parsed) = parse_properties(&*bytes).expect("lapin reads what it writes");

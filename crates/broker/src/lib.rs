@@ -1,15 +1,35 @@
-//! RabbitMQ: connections, a confirmed publisher, a consumer and the topology.
+//! RabbitMQ: connections, a publisher with confirms, a consumer and the topology.
 //!
-//! The only crate that names lapin. Nothing here reconnects: lapin's own recovery hides an outage
-//! until it is over, so a broken connection is an error, and whoever supervises connects anew.
+//! # What it owns
 //!
-//! **Invariants:**
-//! - A channel belongs to one task. Two tasks that publish on one channel are told each other's
-//!   confirms (lapin 4.12.3 numbers a message and sends it under two different locks).
-//! - A message counts as published when the broker confirmed it *and* did not return it, and that
-//!   is decided for a batch when all its confirms are in.
+//! Everything that uses the AMQP client library, lapin. No other crate names lapin. Nothing here
+//! reconnects: lapin's own recovery would hide an outage until it is over. A broken connection is an
+//! error instead, and the daemon that supervises it connects again.
+//!
+//! # Place in the flow
+//!
+//! The relay publishes batches of messages ([`Publisher::publish`]) to a topic exchange. The projector
+//! declares its queues ([`Connection::declare_queue`]) and consumes them ([`Consumer::next`]).
+//! `domain-events` converts between messages and events. The crate knows no database.
+//!
+//! # Invariants
+//!
+//! - A channel belongs to one task. If two tasks published on one channel, each could receive the
+//!   other's confirms, because lapin 4.12.3 numbers a message and sends it under two different locks.
+//! - A message counts as published when the broker confirmed it *and* did not return it. This is
+//!   decided for a whole batch, after its last confirm.
 //! - Every call has a deadline.
-//! - lapin can read each frame it gets, whatever somebody has published.
+//! - lapin can read every frame that it receives, whatever was published.
+//!
+//! # Where to begin
+//!
+//! | module | task |
+//! |---|---|
+//! | `connection` | connect, deadlines |
+//! | `publisher`, `consumer` | **start here** |
+//! | `topology`, `pattern` | exchanges, queues, bindings; matching routing keys |
+//! | `properties` | messages to AMQP properties and back |
+//! | `dial`, `stream`, `frames` | workarounds for lapin 4.12.3 |
 
 mod connection;
 mod consumer;

@@ -1,30 +1,30 @@
-//! Patterns of routing keys, as a binding to a topic exchange has them.
+//! Patterns of routing keys, as in a binding to a topic exchange.
 
 use std::str::FromStr;
 
-/// A pattern: words between dots, `*` for one word, `#` for any number of words.
+/// A pattern of words between dots, where `*` stands for one word and `#` for any number of words.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TopicPattern(Vec<String>);
 
 impl TopicPattern {
-    /// Whether a routing key is among those that the pattern means.
+    /// Whether a routing key matches the pattern.
     pub fn matches(&self, routing_key: &str) -> bool {
         let words: Vec<&str> = routing_key.split('.').collect();
-        // Of the pattern so far: whether it means the first n words.
-        let mut means = vec![false; words.len() + 1];
-        means[0] = true;
+        // `matched[n]`: whether the part of the pattern so far matches the first n words.
+        let mut matched = vec![false; words.len() + 1];
+        matched[0] = true;
         for part in &self.0 {
             if part == "#" {
-                let first = means.iter().position(|it| *it).unwrap_or(means.len());
-                means[first..].fill(true);
+                let first = matched.iter().position(|it| *it).unwrap_or(matched.len());
+                matched[first..].fill(true);
             } else {
                 for (n, word) in words.iter().enumerate().rev() {
-                    means[n + 1] = means[n] && (part == "*" || part == word);
+                    matched[n + 1] = matched[n] && (part == "*" || part == word);
                 }
-                means[0] = false;
+                matched[0] = false;
             }
         }
-        means[words.len()]
+        matched[words.len()]
     }
 }
 
@@ -42,7 +42,7 @@ impl FromStr for TopicPattern {
     }
 }
 
-/// A text that is no pattern of routing keys.
+/// The text is not a pattern of routing keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("expected words between dots, where `*` and `#` stand alone, for example order.#")]
 pub struct InvalidPattern;
@@ -53,7 +53,7 @@ mod tests {
 
     use super::*;
 
-    /// As it is defined, which takes for ever where there are many `#`.
+    /// The definition as code. It takes exponential time if there are many `#`.
     fn matches(pattern: &[String], words: &[&str]) -> bool {
         match (pattern.split_first(), words.split_first()) {
             (None, None) => true,
@@ -69,7 +69,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_pattern_means_what_its_definition_says(
+        fn a_pattern_matches_as_defined(
             pattern in "[ab*#](\\.[ab*#]){0,5}",
             key in "[ab]?(\\.[ab]?){0,6}",
         ) {
@@ -85,9 +85,9 @@ mod tests {
         assert!(!pattern.matches(&["b"; 100].join(".")));
     }
 
-    /// From RabbitMQ's tutorial on topics, and the corners.
+    /// Examples from RabbitMQ's tutorial on topics, and edge cases.
     #[test]
-    fn a_pattern_means_what_it_means_to_the_broker() {
+    fn a_pattern_matches_as_in_the_broker() {
         for (pattern, key, expected) in [
             ("#", "order.OrderPlaced", true),
             ("#", "", true),

@@ -1,4 +1,4 @@
-//! Between a [`Message`] and the properties that lapin sends and receives.
+//! Converts between a [`Message`] and the properties that lapin sends and receives.
 
 use std::borrow::Cow;
 
@@ -8,7 +8,7 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 
 const PERSISTENT: u8 = 2;
 
-/// The properties of a message to send. A text that AMQP cannot hold as a property is left out.
+/// The properties of a message to send. Omits a text that is too long for an AMQP property.
 pub(crate) fn of(message: &Message, app_id: &ShortString) -> BasicProperties {
     let mut headers = FieldTable::default();
     for (name, value) in &message.headers {
@@ -44,9 +44,9 @@ pub(crate) fn of(message: &Message, app_id: &ShortString) -> BasicProperties {
     properties
 }
 
-/// At most so many bytes has the header frame of a message; it cannot be split.
+/// An upper bound of the size of the header frame of a message. AMQP cannot split that frame.
 pub(crate) fn header_bytes(message: &Message) -> usize {
-    // The frame, the five properties that are short texts, and the numbers.
+    // The frame itself, the five properties that are short strings, and the numbers.
     const OTHERS: usize = 5 * 256 + 64;
     let header = |(name, value): (&Cow<'static, str>, &HeaderValue)| {
         name.len()
@@ -58,7 +58,7 @@ pub(crate) fn header_bytes(message: &Message) -> usize {
     OTHERS + message.headers.iter().map(header).sum::<usize>()
 }
 
-/// The message that was received.
+/// The message with the received properties.
 pub(crate) fn message(
     routing_key: &ShortString,
     properties: &BasicProperties,

@@ -1,5 +1,6 @@
-//! Publishing with confirms.
+//! Publishes with confirms.
 
+use std::borrow::Borrow;
 use std::collections::HashSet;
 use std::slice;
 use std::sync::Arc;
@@ -17,27 +18,27 @@ use crate::connection::{call, open_channel, short};
 use crate::error::is_soft;
 use crate::{Envelope, Error, properties};
 
-/// Messages handed to lapin at once. One at a time costs a hand-over between threads and a system
-/// call for each message, three times the work of a chunk.
+/// How many messages lapin gets at once. One at a time would cost a switch between threads and a
+/// system call for each message, three times the work of a chunk.
 const CHUNK: usize = 256;
 const MANDATORY: BasicPublishOptions = BasicPublishOptions { mandatory: true, immediate: false };
 
 /// What the broker did with a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// It is in every queue that its routing key leads to, and there is at least one.
+    /// Every queue that its routing key leads to has it, and there is at least one.
     Confirmed,
     /// No queue is bound for its routing key.
     Returned,
-    /// The broker refused it, for example because a queue is full; some queues may have it.
+    /// The broker rejected it, for example because a queue is full. Some queues may have it.
     Nacked,
-    /// The broker closed the channel over it, or it is such that the broker would; the reason.
+    /// The broker closed the channel because of it, or would have. Contains the reason.
     Refused(String),
-    /// It was not sent: time was up.
+    /// It was not sent: the time of the batch was up.
     Untried,
 }
 
-/// Publishes to one exchange, on a channel that nobody else uses.
+/// Publishes to one exchange, on a channel of its own.
 pub struct Publisher {
     connection: Arc<Connection>,
     channel: Channel,
@@ -50,34 +51,41 @@ impl Publisher {
     pub(crate) async fn open(
         connection: Arc<Connection>,
         exchange: ShortString,
+        app_id: ShortString,
         confirm_limit: Duration,
     ) -> Result<Self, Error> {
         let channel = confirming_channel(&connection).await?;
-        Ok(Self { connection, channel, exchange, app_id: "outbox-relay".into(), confirm_limit })
+        Ok(Self { connection, channel, exchange, app_id, confirm_limit })
     }
 
-    /// Publishes a batch in order and waits until the broker has answered for each message.
+    /// Publishes a batch in order, and waits until the broker has answered for each message. Returns
+    /// one outcome per message, in the same order.
     ///
     /// # Errors
     ///
-    /// When the connection fails or the deadline passes. Then nothing is known of any message: which
-    /// of the answers so far belongs to a returned message shows only when all are in.
-    pub async fn publish(&mut self, messages: &[Message]) -> Result<Vec<Outcome>, Error> {
+    /// When the connection fails or the deadline passes. Then the outcome of every message is unknown:
+    /// confirms that have arrived may belong to returned messages, which is clear only after the last
+    /// confirm.
+    pub async fn publish<M>(&mut self, messages: &[M]) -> Result<Vec<Outcome>, Error>
+    where
+        M: Borrow<Message> + Sync,
+    {
         let begun = Instant::now();
         let deadline = begun + self.confirm_limit;
         let frame = usize::try_from(self.connection.configuration().frame_max()).unwrap_or(0);
         let too_wide = |message: &Message| properties::header_bytes(message) > frame;
-        if !messages.iter().any(too_wide) {
+        if !messages.iter().any(|message| too_wide(message.borrow())) {
             match self.publish_together(messages, deadline).await {
                 Err(error) if self.is_refusal(&error) => self.reopen(deadline).await?,
                 other => return other,
             }
         }
-        // Single messages take longer. What is known by half of the time is told, so that it is
-        // never lost with a message that takes too long.
+        // One by one takes longer. After half of the time, the outcomes so far are returned: if a later
+        // message exceeded the deadline, they would be lost.
         let enough = begun + self.confirm_limit / 2;
         let mut outcomes = Vec::with_capacity(messages.len());
         for message in messages {
+            let message = message.borrow();
             outcomes.push(if !outcomes.is_empty() && Instant::now() >= enough {
                 Outcome::Untried
             } else if too_wide(message) {
@@ -89,8 +97,8 @@ impl Publisher {
         Ok(outcomes)
     }
 
-    /// Publishes one message, after the broker has refused one of a batch: it closes the channel
-    /// then, and does not say over which.
+    /// Publishes one message. Used after the broker has refused a message of a batch: it closes the
+    /// channel then, without naming the message.
     async fn publish_alone(
         &mut self,
         message: &Message,
@@ -121,18 +129,21 @@ impl Publisher {
         Ok(())
     }
 
-    async fn publish_together(
+    async fn publish_together<M>(
         &self,
-        messages: &[Message],
+        messages: &[M],
         deadline: Instant,
-    ) -> Result<Vec<Outcome>, Error> {
+    ) -> Result<Vec<Outcome>, Error>
+    where
+        M: Borrow<Message> + Sync,
+    {
         let limit = self.confirm_limit;
         let confirmations = timeout_at(deadline, self.send(messages))
             .await
             .map_err(|_elapsed| Error::Timeout { operation: "publishing", limit })??;
 
-        // lapin attaches a returned message to any confirm that comes after it, so a returned
-        // message is known by its id alone, and only now.
+        // lapin attaches a returned message to some later confirm, not to its own. So returned messages
+        // are recognised by their ids, after the last confirm.
         let mut returned = HashSet::new();
         let mut nacked = Vec::with_capacity(messages.len());
         for confirmation in confirmations {
@@ -143,7 +154,7 @@ impl Publisher {
                 returned.insert(id.as_str().to_owned());
             }
         }
-        let outcome = |(message, nacked): (&Message, bool)| match &message.message_id {
+        let outcome = |(message, nacked): (&M, bool)| match &message.borrow().message_id {
             _ if nacked => Outcome::Nacked,
             Some(id) if returned.contains(id) => Outcome::Returned,
             _ => Outcome::Confirmed,
@@ -151,11 +162,11 @@ impl Publisher {
         Ok(messages.iter().zip(nacked).map(outcome).collect())
     }
 
-    /// Puts a message that was received, with headers that say why, into a dead-letter queue.
+    /// Publishes a received message to a dead-letter queue, with headers that give the reason.
     ///
     /// # Errors
     ///
-    /// When the broker does not confirm that the queue has it.
+    /// When the broker does not confirm it.
     pub async fn dead_letter(
         &mut self,
         queue: &str,
@@ -164,7 +175,7 @@ impl Publisher {
         reason: &str,
     ) -> Result<(), Error> {
         let key = short(queue)?;
-        // The rest is for the other properties and the reason.
+        // 4 KiB remain for the other properties and the reason.
         let frame = usize::try_from(self.connection.configuration().frame_max()).unwrap_or(0);
         let properties = envelope.dead_letter_properties(reason, frame.saturating_sub(4096));
         let limit = self.confirm_limit;
@@ -183,12 +194,15 @@ impl Publisher {
         }
     }
 
-    async fn send(&self, messages: &[Message]) -> Result<Vec<Confirmation>, Error> {
+    async fn send<M>(&self, messages: &[M]) -> Result<Vec<Confirmation>, Error>
+    where
+        M: Borrow<Message> + Sync,
+    {
         let failed = |source| Error::Call { operation: "publishing", source };
         let mut outstanding = Vec::with_capacity(messages.len());
         for chunk in messages.chunks(CHUNK) {
             let mut publishes = Vec::with_capacity(chunk.len());
-            for message in chunk {
+            for message in chunk.iter().map(M::borrow) {
                 publishes.push(self.channel.basic_publish(
                     self.exchange.clone(),
                     short(&message.routing_key)?,
@@ -199,7 +213,8 @@ impl Publisher {
             }
             outstanding.extend(try_join_all(publishes).await.map_err(failed)?);
         }
-        // One after another: they arrive without being asked for, and a channel that fails fails them all.
+        // Awaiting one after another loses no time: confirms arrive unrequested. If the channel fails, all
+        // of them fail.
         let mut confirmations = Vec::with_capacity(outstanding.len());
         for confirm in outstanding {
             confirmations.push(confirm.await.map_err(failed)?);
@@ -208,8 +223,8 @@ impl Publisher {
     }
 }
 
-/// Whether the broker has closed the channel over the message and not over the exchange: it cannot
-/// accept the message, or the user may not write to its routing key.
+/// Whether the broker has closed the channel because of the message, not because of the exchange: it
+/// cannot accept the message, or the user may not write to its routing key.
 fn blames_message(error: &lapin::Error) -> bool {
     is_soft(error, AMQPSoftError::PRECONDITIONFAILED)
         || (is_soft(error, AMQPSoftError::ACCESSREFUSED) && error.to_string().contains("to topic"))
@@ -218,6 +233,6 @@ fn blames_message(error: &lapin::Error) -> bool {
 async fn confirming_channel(connection: &Connection) -> Result<Channel, Error> {
     let channel = open_channel(connection).await?;
     let select = channel.confirm_select(ConfirmSelectOptions::default());
-    call("asking for confirms", select).await?;
+    call("enabling confirms", select).await?;
     Ok(channel)
 }

@@ -1,4 +1,4 @@
-//! The connection as lapin reads it: its frames are mended.
+//! The connection that lapin reads from, which fixes its frames.
 
 use std::io::{self, IoSlice, Read, Write};
 use std::net::SocketAddr;
@@ -18,25 +18,25 @@ use crate::frames::Frames;
 
 type Socket = <Tokio as Reactor>::TcpStream;
 
-/// tokio, but for the kind of its connections: lapin takes none but those of its runtime.
-pub(crate) fn runtime() -> Runtime<RuntimeParts<Tokio, Mending>> {
-    Runtime::new(RuntimeParts::new(Tokio::current(), Mending(Tokio::current())))
+/// tokio with connections of type [`FixedStream`]: lapin accepts only connections of its own runtime.
+pub(crate) fn runtime() -> Runtime<RuntimeParts<Tokio, FixingReactor>> {
+    Runtime::new(RuntimeParts::new(Tokio::current(), FixingReactor(Tokio::current())))
 }
 
-/// A connection, with or without TLS, that gives mended frames.
-pub(crate) struct Mended {
+/// A connection, with or without TLS, that returns fixed frames.
+pub(crate) struct FixedStream {
     inner: AsyncTcpStream<Socket>,
     frames: Frames,
 }
 
-impl Mended {
-    /// As lapin takes it; TLS is inside.
+impl FixedStream {
+    /// Wraps a connection for lapin, which sees a plain one: TLS is inside.
     pub(crate) fn wrap(inner: AsyncTcpStream<Socket>) -> AsyncTcpStream<Self> {
         AsyncTcpStream::Plain(Self { inner, frames: Frames::default() })
     }
 }
 
-impl AsyncRead for Mended {
+impl AsyncRead for FixedStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -57,7 +57,7 @@ impl AsyncRead for Mended {
     }
 }
 
-impl AsyncWrite for Mended {
+impl AsyncWrite for FixedStream {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -83,12 +83,12 @@ impl AsyncWrite for Mended {
     }
 }
 
-/// The reactor of tokio, for connections that are mended.
+/// The reactor of tokio, with connections of type [`FixedStream`].
 #[derive(Clone, Debug)]
-pub(crate) struct Mending(Tokio);
+pub(crate) struct FixingReactor(Tokio);
 
-impl Reactor for Mending {
-    type TcpStream = Mended;
+impl Reactor for FixingReactor {
+    type TcpStream = FixedStream;
     type Sleep = <Tokio as Reactor>::Sleep;
 
     fn register<H: Read + Write + AsFd + AsRawFd + Send + 'static>(
@@ -109,11 +109,11 @@ impl Reactor for Mending {
     fn tcp_connect_addr(
         &self,
         address: SocketAddr,
-    ) -> impl Future<Output = io::Result<Mended>> + Send + 'static {
+    ) -> impl Future<Output = io::Result<FixedStream>> + Send + 'static {
         let connect = self.0.tcp_connect_addr(address);
         async {
             let inner = AsyncTcpStream::Plain(connect.await?);
-            Ok(Mended { inner, frames: Frames::default() })
+            Ok(FixedStream { inner, frames: Frames::default() })
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Exchanges, queues and bindings.
+//! Declares and deletes exchanges, queues and bindings.
 
 use std::time::Duration;
 
@@ -11,20 +11,20 @@ use lapin::protocol::{AMQPHardError, AMQPSoftError};
 use lapin::types::{AMQPValue, FieldTable, LongLongInt};
 use tokio::time::sleep;
 
-use crate::connection::{LOOK_LIMIT, call, call_within, short};
+use crate::connection::{CHECK_LIMIT, call, call_within, short};
 use crate::error::{is_hard, is_soft};
 use crate::{Connection, Error};
 
-/// Deliveries of one message before the broker itself dead-letters it.
+/// How often a message is delivered before the broker itself dead-letters it.
 ///
-/// High, because a crash counts against every unsettled message, and twenty crashes in a row must
-/// not empty a healthy queue.
+/// The limit is high because a crash of the consumer counts for every unsettled message: RabbitMQ's
+/// default of 20 would empty a healthy queue after twenty crashes in a row.
 const DELIVERY_LIMIT: LongLongInt = 1_000;
 
-/// Looks in a row that must find a queue empty. RabbitMQ says 0 too when the leader of a quorum queue does
-/// not answer within 250 ms.
-const EMPTY_LOOKS: u32 = 3;
-/// How long before each look.
+/// How many checks in a row must find a queue empty before it is deleted. RabbitMQ also reports 0
+/// messages when the leader of a quorum queue does not answer within 250 ms.
+const EMPTY_CHECKS: u32 = 3;
+/// The pause before each check.
 const EMPTY_PAUSE: Duration = Duration::from_millis(300);
 
 /// A queue of one projection, and its dead-letter queue.
@@ -34,28 +34,27 @@ pub struct Queue {
     pub name: String,
     /// The name of its dead-letter queue.
     pub dead_letters: String,
-    /// What it receives.
+    /// Which messages it receives.
     pub bindings: Vec<Binding>,
 }
 
-/// Sends messages of an exchange to a queue.
+/// Routes messages of an exchange to a queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Binding {
-    /// A topic exchange, or one that hashes.
+    /// A topic exchange or a hash exchange.
     pub exchange: String,
-    /// The pattern of routing keys; for an exchange that hashes, the weight.
+    /// The pattern of routing keys; for a hash exchange, the weight.
     pub key: String,
 }
 
 impl Connection {
-    /// Makes sure that a durable topic exchange exists.
+    /// Declares a durable topic exchange. Without the right to declare it, checks that it exists.
     ///
     /// # Errors
     ///
-    /// [`Error::Mismatch`] when it exists as something else.
+    /// [`Error::Mismatch`] when it exists with another type or other settings.
     pub async fn declare_exchange(&self, name: &str) -> Result<(), Error> {
         match self.declare_topic(name, false).await {
-            // Without the right to declare it, it is enough that it is there.
             Err(Error::Call { source, .. }) if is_soft(&source, AMQPSoftError::ACCESSREFUSED) => {
                 self.declare_topic(name, true).await
             }
@@ -71,14 +70,16 @@ impl Connection {
         call("declaring an exchange", declare).await
     }
 
-    /// Makes sure that a durable exchange exists that spreads messages over its queues by a hash of a
-    /// header: each value of the header always goes to the same queue. It gets what a topic exchange
-    /// has for some keys.
+    /// Declares a durable exchange that distributes messages over its queues by a hash of a header:
+    /// all messages with the same value of `header` go to the same queue. It receives the messages that
+    /// the topic exchange `source` gets with routing keys that match `keys`.
+    ///
+    /// Without the right to declare it, assumes that it exists with its bindings.
     ///
     /// # Errors
     ///
-    /// [`Error::Mismatch`] when it exists as something else, [`Error::Plugin`] when the broker does
-    /// not know such exchanges.
+    /// [`Error::Mismatch`] when it exists with another type or other settings, [`Error::Plugin`] when
+    /// the broker does not support the type.
     pub async fn declare_hash_exchange(
         &self,
         name: &str,
@@ -115,11 +116,12 @@ impl Connection {
         Ok(())
     }
 
-    /// Lets nothing more into an exchange that hashes; its queues keep what they have.
+    /// Removes the bindings from `source` to a hash exchange, so that it receives no more messages. Its
+    /// queues keep their messages.
     ///
     /// # Errors
     ///
-    /// When the broker cannot be told.
+    /// When a call fails. Missing bindings are no error.
     pub async fn cut_off(&self, name: &str, source: &str, keys: &[String]) -> Result<(), Error> {
         for key in keys {
             let channel = self.channel().await?;
@@ -135,11 +137,11 @@ impl Connection {
         Ok(())
     }
 
-    /// Takes bindings away from a queue.
+    /// Removes the bindings of a queue.
     ///
     /// # Errors
     ///
-    /// When the broker cannot be told.
+    /// When a call fails. Missing bindings are no error.
     pub async fn unbind(&self, queue: &Queue) -> Result<(), Error> {
         for binding in &queue.bindings {
             let channel = self.channel().await?;
@@ -154,15 +156,15 @@ impl Connection {
         Ok(())
     }
 
-    /// Deletes a queue, unless it has messages, or somebody consumes it and may have some.
+    /// Deletes a queue that has no messages and no consumer, which could hold unsettled ones.
     ///
     /// # Errors
     ///
-    /// When it has some.
+    /// [`Error::NotEmpty`] when it has either, and when a call fails. A missing queue is no error.
     pub async fn delete_empty_queue(&self, name: &str) -> Result<(), Error> {
-        // Quorum queues know neither if_empty nor if_unused.
-        for _ in 0..EMPTY_LOOKS {
-            // Who just left is gone then.
+        // Quorum queues support neither `if_empty` nor `if_unused`.
+        for _ in 0..EMPTY_CHECKS {
+            // A consumer that has just left disappears in the meantime.
             sleep(EMPTY_PAUSE).await;
             let Some(found) = self.look_up(name).await? else { return Ok(()) };
             if found.message_count() > 0 || found.consumer_count() > 0 {
@@ -172,11 +174,11 @@ impl Connection {
         self.delete_queue(name).await
     }
 
-    /// Deletes a queue with what is in it.
+    /// Deletes a queue with its messages.
     ///
     /// # Errors
     ///
-    /// When the broker cannot be told, or we may not.
+    /// When the call fails, or the login may not delete the queue. A missing queue is no error.
     pub async fn delete_queue(&self, name: &str) -> Result<(), Error> {
         let channel = self.channel().await?;
         let delete = channel.queue_delete(short(name)?, QueueDeleteOptions::default());
@@ -187,16 +189,16 @@ impl Connection {
     ///
     /// # Errors
     ///
-    /// When the broker cannot be told.
+    /// When the call fails. A missing exchange is no error.
     pub async fn delete_exchange(&self, name: &str) -> Result<(), Error> {
         let channel = self.channel().await?;
         let delete = channel.exchange_delete(short(name)?, ExchangeDeleteOptions::default());
         tolerate(call("deleting an exchange", delete).await)
     }
 
-    /// Makes sure that a queue, its dead-letter queue and its bindings exist. The exchanges must.
+    /// Declares a queue, its dead-letter queue and its bindings. The exchanges must exist.
     ///
-    /// Says whether the queue is new: then it lacks what was published before.
+    /// Returns whether the queue is new, so that it lacks earlier messages.
     ///
     /// # Errors
     ///
@@ -205,18 +207,18 @@ impl Connection {
         let new = self.ready_messages(&queue.name).await?.is_none();
         self.declare(&queue.dead_letters, &dead_letter_arguments()).await?;
         if !self.declare(&queue.name, &arguments(queue)).await? {
-            // Without the right to declare it, who has it has bound it too.
+            // Without the right to declare a queue: the owner who declared it has bound it too.
             return Ok(new);
         }
         self.bind(queue).await?;
         Ok(new)
     }
 
-    /// Makes sure of the bindings of a queue, which must exist.
+    /// Declares the bindings of a queue, which must exist.
     ///
     /// # Errors
     ///
-    /// When the broker cannot be told, or we may not.
+    /// When a call fails, or the login may not bind the queue.
     pub async fn bind(&self, queue: &Queue) -> Result<(), Error> {
         for binding in &queue.bindings {
             let channel = self.channel().await?;
@@ -232,13 +234,14 @@ impl Connection {
         Ok(())
     }
 
-    /// What a queue and its dead-letter queue lack to be as they must.
+    /// Compares a queue and its dead-letter queue with their definition.
     ///
-    /// AMQP does not tell of bindings; declaring the queue makes them.
+    /// Bindings are not compared, because AMQP cannot list them; [`Connection::declare_queue`] declares
+    /// them again.
     ///
     /// # Errors
     ///
-    /// When the broker cannot be asked.
+    /// When a call fails.
     pub async fn compare_queue(&self, queue: &Queue) -> Result<Vec<Difference>, Error> {
         let mut differences = Vec::new();
         let wanted =
@@ -263,22 +266,22 @@ impl Connection {
         Ok(differences)
     }
 
-    /// How many messages wait in a queue, not counting those that a consumer has; `None` when there
-    /// is no such queue.
+    /// How many messages of a queue are ready for delivery, without unsettled ones; `None` when the
+    /// queue does not exist.
     ///
     /// # Errors
     ///
-    /// When the broker cannot be asked.
+    /// When the call fails.
     pub async fn ready_messages(&self, queue: &str) -> Result<Option<u32>, Error> {
         Ok(self.look_up(queue).await?.map(|found| found.message_count()))
     }
 
     async fn look_up(&self, queue: &str) -> Result<Option<lapin::Queue>, Error> {
-        // A missing queue costs the channel.
-        let channel = self.look_channel().await?;
+        // The broker closes the channel if the queue is missing.
+        let channel = self.check_channel().await?;
         let options = QueueDeclareOptions { passive: true, ..Default::default() };
         let declare = channel.queue_declare(short(queue)?, options, FieldTable::default());
-        match call_within(LOOK_LIMIT, "looking for a queue", declare).await {
+        match call_within(CHECK_LIMIT, "checking a queue", declare).await {
             Ok(found) => Ok(Some(found)),
             Err(Error::Call { source, .. }) if is_soft(&source, AMQPSoftError::NOTFOUND) => {
                 Ok(None)
@@ -287,7 +290,7 @@ impl Connection {
         }
     }
 
-    /// Says whether we may; without the right, it is enough that it is there.
+    /// Declares a queue. Returns false if the login may not declare it, but the queue exists.
     async fn declare(&self, name: &str, arguments: &FieldTable) -> Result<bool, Error> {
         let channel = self.channel().await?;
         let options = QueueDeclareOptions::durable();
@@ -307,22 +310,22 @@ impl Connection {
     }
 }
 
-/// What differs between a queue and what it must be.
+/// A difference between a queue and its definition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Difference {
-    /// It is not there.
+    /// The queue does not exist.
     Missing {
         /// The queue.
         queue: String,
     },
-    /// It has other settings.
+    /// The queue has other settings.
     Other {
         /// The queue.
         queue: String,
-        /// What the broker says.
+        /// The broker's answer, which names the setting.
         reason: String,
     },
-    /// Nobody consumes it.
+    /// The queue has no consumer.
     NoConsumer {
         /// The queue.
         queue: String,
@@ -343,7 +346,7 @@ fn arguments(queue: &Queue) -> FieldTable {
         ("x-delivery-limit", AMQPValue::LongLongInt(DELIVERY_LIMIT)),
         ("x-dead-letter-exchange", text("")),
         ("x-dead-letter-routing-key", text(&queue.dead_letters)),
-        // Both are needed for dead letters that survive a crash on their way.
+        // at-least-once, so that a crash loses no dead letter; it requires reject-publish.
         ("x-dead-letter-strategy", text("at-least-once")),
         ("x-overflow", text("reject-publish")),
     ] {
@@ -352,7 +355,7 @@ fn arguments(queue: &Queue) -> FieldTable {
     table
 }
 
-/// Something that is not there needs no removing.
+/// Ignores that an object to be removed does not exist.
 fn tolerate(result: Result<(), Error>) -> Result<(), Error> {
     match result {
         Err(Error::Call { source, .. }) if is_soft(&source, AMQPSoftError::NOTFOUND) => Ok(()),

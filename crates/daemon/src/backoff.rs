@@ -1,12 +1,13 @@
-//! How long to wait before trying again.
+//! How long to wait before a retry.
 
 use std::time::Duration;
 
 use rand::RngExt;
 
-/// Exponential back-off with full jitter: a random part of a limit that doubles up to a cap.
+/// Exponential back-off with full jitter: each wait is a random part of a limit, which doubles up to a
+/// cap.
 ///
-/// Full jitter keeps many clients that lost the same server from coming back together.
+/// Full jitter prevents many clients that lost the same server from returning at the same moment.
 #[derive(Debug, Clone, Copy)]
 pub struct Backoff {
     base: Duration,
@@ -15,24 +16,32 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// Starts with a limit of `base`.
+    /// The first limit between two attempts to connect.
+    pub const RECONNECT_MIN: Duration = Duration::from_millis(100);
+
+    /// Between two attempts to connect to a server: starts with a limit of 100 ms.
+    pub fn reconnect(cap: Duration) -> Self {
+        Self::new(Self::RECONNECT_MIN, cap)
+    }
+
+    /// Starts with a limit of `base`, and doubles it up to `cap`.
     pub fn new(base: Duration, cap: Duration) -> Self {
         Self { base, cap, attempts: 0 }
     }
 
-    /// How long to wait after one more failure.
+    /// Counts a failure, and returns how long to wait after it.
     pub fn failed(&mut self) -> Duration {
         let delay = self.delay(self.attempts, rand::rng().random());
         self.attempts = self.attempts.saturating_add(1);
         delay
     }
 
-    /// Starts anew, after a success.
+    /// Counts a success: the next wait starts with the first limit again.
     pub fn succeeded(&mut self) {
         self.attempts = 0;
     }
 
-    /// The wait after `attempts` earlier failures, for a random `part` from 0 to 1.
+    /// The wait after `attempts` earlier failures; `part` is a random number from 0 to 1.
     pub fn delay(&self, attempts: u32, part: f64) -> Duration {
         let factor = 2_u32.saturating_pow(attempts);
         self.base.saturating_mul(factor).min(self.cap).mul_f64(part.clamp(0.0, 1.0))
@@ -65,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn success_starts_anew() {
+    fn success_restarts_the_back_off() {
         let mut backoff = Backoff::new(Duration::from_millis(1), Duration::from_hours(1));
         for _ in 0..15 {
             backoff.failed();

@@ -1,4 +1,4 @@
-//! What the command lines of both daemons share.
+//! The parts that the command lines of both daemons share.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use crate::{Exit, Failure, chain};
 
 const DEFAULTS: &str = include_str!("../../../config/default.toml");
 
-/// Variables without a prefix, shared by both daemons and known to other tools.
+/// Environment variables without a prefix, which both daemons and other tools use.
 const ALIASES: [(&str, &str); 4] = [
     ("EVENT_STORE_URL", "postgres.url"),
     ("AMQP_URL", "rabbitmq.url"),
@@ -22,13 +22,13 @@ const ALIASES: [(&str, &str); 4] = [
 /// Options of every command.
 #[derive(Debug, Args)]
 pub struct Common {
-    /// A TOML file with the keys that differ from the defaults.
+    /// Read settings from this TOML file; keys that it lacks keep their defaults.
     #[arg(long, global = true, value_name = "FILE")]
     pub config: Option<PathBuf>,
 }
 
 impl Common {
-    /// The layered configuration of a daemon whose environment variables start with `prefix`.
+    /// Loads the configuration of a daemon whose environment variables start with `prefix`.
     ///
     /// # Errors
     ///
@@ -78,7 +78,7 @@ pub(crate) fn settings_text(shown: &[Shown]) -> String {
     text
 }
 
-/// Ends a command: prints what went wrong, if anything did.
+/// Ends a command: prints the error, if there is one, and returns the exit code.
 #[expect(clippy::print_stderr, reason = "the result of a command")]
 pub fn end(result: Result<(), Failure>) -> ExitCode {
     match result {

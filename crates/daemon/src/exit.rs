@@ -1,20 +1,20 @@
-//! How a program ends.
+//! Exit codes, and why a program ends.
 
 use std::error::Error;
 use std::fmt::Write;
 use std::process::ExitCode;
 
-/// The exit codes, documented in the README. clap itself ends with 2 on a wrong command line.
+/// The exit codes, documented in the README. clap itself exits with 2 on a wrong command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
-    /// Done, or stopped by a signal.
+    /// Success, or stopped by a signal.
     Done = 0,
-    /// Something that should not happen; the message says what.
+    /// An unexpected error; the message describes it.
     Failed = 1,
     /// The configuration is not valid (`EX_USAGE`).
     Configuration = 64,
-    /// What was to be read is not valid: a projection, an import file (`EX_DATAERR`).
+    /// The input is not valid, for example a projection or an import file (`EX_DATAERR`).
     Data = 65,
     /// A server cannot be reached (`EX_UNAVAILABLE`).
     Unavailable = 69,
@@ -28,17 +28,17 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// Why a program or one of its tasks ends before it was told to.
+/// Why a program or one of its tasks ends before the shutdown.
 #[derive(Debug)]
 pub struct Failure {
-    /// The code to end with.
+    /// The exit code.
     pub exit: Exit,
-    /// The reason, with its context.
+    /// The error, with its context.
     pub error: anyhow::Error,
 }
 
 impl Failure {
-    /// Ends the program with a code of its own.
+    /// A failure with its exit code.
     pub fn new(exit: Exit, error: impl Into<anyhow::Error>) -> Self {
         Self { exit, error: error.into() }
     }
@@ -50,13 +50,13 @@ impl From<anyhow::Error> for Failure {
     }
 }
 
-/// An error and what caused it, on one line.
+/// An error and its causes, on one line.
 pub fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
         let cause_text = cause.to_string();
-        // Some libraries repeat their cause in their own message.
+        // Some libraries include the cause in their own message.
         if !text.ends_with(&cause_text) {
             write!(text, ": {cause_text}").expect("writing to a String cannot fail");
         }
@@ -74,7 +74,7 @@ mod tests {
     struct Outer(&'static str, #[source] std::io::Error);
 
     #[test]
-    fn a_cause_is_told_once() {
+    fn a_cause_appears_once() {
         let inner = || std::io::Error::other("inner");
         assert_eq!(chain(&Outer("", inner())), "outer: inner");
         assert_eq!(chain(&Outer(", because inner", inner())), "outer, because inner");

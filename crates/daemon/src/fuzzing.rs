@@ -1,7 +1,7 @@
-//! What must hold for every configuration, however broken; called with the seeds and by
+//! Properties of every configuration, however broken, checked with the seeds and by
 //! `cargo xtask fuzz`.
 //!
-//! Unlike that of other crates it is always there, because the tests of both daemons use it.
+//! Unlike in other crates, this module is always compiled, because the tests of both daemons use it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -12,25 +12,27 @@ use url::Url;
 use crate::cli::{layers, settings_text};
 use crate::settings::{Errors, Reader, Shown};
 
-/// Those that are not in `config/default.toml`.
+/// Secret keys. `config/default.toml` does not contain them.
 const SECRETS: [&str; 4] = ["postgres.url", "postgres.listen_url", "rabbitmq.url", "mysql.url"];
-/// What is shorter may mean something else when it is changed.
-const TELLING: usize = 6;
+/// A shorter text may also have another meaning in the input.
+const SECRET_MIN: usize = 6;
 
 /// Reads the configuration of a daemon whose environment variables start with `prefix`.
 ///
-/// The input is lines `VARIABLE=value`, an empty one, and a TOML file.
+/// The input consists of lines `VARIABLE=value`, an empty line and a TOML file. The properties: the
+/// output depends on no secret; it can be read again with the same result; every error names a key, a
+/// variable or a line.
 ///
 /// # Panics
 ///
-/// When something does not hold.
+/// When a property does not hold.
 pub fn settings(
     input: &[u8],
     prefix: &'static str,
     read: impl Fn(Reader) -> Result<Vec<Shown>, Errors>,
 ) {
     let Ok(text) = str::from_utf8(input) else { return };
-    // A secret's file would be read to its end, which some devices do not have.
+    // The file of a secret is read to its end, and some devices are endless.
     if text.contains("/dev") {
         return;
     }
@@ -41,9 +43,9 @@ pub fn settings(
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .collect();
     let result = load(toml, prefix, environment.clone(), &read);
-    let told = text_of(&result);
+    let output = text_of(&result);
     let unique = |secret: &String| text.matches(&**secret).count() == 1;
-    // With an escape, the text found may be another one.
+    // An escape in the TOML may hide another occurrence of the secret.
     for secret in
         secrets(toml, &environment).filter(|secret| unique(secret) && !text.contains('\\'))
     {
@@ -51,8 +53,8 @@ pub fn settings(
         let hidden = environment.iter().map(|(name, value)| (name.clone(), hide(value))).collect();
         assert_eq!(
             text_of(&load(&hide(toml), prefix, hidden, &read)),
-            told,
-            "{secret} makes a difference"
+            output,
+            "{secret} changes the output"
         );
     }
     match result {
@@ -61,7 +63,7 @@ pub fn settings(
             let values = |shown: &[Shown]| -> Vec<_> {
                 shown.iter().map(|shown| (shown.key, shown.value.clone())).collect()
             };
-            let again = again.unwrap_or_else(|errors| panic!("{errors}:\n{told}"));
+            let again = again.unwrap_or_else(|errors| panic!("{errors}:\n{output}"));
             assert_eq!(values(&again), values(&shown));
         }
         Err(errors) => assert_names_keys(&errors, &environment),
@@ -81,7 +83,7 @@ fn load(
     result
 }
 
-/// What an operator is told.
+/// The output that an operator sees.
 fn text_of(result: &Result<Vec<Shown>, Errors>) -> String {
     match result {
         Ok(shown) => settings_text(shown),
@@ -89,13 +91,13 @@ fn text_of(result: &Result<Vec<Shown>, Errors>) -> String {
     }
 }
 
-/// For this thread alone.
+/// A temporary file of this thread.
 fn file() -> PathBuf {
     let thread = std::thread::current().id();
     std::env::temp_dir().join(format!("settings-{}-{thread:?}.toml", std::process::id()))
 }
 
-/// Every error says which key or variable is to blame, or which line of the file.
+/// Checks that every error names the key, the variable or the line of the file.
 fn assert_names_keys(Errors(errors): &Errors, environment: &BTreeMap<String, String>) {
     static KEYS: LazyLock<BTreeSet<String>> = LazyLock::new(known_keys);
     assert!(!errors.is_empty());
@@ -119,7 +121,7 @@ fn known_keys() -> BTreeSet<String> {
     defaults.into_iter().flat_map(shown).chain(SECRETS.map(str::to_owned)).collect()
 }
 
-/// Passwords in URLs; and all of a text that stands where a URL belongs, and is none.
+/// The passwords of all URLs. A text in the place of a URL that is not one counts as secret itself.
 fn secrets(toml: &str, environment: &BTreeMap<String, String>) -> impl Iterator<Item = String> {
     let table: toml::Table = toml.parse().unwrap_or_default();
     let in_file = SECRETS.into_iter().filter_map(move |key| {
@@ -132,5 +134,5 @@ fn secrets(toml: &str, environment: &BTreeMap<String, String>) -> impl Iterator<
         Ok(url) if url.has_authority() => url.password().map(str::to_owned),
         _ => Some(url),
     };
-    urls.into_iter().filter_map(secret).filter(|secret| secret.len() >= TELLING)
+    urls.into_iter().filter_map(secret).filter(|secret| secret.len() >= SECRET_MIN)
 }

@@ -1,4 +1,4 @@
-//! Whether the daemon makes progress, and if not, why and since when.
+//! Whether the daemon makes progress; if not, why and since when.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,29 +7,31 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::{Value, json};
 
-/// The state of everything the daemon depends on and does.
+/// The state of the daemon's components: the servers it depends on, and its own tasks.
 ///
-/// A state change is logged here, once, however many tasks notice it.
+/// Each state change is logged once, however many tasks notice it.
 #[derive(Clone, Default)]
 pub struct Health(Arc<Mutex<BTreeMap<String, Component>>>);
 
 #[derive(Default)]
 struct Component {
-    /// Why it is not well, by the probe that says so; empty when all is well.
+    /// The reasons why it is failing or not ready, by probe; empty when it is healthy.
     failing: BTreeMap<usize, String>,
-    /// Since when it is as it is.
+    /// When its state last changed.
     since: DateTime<Utc>,
-    /// Whether it was logged that it does not work.
-    told: bool,
+    /// Whether its failure was logged.
+    logged: bool,
     probes: Vec<ProbeState>,
 }
 
 struct ProbeState {
-    last_sign: Instant,
+    /// When it last reported anything.
+    last_report: Instant,
     silence_limit: Option<Duration>,
 }
 
-/// Reports on one component; several probes may report on the same one.
+/// Reports the state of one component. Several probes can report on the same component, which is
+/// healthy if all of them say so.
 pub struct Probe {
     health: Health,
     component: String,
@@ -37,22 +39,22 @@ pub struct Probe {
 }
 
 impl Health {
-    /// A probe that first says that its component is starting.
+    /// Creates a probe. Until its first report, the component counts as starting.
     ///
-    /// With a `silence_limit` the component counts as failing when the probe says nothing for so
-    /// long: a task that hangs is not well, though it never said so.
+    /// With a `silence_limit`, the component counts as failing when the probe has not reported for that
+    /// long: a task that hangs cannot report its own failure.
     pub fn probe(&self, component: &str, silence_limit: Option<Duration>) -> Probe {
         let mut components = self.lock();
         let entry = components
             .entry(component.to_owned())
             .or_insert_with(|| Component { since: Utc::now(), ..Component::default() });
         let number = entry.probes.len();
-        entry.probes.push(ProbeState { last_sign: Instant::now(), silence_limit });
+        entry.probes.push(ProbeState { last_report: Instant::now(), silence_limit });
         entry.failing.insert(number, "starting".to_owned());
         Probe { health: self.clone(), component: component.to_owned(), number }
     }
 
-    /// Whether all is well, and the state of each component as JSON.
+    /// Whether all components are healthy, and the state of each as JSON.
     pub fn report(&self) -> (bool, Value) {
         let components = self.lock();
         let mut ready = true;
@@ -85,7 +87,7 @@ impl Component {
 
     fn silence(&self) -> Option<String> {
         self.probes.iter().find_map(|probe| {
-            let silence = probe.last_sign.elapsed();
+            let silence = probe.last_report.elapsed();
             (silence > probe.silence_limit?)
                 .then(|| format!("no progress for {} s", silence.as_secs()))
         })
@@ -93,29 +95,29 @@ impl Component {
 }
 
 impl Probe {
-    /// All is well, or goes on.
+    /// Reports that the component works.
     pub fn ok(&self) {
         self.update(|component| {
             if component.failing.remove(&self.number).is_some() && component.failing.is_empty() {
                 let after_seconds = (Utc::now() - component.since).num_seconds();
                 component.since = Utc::now();
-                if std::mem::take(&mut component.told) {
+                if std::mem::take(&mut component.logged) {
                     tracing::info!(component = self.component, after_seconds, "works again");
                 }
             }
         });
     }
 
-    /// It is not ready yet, or for a while, for this reason; that is no failure, and not logged.
+    /// Reports that the component is not ready now. This is no failure, and is not logged.
     pub fn not_ready(&self, reason: &str) {
         self.update(|component| component.fails(self.number, reason));
     }
 
-    /// It does not work now, for this reason.
+    /// Reports that the component does not work now. Logged once, until it works again.
     pub fn failing(&self, reason: &str) {
         self.update(|component| {
             component.fails(self.number, reason);
-            if !std::mem::replace(&mut component.told, true) {
+            if !std::mem::replace(&mut component.logged, true) {
                 tracing::warn!(component = self.component, reason, "does not work, trying again");
             }
         });
@@ -125,7 +127,7 @@ impl Probe {
         let mut components = self.health.lock();
         if let Some(component) = components.get_mut(&self.component) {
             if let Some(probe) = component.probes.get_mut(self.number) {
-                probe.last_sign = Instant::now();
+                probe.last_report = Instant::now();
             }
             change(component);
         }

@@ -23,13 +23,14 @@ use crate::{Exit, Failure, Health};
 
 const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Connections at a time; more wait to be accepted.
+/// At most this many connections are open; further ones wait to be accepted.
 const CONNECTIONS_MAX: usize = 256;
-/// How long a connection may be without a whole request; then it is closed.
+/// How long a client may take to send a request before its connection is closed.
 const REQUEST_LIMIT: Duration = Duration::from_secs(5);
+/// The pause after a failure to accept a connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// The HTTP endpoint of a daemon; it only reads.
+/// The HTTP endpoint of a daemon. No request changes anything.
 pub struct Endpoint {
     listener: TcpListener,
     router: Router,
@@ -40,7 +41,7 @@ impl Endpoint {
     ///
     /// # Errors
     ///
-    /// When the address is taken or not ours.
+    /// When the address is taken, or does not belong to this host.
     pub async fn bind(
         address: SocketAddr,
         health: Health,
@@ -48,7 +49,9 @@ impl Endpoint {
     ) -> Result<Self, Failure> {
         let listener = TcpListener::bind(address)
             .await
-            .with_context(|| format!("cannot listen on {address}; set http_listen to a free one"))
+            .with_context(|| {
+                format!("cannot listen on {address}: set http_listen to a free address")
+            })
             .map_err(|error| Failure::new(Exit::Configuration, error))?;
         let registry = Arc::new(registry);
         let router = Router::new()
@@ -65,22 +68,22 @@ impl Endpoint {
         self
     }
 
-    /// The address, with the port that the system chose where 0 was asked for.
+    /// The address. If port 0 was configured, contains the port that the system chose.
     ///
     /// # Errors
     ///
-    /// When the system does not tell.
+    /// When the system call fails.
     pub fn address(&self) -> Result<SocketAddr, Failure> {
-        Ok(self.listener.local_addr().context("asking for the HTTP address")?)
+        Ok(self.listener.local_addr().context("reading the HTTP address")?)
     }
 
-    /// Answers until the token is cancelled.
+    /// Answers requests until the token is cancelled.
     ///
-    /// Not gracefully: a client that never finishes its request must not hold up the end.
+    /// Then drops open connections: a client that never completes its request must not delay the end.
     ///
     /// # Errors
     ///
-    /// Never; what goes wrong with a client is its own concern.
+    /// Never. Errors of single connections are ignored.
     pub async fn serve(self, shutdown: CancellationToken) -> Result<(), Failure> {
         let mut http = http1::Builder::new();
         http.timer(TokioTimer::new()).header_read_timeout(REQUEST_LIMIT);
@@ -91,7 +94,7 @@ impl Endpoint {
                 Some(_ended) = connections.join_next() => {}
                 accepted = self.listener.accept(), if connections.len() < CONNECTIONS_MAX => {
                     let Ok((stream, _)) = accepted else {
-                        // The client is gone already, or too many files are open; neither is for ever.
+                        // The client has disconnected, or too many files are open. Both are temporary.
                         sleep(ACCEPT_PAUSE).await;
                         continue;
                     };
@@ -118,11 +121,11 @@ fn metrics(registry: &Registry) -> Response {
     }
 }
 
-/// Asks a daemon on this host whether it is ready; for containers, which have no curl.
+/// Checks that the daemon on this host is ready. For container images without curl.
 ///
 /// # Errors
 ///
-/// With the daemon's own report when it is not, or when it does not answer.
+/// When the daemon is not ready, with its report, or does not answer.
 pub fn healthcheck(listen: SocketAddr) -> Result<(), Failure> {
     let mut address = listen;
     if address.ip().is_unspecified() {

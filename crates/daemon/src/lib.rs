@@ -1,7 +1,26 @@
-//! What both daemons do around their work.
+//! What both daemons need around their work: configuration, command line, logs, health, metrics over
+//! HTTP, back-off and shutdown.
 //!
-//! Owns configuration, logs, health, metrics over HTTP, back-off and shutdown. It knows nothing of
-//! events, and none of the servers.
+//! # Place in the flow
+//!
+//! `outbox-relay` and `projector` are daemons built on this crate. It knows nothing about events, and
+//! none of the servers; a change here affects both daemons in the same way.
+//!
+//! # Invariants
+//!
+//! - All errors of a configuration are reported at once, each with its origin, and none with a secret.
+//! - A state change of a component is logged once, however many tasks notice it.
+//! - A task that ends, fails or panics ends the daemon: none dies unnoticed.
+//! - A shutdown takes less than 10 s.
+//!
+//! # Where to begin
+//!
+//! | module | task |
+//! |---|---|
+//! | `lifecycle` | **start here**: [`run`] starts and stops the tasks |
+//! | [`settings`], [`cli`] | layers of configuration; options of every command |
+//! | `health`, `http` | probes; `/livez`, `/readyz`, `/metrics` |
+//! | `exit`, [`backoff`], `telemetry` | exit codes; waits between retries; logs |
 
 pub mod backoff;
 pub mod cli;

@@ -1,4 +1,4 @@
-//! From the first task to the last: signals, shutdown and the exit code.
+//! The life of a daemon: tasks, signals, shutdown and the exit code.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -11,37 +11,49 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{Exit, Failure, chain};
 
-/// The tasks of a daemon. Each is owned here and ends before the daemon does.
+/// The tasks of a daemon. Each of them ends before the daemon does.
 pub struct Tasks {
-    set: JoinSet<(String, Result<(), Failure>)>,
+    set: JoinSet<Ended>,
     shutdown: CancellationToken,
 }
 
 impl Tasks {
-    /// Starts a task that runs until the token is cancelled.
+    /// Starts a task, which must run until the token is cancelled.
     ///
-    /// A task that ends earlier, fails or panics ends the daemon.
+    /// If it ends earlier, fails or panics, the daemon ends.
     pub fn spawn<F>(&mut self, name: impl Into<String>, task: F)
     where
         F: Future<Output = Result<(), Failure>> + Send + 'static,
     {
         let name = name.into();
-        self.set.spawn(async move { (name, task.await) });
+        self.set.spawn(async move {
+            match task.await {
+                Ok(()) => Ended::Returned { name },
+                Err(failure) => Ended::Failed { name, failure },
+            }
+        });
     }
 
-    /// Cancelled when it is time to finish what is under way and end.
+    /// The token that is cancelled at shutdown. Tasks then finish their current work and return.
     pub fn shutdown(&self) -> CancellationToken {
         self.shutdown.clone()
     }
 }
 
-/// How long the tasks may take to finish what is under way; the whole end takes less than 10 s.
+/// How a task ended, unless it panicked.
+enum Ended {
+    Returned { name: String },
+    Failed { name: String, failure: Failure },
+}
+
+/// How long the tasks may take to finish their current work. With it, a shutdown takes less than 10 s,
+/// after which Docker kills a container.
 const GRACE: Duration = Duration::from_secs(8);
 
-/// Runs a daemon: `start` spawns its tasks, which then run until SIGTERM or SIGINT.
+/// Runs a daemon: `start` spawns its tasks, which run until SIGTERM or SIGINT.
 ///
-/// They have 8 s to finish; then, or on a second signal, they are dropped as they are. Nothing is
-/// lost by that: rows stay pending and messages are delivered again.
+/// The tasks then have 8 s to finish. After that, or on a second signal, they are dropped. No event is
+/// lost: its row stays pending, or its message is redelivered.
 pub fn run<S>(start: S) -> ExitCode
 where
     S: AsyncFnOnce(&mut Tasks) -> Result<(), Failure>,
@@ -51,7 +63,7 @@ where
         Err(error) => return report(&anyhow!(error).context("starting the runtime").into()),
     };
     let result = runtime.block_on(supervise(start));
-    // Threads that still wait for a dead peer must not hold up the end.
+    // Threads that still wait for a dead peer must not delay the end.
     runtime.shutdown_timeout(Duration::from_millis(200));
     match result {
         Ok(()) => Exit::Done.into(),
@@ -60,7 +72,7 @@ where
 }
 
 fn report(failure: &Failure) -> ExitCode {
-    tracing::error!(error = chain(failure.error.as_ref()), "ending");
+    tracing::error!(error = chain(failure.error.as_ref()), "stopping");
     failure.exit.into()
 }
 
@@ -68,7 +80,7 @@ async fn supervise<S>(start: S) -> Result<(), Failure>
 where
     S: AsyncFnOnce(&mut Tasks) -> Result<(), Failure>,
 {
-    // Before anything else: a signal during the start must not kill the process half way.
+    // Before anything else, so that a signal during the start does not kill the process.
     let mut signals = Signals::listen()?;
     let mut tasks = Tasks { set: JoinSet::new(), shutdown: CancellationToken::new() };
     let ended = tokio::select! {
@@ -87,33 +99,34 @@ where
     tasks.shutdown.cancel();
     tokio::select! {
         drained = timeout(GRACE, drain(&mut tasks.set)) => if drained.is_err() {
-            tracing::warn!("the grace time is over: what is under way will be done again");
+            tracing::warn!("the grace period is over: unfinished work will be repeated after the next start");
         },
-        () = signals.next() => tracing::warn!("second signal: ending at once"),
+        () = signals.next() => tracing::warn!("second signal: stopping at once"),
     }
     tasks.set.abort_all();
     result
 }
 
-async fn drain(set: &mut JoinSet<(String, Result<(), Failure>)>) {
+async fn drain(set: &mut JoinSet<Ended>) {
     while let Some(ended) = set.join_next().await {
         match ended {
-            Ok((_, Ok(()))) => {}
-            Ok((name, Err(failure))) => {
+            Ok(Ended::Returned { .. }) => {}
+            Ok(Ended::Failed { name, failure }) => {
                 let error = chain(failure.error.as_ref());
-                tracing::warn!(task = name, error, "failed while shutting down");
+                tracing::warn!(task = name, error, "a task failed during the shutdown");
             }
             Err(error) => {
-                tracing::error!(error = chain(&error), "a task panicked while shutting down");
+                tracing::error!(error = chain(&error), "a task panicked during the shutdown");
             }
         }
     }
 }
 
-fn premature(ended: Result<(String, Result<(), Failure>), JoinError>) -> Failure {
+/// The failure of a task that ended before the shutdown.
+fn premature(ended: Result<Ended, JoinError>) -> Failure {
     match ended {
-        Ok((_, Err(failure))) => failure,
-        Ok((name, Ok(()))) => anyhow!("task {name} ended by itself").into(),
+        Ok(Ended::Failed { failure, .. }) => failure,
+        Ok(Ended::Returned { name }) => anyhow!("task {name} ended before the shutdown").into(),
         Err(error) => anyhow!(error).context("a task panicked").into(),
     }
 }

@@ -9,23 +9,23 @@ use tracing_subscriber::filter::ParseError;
 use crate::settings::Reader;
 use crate::{Exit, Failure};
 
-/// How log lines look.
+/// The format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
     /// Text on a terminal, JSON elsewhere.
     Auto,
-    /// For people.
+    /// Text.
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
-/// What is logged, and how.
+/// Settings of the log.
 #[derive(Debug, Clone)]
 pub struct LogSettings {
-    /// How a line looks.
+    /// The format of a line.
     pub format: LogFormat,
-    /// Directives as in `RUST_LOG`.
+    /// What to log: directives as in `RUST_LOG`.
     pub filter: String,
 }
 
@@ -49,9 +49,11 @@ impl LogSettings {
 
 const INVALID_FILTER: &str =
     "log.filter is not valid: expected directives such as info,projector=debug";
-/// lapin calls every closed channel an error; what matters of it is reported where it is handled.
+/// Placed before the configured directives. lapin logs every closed channel as an error; the ones that
+/// matter are reported where they are handled.
 const BEFORE: &str = "lapin=off";
-/// It logs each returned message whole, payload included: never.
+/// Placed after the configured directives, so that none overrides it: lapin would log each returned
+/// message with its payload.
 const AFTER: &str = "lapin::returned_messages=off";
 
 /// Starts logging to standard output.

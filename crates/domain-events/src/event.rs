@@ -25,22 +25,22 @@ pub struct Event {
     pub recorded_at: DateTime<Utc>,
 }
 
-/// Where an event comes from, and so how it is ordered and deduplicated.
+/// Where an event comes from. This determines how it is ordered and deduplicated.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
-    /// A numbered event of a stream: ordered and deduplicated by stream and version.
+    /// An event of a stream, ordered and deduplicated by its version.
     Stream {
         /// The stream.
         stream_id: StreamId,
         /// The number of the event within the stream.
         version: StreamVersion,
-        /// The place in the whole event store. An application that inserts into `outbox` itself can
-        /// number its streams, but has no position.
+        /// The position in the event store; `None` if the application inserted the event into `outbox`
+        /// itself.
         position: Option<Position>,
     },
-    /// An integration event: deduplicated by event id.
+    /// An integration event without a version, deduplicated by its id and ordered only by publication.
     Unversioned {
-        /// The stream whose order it keeps on the wire, if any.
+        /// The stream in whose order it is published, if any.
         stream_id: Option<StreamId>,
     },
 }
@@ -61,8 +61,14 @@ impl Event {
     /// Gives the event back when it is not in the event store: an application inserted it into
     /// `outbox` itself.
     pub fn into_stored(self) -> Result<StoredEvent, Box<Self>> {
-        let Origin::Stream { stream_id, version, position: Some(position) } = self.origin else {
-            return Err(Box::new(self));
+        let (stream_id, version, position) = match self.origin {
+            // Positions begin with 1.
+            Origin::Stream { stream_id, version, position: Some(position) }
+                if position > Position::START =>
+            {
+                (stream_id, version, position)
+            }
+            origin => return Err(Box::new(Self { origin, ..self })),
         };
         Ok(StoredEvent {
             event_id: self.event_id,

@@ -1,12 +1,12 @@
-//! Identifiers: each a type of its own, so that none can be taken for another.
+//! Identifiers. Each has its own type, so that none can be mistaken for another.
 
 use std::fmt;
 
 use uuid::Uuid;
 
-/// Why a value is not the identifier it should be.
+/// Why a value is not a valid identifier.
 ///
-/// The value itself is left out: it may come from a payload.
+/// The text does not contain the value, which may come from a payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidId {
     /// See [`EventId`].
@@ -40,19 +40,19 @@ pub enum InvalidId {
     SchemaVersion,
 }
 
-/// Identifies one event for ever; the key of deduplication.
+/// The permanent identifier of an event, by which repeated messages are recognised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EventId(Uuid);
 
 impl EventId {
     /// # Errors
     ///
-    /// When the UUID is nil, which many clients write for "no id".
+    /// When the UUID is nil, which many clients use for "no id".
     pub fn new(id: Uuid) -> Result<Self, InvalidId> {
         if id.is_nil() { Err(InvalidId::EventId) } else { Ok(Self(id)) }
     }
 
-    /// Reads the hyphenated form.
+    /// Parses a UUID.
     ///
     /// # Errors
     ///
@@ -61,7 +61,7 @@ impl EventId {
         Uuid::try_parse(text).map_err(|_malformed| InvalidId::EventId).and_then(Self::new)
     }
 
-    /// The UUID itself.
+    /// The UUID.
     pub fn uuid(self) -> Uuid {
         self.0
     }
@@ -73,16 +73,16 @@ impl fmt::Display for EventId {
     }
 }
 
-/// Names a stream: the events of one thing, for example of one order.
+/// The name of a stream, which contains the events of one thing, for example of one order.
 ///
-/// `<category>-<id>`; the same rule as the constraint in `migrations/postgres`.
+/// Has the form `<category>-<id>`. A constraint in `migrations/postgres` enforces the same rule.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StreamId(Box<str>);
 
 impl StreamId {
     /// # Errors
     ///
-    /// When the text breaks the rule in the error's message.
+    /// When the text violates the rule in the error's message.
     pub fn new(text: impl Into<Box<str>>) -> Result<Self, InvalidId> {
         let text = text.into();
         let category = text.split('-').next().unwrap_or_default();
@@ -95,7 +95,7 @@ impl StreamId {
         &self.0
     }
 
-    /// What stands before the first `-`, as in Kurrent and message-db.
+    /// The part before the first `-`, as in Kurrent and message-db.
     pub fn category(&self) -> &str {
         self.0.split('-').next().unwrap_or_default()
     }
@@ -107,14 +107,14 @@ impl fmt::Display for StreamId {
     }
 }
 
-/// The kind of a stream; the first word of the routing key of its events.
+/// The kind of a stream, for example `order`. The first word of the routing keys of its events.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Category(Box<str>);
 
 impl Category {
     /// # Errors
     ///
-    /// When the text breaks the rule in the error's message.
+    /// When the text violates the rule in the error's message.
     pub fn new(text: impl Into<Box<str>>) -> Result<Self, InvalidId> {
         let text = text.into();
         let valid = text.len() <= 255 && is_category(&text);
@@ -133,14 +133,14 @@ impl fmt::Display for Category {
     }
 }
 
-/// What happened, for example `OrderPlaced`; the rest of the routing key.
+/// The type of an event, for example `OrderPlaced`. The rest of its routing key.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EventType(Box<str>);
 
 impl EventType {
     /// # Errors
     ///
-    /// When the text breaks the rule in the error's message.
+    /// When the text violates the rule in the error's message.
     pub fn new(text: impl Into<Box<str>>) -> Result<Self, InvalidId> {
         let text = text.into();
         let valid = (1..=127).contains(&text.len())
@@ -166,7 +166,7 @@ fn is_category(text: &str) -> bool {
         && !text.contains(|c| is_control(c) || matches!(c, ' ' | '-' | '.' | '*' | '#'))
 }
 
-/// ASCII only, as the constraints in PostgreSQL are under `COLLATE "C"`.
+/// ASCII only, like the constraints in PostgreSQL, which use `COLLATE "C"`.
 fn is_control(c: char) -> bool {
     c.is_ascii_control()
 }
@@ -188,7 +188,7 @@ macro_rules! integer_id {
                 }
             }
 
-            /// The number itself.
+            /// The number.
             pub fn get(self) -> $inner {
                 self.0
             }
@@ -203,27 +203,28 @@ macro_rules! integer_id {
 }
 
 integer_id! {
-    /// The number of an event within its stream, from 1 without a gap.
+    /// The number of an event in its stream, from 1 without gaps.
     StreamVersion(i64), from 1
 }
 
 integer_id! {
-    /// The place of an event in the whole store; increasing, with gaps. 0 is before all events.
+    /// The place of an event in the global order of the event store. Positions increase, with gaps; 0 is
+    /// before the first event.
     Position(i64), from 0
 }
 
 integer_id! {
-    /// The version of an event type's payload, from 1.
+    /// The version of the schema of an event type's payload, from 1.
     SchemaVersion(i32), from 1
 }
 
 impl StreamVersion {
     /// The version of a stream's first event.
     pub const FIRST: Self = Self(1);
-    /// One that no stream reaches.
+    /// The highest version, which no stream reaches.
     pub const LAST: Self = Self(i64::MAX);
 
-    /// The version that follows.
+    /// The next version.
     ///
     /// # Panics
     ///
@@ -240,7 +241,7 @@ impl Position {
 }
 
 impl SchemaVersion {
-    /// The version of a payload that never changed its form.
+    /// The version of a schema that has never changed.
     pub const FIRST: Self = Self(1);
 }
 

@@ -1,4 +1,4 @@
-//! JSON as text.
+//! JSON kept as text.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use serde_json::value::RawValue;
 
 /// The text is not JSON.
 ///
-/// Says where, but quotes nothing: the text may be confidential.
+/// Gives the place of the error, but no part of the text, which may be confidential.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not valid JSON at line {line}, column {column}")]
 pub struct InvalidJson {
@@ -20,15 +20,15 @@ impl From<serde_json::Error> for InvalidJson {
     }
 }
 
-/// A JSON value in the text form in which it was stored.
+/// A well-formed JSON value, as the text that was stored.
 ///
-/// Known to be well formed; kept as text so that `19.90`, integers beyond 2^53 and the order of
-/// keys stay as they are. `Debug` shows the length only: a payload never reaches a log.
+/// It is kept as text so that `19.90`, integers above 2^53 and the order of keys do not change. `Debug`
+/// shows only its length, so that no payload reaches a log.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Json(Box<str>);
 
 impl Json {
-    /// Takes any JSON value.
+    /// Checks that a text is JSON.
     ///
     /// # Errors
     ///
@@ -39,7 +39,7 @@ impl Json {
         Ok(Self(text))
     }
 
-    /// Takes text that comes from a column of type `json` or `jsonb`, without checking it again.
+    /// Takes a text from a column of type `json` or `jsonb`, which the database has checked.
     pub fn from_database(text: impl Into<Box<str>>) -> Self {
         Self(text.into())
     }
@@ -54,7 +54,7 @@ impl Json {
         &self.0
     }
 
-    /// The text as bytes, without copying it.
+    /// Converts the text to bytes, without copying it.
     pub fn into_bytes(self) -> Vec<u8> {
         String::from(self.0).into_bytes()
     }
@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_is_kept_to_the_letter() {
+    fn text_is_not_changed() {
         for text in ["19.90", "12345678901234567890123", "1e400", r#"{"b":1,"a":2}"#, "null", " 1 "]
         {
             assert_eq!(Json::parse(text).unwrap().as_str(), text);
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_one_json_value_is_refused_without_being_quoted() {
+    fn other_text_is_refused_and_not_quoted() {
         for text in ["", "nul", "{} {}", "NaN", r#"{"card":"4111"#, "\u{feff}{}", "[1,]"] {
             let error = Json::parse(text).unwrap_err().to_string();
             assert!(error.starts_with("not valid JSON at line"), "{error}");

@@ -1,10 +1,26 @@
-//! What an event is, and its form on the wire.
+//! Domain events and their format on the wire.
 //!
-//! Owns the identifiers, the [`Event`] and the codec between an event and a [`Message`].
-//! It does no I/O and knows no database and no broker library.
+//! # What it owns
 //!
-//! **Invariant:** the payload of an event is carried as the text it was stored as. It is checked to
-//! be JSON, but never rebuilt from parsed values, so that no number loses a digit on the way.
+//! The identifiers, the [`Event`], and the conversion between an event and a [`Message`]. It does no
+//! I/O, and knows no database and no broker library.
+//!
+//! # Place in the flow
+//!
+//! Every other crate builds on it. The relay reads an event from the outbox and encodes it
+//! ([`Message::encode`]); `broker` sends and receives messages; the projector decodes them
+//! ([`Message::decode`]).
+//!
+//! # Invariants
+//!
+//! - The payload of an event is transported as the text that was stored. It is checked to be JSON, but
+//!   never rebuilt from parsed values, so that no number loses a digit.
+//! - Every message that can be decoded gives the event that was encoded.
+//! - No error and no `Debug` output contains a payload.
+//!
+//! # Where to begin
+//!
+//! `event` (**start here**), `wire` for the format, `ids` and `json` for the values.
 
 mod event;
 mod ids;

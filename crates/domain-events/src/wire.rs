@@ -1,13 +1,13 @@
-//! The form of an event as an AMQP 0-9-1 message.
+//! The wire format: an event as an AMQP 0-9-1 message.
 //!
 //! | AMQP              | event                                                                  |
 //! |-------------------|------------------------------------------------------------------------|
-//! | routing key       | `<category>.<event_type>`, or what the outbox row says                 |
+//! | routing key       | `<category>.<event_type>`, or `routing_key` of the outbox row          |
 //! | `message_id`      | event id                                                               |
 //! | `type`            | event type                                                             |
 //! | `timestamp`       | `occurred_at` in whole seconds                                         |
 //! | `content_type`    | `application/json`                                                     |
-//! | `correlation_id`  | `metadata.correlation_id`, when it is a string of at most 255 bytes    |
+//! | `correlation_id`  | `metadata.correlation_id`, if it is a string of at most 255 bytes      |
 //! | headers           | see [`header`]                                                         |
 //! | body              | `data`, as stored                                                      |
 
@@ -26,21 +26,21 @@ use crate::{
 pub mod header {
     use std::borrow::Cow;
 
-    /// Text; absent for an event without a stream. A hash exchange spreads by it.
+    /// Text. Absent for an event without a stream. Hash exchanges distribute messages by it.
     pub const STREAM_ID: &str = "stream_id";
-    /// Integer from 1; absent for an unversioned event.
+    /// Integer from 1. Absent for an event without a version.
     pub const STREAM_VERSION: &str = "stream_version";
-    /// Integer; absent for an event that is not from the event store.
+    /// Integer. Absent for an event that is not in the event store.
     pub const POSITION: &str = "position";
     /// Integer from 1.
     pub const SCHEMA_VERSION: &str = "schema_version";
-    /// Text, RFC 3339 with microseconds, UTC.
+    /// Text: RFC 3339 in UTC with microseconds.
     pub const OCCURRED_AT: &str = "occurred_at";
-    /// Text, RFC 3339 with microseconds, UTC.
+    /// Text: RFC 3339 in UTC with microseconds.
     pub const RECORDED_AT: &str = "recorded_at";
-    /// Text: a JSON object; absent when empty.
+    /// Text: a JSON object. Absent if empty.
     pub const METADATA: &str = "metadata";
-    /// Text: `metadata.traceparent`, where W3C trace context tooling looks for it.
+    /// Text: `metadata.traceparent`, in the header that W3C Trace Context defines.
     pub const TRACEPARENT: &str = "traceparent";
 
     const ALL: [&str; 8] = [
@@ -54,7 +54,7 @@ pub mod header {
         TRACEPARENT,
     ];
 
-    /// A name that came with a message; one of these takes no memory of its own.
+    /// The name of a received header. One of the names above needs no allocation.
     pub fn named(name: &str) -> Cow<'static, str> {
         match ALL.iter().find(|known| **known == name) {
             Some(known) => Cow::Borrowed(known),
@@ -63,16 +63,16 @@ pub mod header {
     }
 }
 
-/// A message, without anything that only a broker library knows.
+/// A message, independent of any broker library.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Message {
-    /// Decides which queues receive the message.
+    /// Determines which queues receive the message.
     pub routing_key: String,
     /// AMQP property.
     pub message_id: Option<String>,
     /// AMQP property `type`.
     pub message_type: Option<String>,
-    /// AMQP property, seconds since 1970.
+    /// AMQP property, in seconds since 1970.
     pub timestamp: Option<u64>,
     /// AMQP property.
     pub content_type: Option<String>,
@@ -86,18 +86,18 @@ pub struct Message {
     pub body: Vec<u8>,
 }
 
-/// The value of a message header, as far as an event needs one.
+/// The value of a message header.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HeaderValue {
-    /// A string that is UTF-8.
+    /// A UTF-8 string.
     Text(String),
     /// An integer of any width.
     Integer(i64),
-    /// Anything else.
+    /// A value of any other type, which no header of an event has.
     Other,
 }
 
-/// Why a message is not an event. Never quotes the message.
+/// Why a message is not an event. The text contains no part of the message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
     /// A property or header is absent.
@@ -108,7 +108,7 @@ pub enum DecodeError {
     WrongType {
         /// The name of the header.
         header: &'static str,
-        /// What it should be.
+        /// The expected type.
         expected: &'static str,
     },
     /// A property or header has a value that is not allowed.
@@ -116,7 +116,7 @@ pub enum DecodeError {
     Invalid {
         /// The name of the property or header.
         field: &'static str,
-        /// The rule that it breaks.
+        /// The violated rule.
         source: InvalidId,
     },
     /// A stream version without a stream.
@@ -125,7 +125,7 @@ pub enum DecodeError {
     /// A time that is not RFC 3339.
     #[error("header {0} is not a time in RFC 3339")]
     Time(&'static str),
-    /// The body is not announced as plain JSON.
+    /// The content type or encoding is not that of plain JSON.
     #[error("content type is not application/json without content encoding")]
     ContentType,
     /// The body is not UTF-8.
@@ -134,7 +134,7 @@ pub enum DecodeError {
     /// The body is not JSON.
     #[error("the body is {0}")]
     Body(InvalidJson),
-    /// The metadata are not a JSON object.
+    /// The metadata is not a JSON object.
     #[error("header metadata is not a JSON object")]
     Metadata,
 }
@@ -192,8 +192,8 @@ impl Message {
     ///
     /// # Errors
     ///
-    /// When the message is not one that [`Message::encode`] makes; the reason names the first
-    /// property or header at fault.
+    /// When [`Message::encode`] could not have produced the message. Names the first property or header
+    /// that is wrong.
     pub fn decode(&self) -> Result<Event, DecodeError> {
         let id = self.message_id.as_deref().ok_or(DecodeError::Missing("message_id"))?;
         let event_id = EventId::parse(id).map_err(invalid("message_id"))?;
@@ -267,10 +267,10 @@ impl Message {
         let text = self.text(header)?.ok_or(DecodeError::Missing(header))?;
         DateTime::parse_from_rfc3339(text)
             .ok()
-            // A leap second has no place in the databases.
+            // The databases cannot store a leap second.
             .filter(|time| time.nanosecond() < 1_000_000_000)
             .map(|time| time.to_utc().trunc_subsecs(6))
-            // An offset can lead out of the years that RFC 3339 has.
+            // The offset can move the time out of the years of RFC 3339.
             .filter(|time| (0..=9999).contains(&time.year()))
             .ok_or(DecodeError::Time(header))
     }

@@ -1,4 +1,4 @@
-//! Appending events.
+//! Appends events for the workload generator and the importer; applications call `append_to_stream`.
 
 use domain_events::{Json, StreamId};
 use sqlx::query;
@@ -6,7 +6,7 @@ use sqlx::query;
 use crate::session::within;
 use crate::{Error, Session};
 
-/// Events for one stream, in the form that `append_to_stream` takes.
+/// Events for one stream, as `append_to_stream` takes them.
 #[derive(Debug, Clone)]
 pub struct Append {
     /// The stream.
@@ -16,12 +16,12 @@ pub struct Append {
 }
 
 impl Session {
-    /// Appends to several streams, at any version of theirs, in one transaction and one round trip.
+    /// Appends to several streams, whatever their versions, in one transaction and one round trip.
     ///
     /// # Errors
     ///
-    /// [`Error::Refused`] when a stream's events are refused. Nothing is appended
-    /// then, and the session can still be used.
+    /// [`Error::Refused`] when a stream's events are refused. Then nothing is appended, and the
+    /// session can still be used.
     pub async fn append(&mut self, batch: &[Append]) -> Result<(), Error> {
         let streams: Vec<&str> = batch.iter().map(|append| append.stream_id.as_str()).collect();
         let events: Vec<&str> = batch.iter().map(|append| append.events.as_str()).collect();
@@ -48,8 +48,8 @@ impl Session {
     }
 }
 
-/// Whether the events are to blame: `append_to_stream` says so, or a value that PostgreSQL cannot hold
-/// (class 22), or one that a constraint forbids (class 23).
+/// Whether the events cause the error: `append_to_stream` refused them (class ES), PostgreSQL cannot
+/// store a value (class 22), or a constraint forbids it (class 23).
 fn is_about_data(sqlstate: &str) -> bool {
     ["ES", "22", "23"].iter().any(|class| sqlstate.starts_with(class))
 }

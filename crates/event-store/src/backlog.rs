@@ -1,24 +1,27 @@
-//! How far the relay is behind.
+//! The lag of the relay.
 
 use sqlx::query;
 
+use crate::session::Mode;
 use crate::{Error, Session};
 
 /// The state of the outbox.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Backlog {
-    /// Events to publish, without those below; counted up to [`Backlog::COUNTED_AT_MOST`].
+    /// Events to publish next, without held and delayed ones. Counted up to
+    /// [`Backlog::COUNTED_AT_MOST`].
     pub pending: i64,
-    /// Events of streams that wait, counted likewise.
+    /// Events of streams that wait. Counted up to the same limit.
     pub held: i64,
-    /// Events whose time has not come, counted likewise.
+    /// Events whose `available_at` is in the future. Counted up to the same limit.
     pub delayed: i64,
-    /// Age of the oldest event that should have been published, in seconds; 0 when there is none.
+    /// Age in seconds of the oldest event that should have been published; 0 when there is none.
     pub oldest_age_seconds: f64,
 }
 
 impl Backlog {
-    /// Counting stops here: an exact number is not worth reading millions of rows every few seconds.
+    /// Counting stops here, because an exact number does not justify reading millions of rows every
+    /// few seconds.
     pub const COUNTED_AT_MOST: i64 = 100_000;
 }
 
@@ -27,7 +30,7 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// When PostgreSQL cannot be asked.
+    /// When the statement fails.
     pub async fn backlog(&mut self) -> Result<Backlog, Error> {
         let query = query(
             "SELECT (SELECT count(*) FROM (SELECT 1 FROM outbox
@@ -57,7 +60,8 @@ impl Session {
                     )), 0)::float8",
         )
         .bind(Backlog::COUNTED_AT_MOST);
-        let rows: Vec<(i64, i64, i64, f64)> = self.read("reading the backlog", query).await?;
+        let rows: Vec<(i64, i64, i64, f64)> =
+            self.run(Mode::Read, "reading the backlog", query).await?;
         let (pending, held, delayed, oldest) = rows.first().copied().unwrap_or_default();
         let oldest_age_seconds = oldest.max(0.0);
         Ok(Backlog { pending, held, delayed, oldest_age_seconds })

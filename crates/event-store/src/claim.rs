@@ -1,8 +1,9 @@
-//! Claiming lanes of the outbox.
+//! Claims lanes of the outbox.
 //!
-//! A lane is published by one worker at a time: the lock of its row in `outbox_lanes` lasts until
-//! the claim's transaction ends, or its connection. Locking single rows instead would let two
-//! workers publish one stream, out of order.
+//! The outbox has 64 lanes, and all events of a stream are in the same one. A worker locks the row of a
+//! lane in `outbox_lanes` until its transaction or its connection ends, so only one worker at a time
+//! publishes a lane. If workers locked single events instead, two could publish events of one stream
+//! at the same time, out of order.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -16,16 +17,16 @@ use crate::row::EventRow;
 use crate::session::within;
 use crate::{Error, Session};
 
-/// The primary key of an outbox row; increasing within a stream.
+/// The primary key of an outbox row. It increases within a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct OutboxId(pub(crate) i64);
 
-/// One of the 64 parts of the outbox; a stream is always in the same.
+/// One of the 64 parts of the outbox. A stream always belongs to the same lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Lane(pub(crate) i16);
 
 impl OutboxId {
-    /// As the table has it.
+    /// The number in the table.
     pub fn get(self) -> i64 {
         self.0
     }
@@ -38,12 +39,12 @@ impl From<i64> for OutboxId {
 }
 
 impl Lane {
-    /// How many there are.
+    /// The number of lanes.
     pub const COUNT: u16 = 64;
 
-    /// All of them.
+    /// All lanes.
     pub fn all() -> impl Iterator<Item = Self> {
-        (0..64).map(Self)
+        (0..Self::COUNT.cast_signed()).map(Self)
     }
 }
 
@@ -53,52 +54,53 @@ impl From<i16> for Lane {
     }
 }
 
-/// How much one claim takes.
+/// Limits of one claim.
 #[derive(Debug, Clone, Copy)]
 pub struct ClaimLimits {
-    /// Lanes at most.
+    /// At most this many lanes.
     pub lanes: u16,
-    /// Events at most, shared evenly by the lanes.
+    /// At most this many events, divided evenly among the lanes.
     pub events: u32,
-    /// Bytes of payload at most, but for a single event.
+    /// At most this many bytes of payload, unless a single event has more.
     pub bytes: u64,
-    /// The payload of a larger event is not read.
+    /// The payload of an event with more bytes is not read.
     pub event_bytes: u64,
 }
 
 /// An event to publish.
 #[derive(Debug)]
 pub struct Entry {
-    /// The row.
+    /// Its row in the outbox.
     pub id: OutboxId,
     /// Its lane.
     pub lane: Lane,
-    /// Identifies the stream; the event id where there is none.
+    /// Identifies the stream. An event without a stream has its event id here.
     pub stream_key: String,
-    /// Where the message goes.
+    /// The routing key of the message.
     pub routing_key: String,
-    /// How often its stream has failed already; absent for an event that does not wait.
+    /// How often the event that its stream waits for has failed; `None` if the stream does not wait.
     pub attempts: Option<u32>,
-    /// Length of the payload.
+    /// Length of the payload in bytes.
     pub bytes: u64,
-    /// The event; with an empty payload if that is larger than was asked for.
+    /// The event. Its payload is empty if it exceeds [`ClaimLimits::event_bytes`].
     pub event: Event,
 }
 
-/// Locked lanes and their first events, until it is settled, released or dropped.
+/// Locked lanes and their first events. The lanes are unlocked when it is settled, released or
+/// dropped.
 ///
-/// Dropping it leaves the rollback to the server; prefer [`Claim::release`].
+/// After a drop, the server notices only at the end of the connection; prefer [`Claim::release`].
 pub struct Claim<'s> {
     pub(crate) transaction: Transaction<'s, Postgres>,
     pub(crate) client_limit: Duration,
-    /// Whether a lane was not given back by the one who had it before: a relay that has died, or lost
-    /// its connection. What it sent may still be on its way to the broker.
+    /// Whether the last claim of one of the lanes ended without being settled or released, because its
+    /// relay died or lost its connection. Messages it sent may still be on their way to the broker.
     pub taken_over: bool,
     /// Events to publish, each stream in order.
     pub entries: Vec<Entry>,
-    /// Lanes with pending events whose streams wait: not to be published now.
+    /// Lanes with pending events of streams that wait. These events are not published now.
     pub(crate) waiting: BTreeSet<Lane>,
-    /// Streams that have to wait for a delayed event.
+    /// Streams that must wait for a delayed event from now on.
     pub(crate) delayed: Vec<Delayed>,
 }
 
@@ -111,18 +113,17 @@ pub(crate) struct Delayed {
 }
 
 impl Session {
-    /// Claims lanes that nobody else has claimed and reads their first events.
-    ///
-    /// `None` when there is nothing to do.
+    /// Claims lanes with events to publish that no other worker has claimed, and reads their first
+    /// events. `None` when there are no such lanes.
     ///
     /// # Errors
     ///
-    /// When PostgreSQL cannot be asked.
+    /// When a statement fails.
     pub async fn claim(&mut self, limits: ClaimLimits) -> Result<Option<Claim<'_>>, Error> {
         let client_limit = self.client_limit();
         let mut transaction = self.begin_claim().await?;
-        // The lanes that have waited longest come first, so that none starves, neither by pending
-        // events nor by events that are tried again.
+        // The lane whose event has waited longest comes first, whether that event is pending or due for
+        // a retry. So no lane starves.
         let lock = query_as(
             "SELECT l.lane, due.since IS NOT NULL, was_rolled_back(l.xmax)
              FROM outbox_lanes l
@@ -152,7 +153,8 @@ impl Session {
             within(client_limit, "releasing a claim", transaction.rollback()).await?;
             return Ok(None);
         }
-        // From here on new statements: they see what was committed before the lanes were locked.
+        // The rows are read in further statements, because only these see everything that was committed
+        // before the lanes were locked.
         let lanes: Vec<i16> = locked.iter().map(|(lane, ..)| *lane).collect();
         let share = i64::from(limits.events).div_euclid(lanes.len().try_into().unwrap_or(1)).max(1);
         let (entries, waiting, delayed) = (Vec::new(), BTreeSet::new(), Vec::new());
@@ -171,7 +173,8 @@ impl Session {
 }
 
 impl Claim<'_> {
-    /// Whether pending events of waiting streams were met, behind which there may be others.
+    /// Whether pending events of waiting streams were found. Other streams may have events behind
+    /// them.
     pub fn met_waiting_streams(&self) -> bool {
         !self.waiting.is_empty()
     }
@@ -210,7 +213,7 @@ impl Claim<'_> {
                          ON h.stream_key = coalesce(o.stream_id, o.event_id::text)
                      LEFT JOIN LATERAL (
                          SELECT d.available_at FROM outbox d
-                         -- Asked once, not for each event.
+                         -- Evaluated once, not once for each event.
                          WHERE (SELECT EXISTS (
                                     SELECT FROM outbox WHERE processed_at IS NULL
                                     AND available_at IS NOT NULL AND stream_id IS NOT NULL))
@@ -219,7 +222,7 @@ impl Claim<'_> {
                          ORDER BY d.stream_id, d.id
                          LIMIT 1
                      ) AS delayed ON true
-                     -- So that each payload is turned into text once.
+                     -- Keeps PostgreSQL from converting each payload to text more than once.
                      OFFSET 0
                  ) AS page
              ) AS sized
@@ -248,23 +251,23 @@ impl Claim<'_> {
                 self.entries.push(row.into_entry()?);
             }
         }
-        // Those that were due came first.
+        // Events that were due were read first.
         self.entries.sort_unstable_by_key(|entry| entry.id);
         Ok(())
     }
 
-    /// Gives the lanes back with nothing marked.
+    /// Unlocks the lanes without marking an event.
     ///
     /// # Errors
     ///
-    /// When PostgreSQL cannot be told; the lanes are free once the session is dropped.
+    /// When the statement fails. The lanes are unlocked when the session is dropped.
     pub async fn release(self) -> Result<(), Error> {
-        // A rollback would look as if we had died.
+        // After a rollback, the next claim would assume that this relay had died.
         within(self.client_limit, "releasing a claim", self.transaction.commit()).await
     }
 }
 
-/// A row of the queries for pending and for due events.
+/// A row of the queries for pending and due events.
 pub(crate) struct EntryRow {
     id: i64,
     lane: i16,
@@ -307,7 +310,7 @@ impl EntryRow {
     }
 }
 
-/// A size as PostgreSQL takes it.
+/// A size as a PostgreSQL `bigint`.
 pub(crate) fn number(bytes: u64) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
 }

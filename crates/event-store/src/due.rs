@@ -1,6 +1,7 @@
-//! Claimed events of streams that have waited: because an event failed, or was delayed.
+//! The part of a claim that handles streams that have waited, because an event failed or was delayed.
 //!
-//! Every step takes a page of what is due, so that a claim stays short however much that is.
+//! Each statement handles a limited number of streams, so that a claim stays short however many are
+//! due.
 
 use sqlx::{query, query_as};
 
@@ -9,7 +10,7 @@ use crate::session::within;
 use crate::{Claim, ClaimLimits, Error};
 
 impl Claim<'_> {
-    /// Delayed events whose time has come join those that their streams wait for.
+    /// Turns delayed events whose time has come into held events that are due now.
     pub(crate) async fn release_delayed(&mut self, lanes: &[i16], share: i64) -> Result<(), Error> {
         let release = query(
             "WITH due AS MATERIALIZED (
@@ -39,8 +40,8 @@ impl Claim<'_> {
         within(self.client_limit, "releasing delayed events", release).await.map(drop)
     }
 
-    /// Ends holds that hold nothing, and lets those wait on whose next event comes after a delayed
-    /// one: among those that are due first.
+    /// Among the holds that are due: deletes those whose stream has no held event left, and extends
+    /// those whose next event must wait for a delayed one.
     pub(crate) async fn tidy_holds(&mut self, lanes: &[i16], share: i64) -> Result<(), Error> {
         let clear = query(
             "DELETE FROM outbox_holds h
@@ -60,7 +61,7 @@ impl Claim<'_> {
         .bind(lanes)
         .bind(share)
         .execute(&mut *self.transaction);
-        within(self.client_limit, "ending holds that hold nothing", clear).await?;
+        within(self.client_limit, "deleting empty holds", clear).await?;
         let wait_on = query(
             "UPDATE outbox_holds h
              SET until = next.available_at, attempts = 0, reason = 'delayed',
@@ -95,8 +96,8 @@ impl Claim<'_> {
         within(self.client_limit, "waiting for delayed events", wait_on).await.map(drop)
     }
 
-    /// The first event of each stream whose time to try again has come; once that was published,
-    /// the events that piled up behind it.
+    /// Reads the first event of each stream that is due for a retry, or all held events of a stream whose
+    /// first one has been published since.
     pub(crate) async fn read_due(
         &mut self,
         lanes: &[i16],

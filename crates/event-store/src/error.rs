@@ -1,4 +1,4 @@
-//! What can go wrong with PostgreSQL, by what the caller can do about it.
+//! Errors of the event store, distinguished by what the caller can do about them.
 
 use std::time::Duration;
 
@@ -6,29 +6,30 @@ use domain_events::InvalidId;
 
 /// A failure of the event store or the outbox.
 ///
-/// No variant carries a payload, a password or a URL.
+/// No variant contains a payload, a password or a URL. The text of [`Error::NotMigrated`] names the
+/// command of this workspace that applies the migrations.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The URL cannot be used; nothing was tried.
+    /// The URL cannot be parsed. No connection was attempted.
     #[error(
         "the PostgreSQL URL is not valid: expected postgres://user:password@host:port/database"
     )]
     Url,
-    /// There is no connection: the server is away, or the way to it.
+    /// The server, or the network to it, is down.
     #[error("PostgreSQL at {address} cannot be reached")]
     Unreachable {
         /// Host, port and database.
         address: String,
-        /// What the network or the server said.
+        /// The error of the network or the server.
         #[source]
         source: sqlx::Error,
     },
-    /// The server refused user, password or database.
+    /// The server refused the user, the password or the database.
     #[error("PostgreSQL at {address} refused the login: check user, password and database")]
     Login {
         /// Host, port and database.
         address: String,
-        /// What the server said.
+        /// The server's answer.
         #[source]
         source: sqlx::Error,
     },
@@ -38,24 +39,24 @@ pub enum Error {
         /// Host, port and database.
         address: String,
     },
-    /// The tables are missing or belong to another version of this program.
+    /// The tables are missing, or are older than this program.
     #[error("the event store in PostgreSQL is not migrated: run `outbox-relay migrate`")]
     NotMigrated,
     /// A migration could not be applied.
     #[error("the migration of the event store failed")]
     Migration(#[source] sqlx::migrate::MigrateError),
-    /// No answer in time; the connection must not be used again.
-    #[error("{operation} in PostgreSQL gave no answer within {limit:?}")]
+    /// The server did not answer in time. The connection must not be used again.
+    #[error("PostgreSQL gave no answer within {limit:?} ({operation})")]
     Timeout {
-        /// What was being done.
+        /// The operation.
         operation: &'static str,
         /// The deadline.
         limit: Duration,
     },
-    /// `append_to_stream` refused the events; the SQLSTATEs are documented with the function.
+    /// `append_to_stream` refused the events. `migrations/postgres/README.md` lists the SQLSTATEs.
     #[error("{message} ({sqlstate})")]
     Refused {
-        /// `ES001` to `ES007`, or of class 22 or 23.
+        /// `ES001` to `ES007`, or a code of class 22 or 23.
         sqlstate: String,
         /// The function's message.
         message: String,
@@ -63,60 +64,62 @@ pub enum Error {
     /// A statement failed.
     #[error("{operation} in PostgreSQL failed")]
     Statement {
-        /// What was being done.
+        /// The operation.
         operation: &'static str,
-        /// What the server said.
+        /// The server's answer.
         #[source]
         source: sqlx::Error,
     },
-    /// A row breaks a rule that the tables enforce.
-    #[error("{table} row {id} is not a valid event: was a constraint dropped?")]
+    /// A row violates a rule that a constraint enforces.
+    #[error("{table} row {id} is not a valid event: check whether a constraint was dropped")]
     Row {
         /// The table.
         table: &'static str,
         /// Its primary key.
         id: i64,
-        /// The rule.
+        /// The violated rule.
         #[source]
         source: InvalidId,
     },
-    /// The server does not apply the limits of a transaction.
+    /// The server ignores the limits of a transaction.
     #[error(
-        "PostgreSQL does not apply SET LOCAL statement_timeout and \
-         idle_in_transaction_session_timeout: is there a pooler in statement mode?"
+        "PostgreSQL ignores SET LOCAL statement_timeout and idle_in_transaction_session_timeout: \
+         check whether a pooler in statement mode is in between"
     )]
     LimitsIgnored,
     /// No stream waits for the event.
-    #[error(
-        "no stream waits for event {id}: `outbox-relay blocked list --all` shows those that do"
-    )]
+    #[error("no stream waits for event {id}")]
     NotWaiting {
-        /// The row of the outbox.
+        /// The row in the outbox.
         id: i64,
     },
-    /// Rows that this session had locked were changed by somebody else.
-    #[error("{expected} outbox rows were to be marked, but only {marked} were there")]
+    /// Another program changed rows of lanes that this session had locked.
+    #[error(
+        "only {marked} of {expected} published outbox rows could be marked: \
+         another program changed or deleted the others"
+    )]
     NotMarked {
-        /// How many rows were published.
+        /// How many rows were to be marked.
         expected: u64,
-        /// How many were found.
+        /// How many were marked.
         marked: u64,
     },
 }
 
 impl Error {
-    /// Whether trying again cannot help until somebody changes the configuration.
+    /// Whether a retry cannot succeed until the configuration is changed.
     pub fn is_configuration(&self) -> bool {
         matches!(self, Self::Url | Self::Login { .. })
     }
 
-    /// Whether it may pass by itself: the server is away, or busy, or another one takes over.
+    /// Whether a retry may succeed: the server is down or busy, or another one is taking over.
     pub fn is_passing(&self) -> bool {
         match self {
             Self::Unreachable { .. } | Self::Timeout { .. } | Self::NotPrimary { .. } => true,
             Self::Statement { source, .. } => match source.as_database_error() {
                 None => true,
-                // Connections, rollbacks, resources, operators.
+                // Classes: connection exception, transaction rollback, insufficient resources, operator
+                // intervention.
                 Some(error) => error.code().is_some_and(|code| {
                     ["08", "40", "53", "57"].contains(&code.get(..2).unwrap_or_default())
                 }),

@@ -1,10 +1,13 @@
-//! The fence: up to which position the order of events is decided.
+//! The fence: the position up to which no more events can appear.
 //!
-//! A position is handed out when a row is inserted, but the row is seen when its transaction
-//! commits; a reader that stops at the highest position it sees loses what commits later below it.
-//! A writer, however, locks the table before it takes a position, and keeps the lock until it ends,
-//! prepared transactions included. So, once every transaction that held that lock after `limit` was
-//! read has ended, each position up to `limit` is either visible or rolled back.
+//! A row gets its position at the insert, but becomes visible at the commit of its transaction. A
+//! reader that continues after the highest position it has seen would therefore miss rows that commit
+//! later at lower positions. The fence uses the table lock that a writer takes before it gets a
+//! position and keeps until its transaction ends, also if that is a prepared transaction. First the
+//! last position, `limit`, is read, then the transactions that hold the lock. Once all of these have
+//! ended, every position up to `limit` is either visible or rolled back: the fence is *decided*.
+
+use std::time::Duration;
 
 use domain_events::Position;
 use sqlx::{query_as, query_scalar};
@@ -12,7 +15,7 @@ use sqlx::{query_as, query_scalar};
 use crate::session::within;
 use crate::{Error, Session};
 
-/// A position, and the transactions that may still insert at or below it.
+/// A position, and the open transactions that may still commit events at or below it.
 #[derive(Debug)]
 pub struct Fence {
     table: Table,
@@ -20,7 +23,7 @@ pub struct Fence {
     writers: Vec<String>,
 }
 
-/// A table whose identity column gives an order.
+/// A table whose identity column orders its rows.
 #[derive(Debug, Clone, Copy)]
 enum Table {
     Events,
@@ -35,7 +38,8 @@ impl Table {
         }
     }
 
-    /// Not by `pg_sequence_last_value`, which tells nothing to a role that may not read it.
+    /// The query for the last number given out. `pg_sequence_last_value` would return NULL to a role
+    /// without the right to read the sequence.
     fn last(self) -> &'static str {
         match self {
             Self::Events => {
@@ -51,21 +55,26 @@ impl Table {
 /// A transaction that a fence waits for.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Writer {
-    /// The server process; absent for a prepared transaction.
+    /// The server process; `None` for a prepared transaction.
     pub pid: Option<i32>,
     /// Its `application_name`.
     pub application_name: String,
-    /// How long the transaction has been open, in seconds, if we may see it.
+    /// How long the transaction has been open, in seconds; `None` without the right to see it.
     pub age_seconds: Option<f64>,
 }
 
 impl Fence {
-    /// The last position that was handed out when the fence was taken.
+    /// How long a reader should wait for a fence to be decided before it reports the open writers.
+    pub const PATIENCE: Duration = Duration::from_secs(10);
+    /// How long to wait between two calls of [`Session::refresh_fence`].
+    pub const POLL: Duration = Duration::from_millis(50);
+
+    /// The last position that was given out when the fence was taken.
     pub fn limit(&self) -> Position {
         self.limit
     }
 
-    /// Whether events up to [`Fence::limit`] can be read in order.
+    /// Whether every event up to [`Fence::limit`] is visible or rolled back.
     pub fn is_decided(&self) -> bool {
         self.writers.is_empty()
     }
@@ -76,7 +85,7 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// When PostgreSQL cannot be asked.
+    /// When a statement fails.
     pub async fn take_fence(&mut self) -> Result<Fence, Error> {
         self.fence(Table::Events).await
     }
@@ -85,7 +94,7 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// When PostgreSQL cannot be asked.
+    /// When a statement fails.
     pub async fn take_outbox_fence(&mut self) -> Result<Fence, Error> {
         self.fence(Table::Outbox).await
     }
@@ -106,11 +115,11 @@ impl Session {
         Ok(Fence { table, limit, writers: self.writers(table).await? })
     }
 
-    /// Looks again at the transactions that the fence waits for.
+    /// Checks which of the transactions that the fence waits for are still open.
     ///
     /// # Errors
     ///
-    /// When PostgreSQL cannot be asked.
+    /// When a statement fails.
     pub async fn refresh_fence(&mut self, fence: &mut Fence) -> Result<(), Error> {
         if !fence.is_decided() {
             let open = self.writers(fence.table).await?;
@@ -119,15 +128,15 @@ impl Session {
         Ok(())
     }
 
-    /// Who holds the fence up.
+    /// The transactions that the fence waits for.
     ///
     /// # Errors
     ///
-    /// When PostgreSQL cannot be asked.
+    /// When a statement fails.
     pub async fn fence_writers(&mut self, fence: &Fence) -> Result<Vec<Writer>, Error> {
         let rows: Vec<(Option<i32>, String, Option<f64>)> = within(
             self.client_limit(),
-            "asking who holds up the fence",
+            "reading the writers that hold up the fence",
             query_as(
                 "SELECT l.pid, coalesce(a.application_name, ''),
                         extract(epoch FROM clock_timestamp() - a.xact_start)::float8

@@ -1,6 +1,6 @@
-//! Being woken when something is appended.
+//! Hints: PostgreSQL notifies an idle relay when an event is appended.
 //!
-//! A hint and no more: whoever waits for it looks by itself after a while.
+//! A hint can be lost, so a relay that waits for one also checks the outbox from time to time.
 
 use std::time::Duration;
 
@@ -11,19 +11,27 @@ use tokio::time::timeout;
 use crate::session::{CONNECT_LIMIT, connect_error, within};
 use crate::{Error, Options, Session};
 
-/// The channel that `wake_relay()` notifies.
+/// The channel that the SQL function `wake_relay()` notifies.
 const CHANNEL: &str = "outbox";
 
-/// A connection that listens.
+/// A connection that receives hints.
 pub struct Listener(PgListener);
 
+/// Why [`Listener::next`] returned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wake {
+    /// An event was appended.
+    Hint,
+    /// No hint came, and the connection works.
+    Quiet,
+}
+
 impl Listener {
-    /// Connects and listens. It must be a connection of its own, and not one through a pooler in
-    /// transaction mode.
+    /// Connects and listens. The connection must not go through a pooler in transaction mode.
     ///
     /// # Errors
     ///
-    /// As [`Session::connect`].
+    /// Those of [`Session::connect`].
     pub async fn connect(options: &Options) -> Result<Self, Error> {
         let limit = CONNECT_LIMIT;
         let connect = async {
@@ -38,46 +46,45 @@ impl Listener {
             listener.listen(CHANNEL).await?;
             Ok(listener)
         };
-        match timeout(limit, connect).await {
-            Ok(Ok(listener)) => Ok(Self(listener)),
-            Ok(Err(source)) => Err(connect_error(options, source)),
-            Err(_elapsed) => Err(Error::Timeout { operation: "connecting", limit }),
-        }
+        timeout(limit, connect)
+            .await
+            .map_err(|_elapsed| Error::Timeout { operation: "connecting", limit })?
+            .map(Self)
+            .map_err(|source| connect_error(options, source))
     }
 
-    /// Waits for the next hint, at most for `patience`, and then makes sure that the connection is
-    /// still there. Says whether there was a hint.
+    /// Waits for the next hint. After `patience` without one, checks the connection and returns.
     ///
     /// # Errors
     ///
     /// When the connection is lost.
-    pub async fn next(&mut self, patience: Duration) -> Result<bool, Error> {
+    pub async fn next(&mut self, patience: Duration) -> Result<Wake, Error> {
         let operation = "waiting for a hint";
-        match timeout(patience, self.0.try_recv()).await {
-            Ok(Ok(Some(_notification))) => Ok(true),
-            Ok(Ok(None)) => {
+        let Ok(received) = timeout(patience, self.0.try_recv()).await else {
+            within(CONNECT_LIMIT, operation, query("SELECT 1").execute(&mut self.0)).await?;
+            return Ok(Wake::Quiet);
+        };
+        match received {
+            Ok(Some(_notification)) => Ok(Wake::Hint),
+            Ok(None) => {
                 let lost = std::io::Error::from(std::io::ErrorKind::ConnectionAborted);
                 Err(Error::Statement { operation, source: lost.into() })
             }
-            Ok(Err(source)) => Err(Error::statement(operation, source)),
-            Err(_elapsed) => {
-                within(CONNECT_LIMIT, operation, query("SELECT 1").execute(&mut self.0)).await?;
-                Ok(false)
-            }
+            Err(source) => Err(Error::statement(operation, source)),
         }
     }
 }
 
 impl Session {
-    /// Asks the next writer for a hint. Look once more afterwards: what was appended before gives
-    /// none.
+    /// Requests a hint from the next writer. Claim once more afterwards: a writer that committed
+    /// before the request sends none.
     ///
     /// # Errors
     ///
-    /// When PostgreSQL cannot be told.
-    pub async fn ask_for_hint(&mut self) -> Result<(), Error> {
-        let ask = query("SELECT setval('outbox_sleeper', 1)");
-        within(self.client_limit(), "asking for a hint", ask.execute(&mut self.connection))
+    /// When the statement fails.
+    pub async fn request_hint(&mut self) -> Result<(), Error> {
+        let request = query("SELECT setval('outbox_sleeper', 1)");
+        within(self.client_limit(), "requesting a hint", request.execute(&mut self.connection))
             .await
             .map(drop)
     }

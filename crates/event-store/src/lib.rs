@@ -1,18 +1,40 @@
-//! PostgreSQL: the event store and the outbox.
+//! The event store and the outbox in PostgreSQL.
 //!
-//! The only crate with PostgreSQL SQL. A [`Session`] is one connection; each of its methods is one
-//! or two statements with a deadline.
+//! # What it owns
 //!
-//! **Invariants:**
-//! - A session that returned an error is thrown away, never used again: a query that was given up
-//!   half way leaves the protocol in an unknown state.
-//! - `events` is read in global order only up to a [`Fence`] that is decided.
-//! - A row of the outbox is marked in the transaction that holds the lock of its lane.
+//! All SQL for PostgreSQL, and the migrations in `migrations/postgres`. A [`Session`] is one
+//! connection. Each of its methods runs one or a few statements, each with a deadline.
+//!
+//! # Place in the flow
+//!
+//! Applications append events with the SQL function `append_to_stream`; a trigger copies each event
+//! into the outbox. The relay claims events of the outbox ([`Session::claim`]), publishes them and
+//! settles the claim ([`Claim::settle`]). The projector reads history ([`Session::read_events`],
+//! [`Session::read_streams`]), when it rebuilds a read model or misses an event. The crate knows
+//! neither RabbitMQ nor MySQL.
+//!
+//! # Invariants
+//!
+//! - A session that has returned an error is dropped, never used again: an interrupted query leaves
+//!   the protocol in an unknown state. The only exception is [`Session::append`].
+//! - `events` is read in global order only up to a decided [`Fence`].
+//! - A row of the outbox is marked only in the transaction that holds the lock of its lane.
+//!
+//! # Where to begin
+//!
+//! | module | task |
+//! |---|---|
+//! | `session` | connections, deadlines, how a statement is planned |
+//! | `claim`, `due`, `settle` | **start here**: publishing, in the order of a pass |
+//! | `fence`, `floor` | the two limits that make concurrent writers harmless |
+//! | `read`, `counts` | reading history; counting it |
+//! | `waiting`, `status`, `backlog`, `reconcile` | for operators |
+//! | `retention`, `hint`, `migrate`, `append` | deletion, wake-ups, schema, bulk appends |
 
 mod append;
-mod audit;
 mod backlog;
 mod claim;
+mod counts;
 mod due;
 mod error;
 mod fence;
@@ -29,12 +51,12 @@ mod status;
 mod waiting;
 
 pub use append::Append;
-pub use audit::{Bucket, Lacking, Reach};
 pub use backlog::Backlog;
 pub use claim::{Claim, ClaimLimits, Entry, Lane, OutboxId};
+pub use counts::{Bucket, Lacking, Reach};
 pub use error::Error;
 pub use fence::{Fence, Writer};
-pub use hint::Listener;
+pub use hint::{Listener, Wake};
 pub use read::StreamHead;
 pub use reconcile::{MissingEvent, Reconciled, Selection};
 pub use retention::Deleted;

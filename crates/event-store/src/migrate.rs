@@ -1,4 +1,4 @@
-//! The schema of the event store, as in `migrations/postgres`.
+//! Applies the files in `migrations/postgres`.
 
 use std::time::Duration;
 
@@ -9,19 +9,22 @@ use tokio::time::timeout;
 use crate::session::within;
 use crate::{Error, Session};
 
-/// How long a whole migration may take, waiting for another migrator included.
+/// How long a migration may take, including the wait for another program that migrates.
 const MIGRATION_LIMIT: Duration = Duration::from_mins(10);
-/// What a migrator holds until its connection ends; any number that nobody else uses.
+/// The advisory lock of a program that migrates, held until its connection ends. The number is
+/// arbitrary.
 const LOCK: i64 = 7_166_303;
-/// The table in which applied migrations are recorded; an application may keep sqlx's own.
+/// The table that records applied migrations. Not sqlx's default, which the application may use in
+/// the same database.
 const TABLE: &str = "outbox_relay_migrations";
 
-const MIGRATIONS: [(i64, &str, &str); 5] = [
+const MIGRATIONS: [(i64, &str, &str); 6] = [
     (1, "event store", include_str!("../../../migrations/postgres/0001_event_store.sql")),
     (2, "outbox", include_str!("../../../migrations/postgres/0002_outbox.sql")),
     (3, "relay", include_str!("../../../migrations/postgres/0003_relay.sql")),
     (4, "cheaper appends", include_str!("../../../migrations/postgres/0004_cheaper_appends.sql")),
     (5, "append event", include_str!("../../../migrations/postgres/0005_append_event.sql")),
+    (6, "no jit", include_str!("../../../migrations/postgres/0006_no_jit.sql")),
 ];
 
 fn migrator() -> Migrator {
@@ -31,23 +34,23 @@ fn migrator() -> Migrator {
     });
     let mut migrator = Migrator::with_migrations(migrations.into());
     migrator.dangerous_set_table_name(TABLE);
-    // Its own would be subject to the lock timeout.
+    // sqlx's own lock would be subject to the lock timeout below.
     migrator.set_locking(false);
     migrator
 }
 
 impl Session {
-    /// Brings the schema up to date; does nothing when it is. Several migrators take turns.
+    /// Applies the missing migrations. Programs that migrate at the same time take turns.
     ///
     /// # Errors
     ///
-    /// [`Error::Migration`] when a migration fails, or when the database was migrated by a newer
-    /// version or by other files. A failed migration leaves nothing behind.
+    /// [`Error::Migration`] when the database was migrated by a newer version or with other files, and
+    /// when a migration fails. A failed migration is rolled back.
     pub async fn migrate(&mut self) -> Result<(), Error> {
         let limit = MIGRATION_LIMIT;
         let turn = query("SELECT pg_advisory_lock($1)").bind(LOCK).execute(&mut self.connection);
         within(limit, "waiting for another migrator", turn).await?;
-        // DDL that waits behind a long transaction makes every writer queue up behind itself.
+        // DDL that waits for a long transaction blocks every writer behind it.
         let lock_limit = query("SET lock_timeout = '5s'").execute(&mut self.connection);
         within(self.client_limit, "preparing the migration", lock_limit).await?;
         timeout(limit, migrator().run_direct(None, &mut self.connection, false))
@@ -59,7 +62,7 @@ impl Session {
             })
     }
 
-    /// Makes sure that the schema is the one this program was built for.
+    /// Checks that every migration known to this program has been applied.
     ///
     /// # Errors
     ///

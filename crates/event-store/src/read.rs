@@ -1,4 +1,4 @@
-//! Reading events back.
+//! Reads events, in global order or by stream.
 
 use chrono::{DateTime, Utc};
 use domain_events::{
@@ -7,12 +7,13 @@ use domain_events::{
 use sqlx::query;
 
 use crate::row::EventRow;
+use crate::session::Mode;
 use crate::{Error, Session};
 
-/// Positions that are looked at with one statement.
+/// How many positions one statement scans.
 const WINDOW: i64 = 50_000;
 
-/// Stored bytes of payload that are read with one statement, but for a single larger event.
+/// How many stored bytes of payload one statement reads, unless a single event has more.
 const PAGE_BYTES: i64 = 4 << 20;
 
 /// The newest event of a stream within a range of positions.
@@ -20,21 +21,20 @@ const PAGE_BYTES: i64 = 4 << 20;
 pub struct StreamHead {
     /// The stream.
     pub stream_id: StreamId,
-    /// The version of that event.
+    /// Its newest version in the range.
     pub version: StreamVersion,
 }
 
 impl Session {
-    /// Reads events of some categories in global order: `after < position <= until`, at most `limit`
-    /// of them and 4 MiB of stored payload, from a window of positions, since events of a rare
-    /// category may lie far apart.
+    /// Reads events of some categories in global order, with `after < position <= until`.
     ///
-    /// `until` must be the limit of a decided [`Fence`](crate::Fence). Gives also up to where it has
-    /// read.
+    /// Reads at most `limit` events, 4 MiB of stored payload and 50,000 positions: events of a rare
+    /// category may be far apart. Also returns the last position read, after which to continue.
+    /// `until` must be the limit of a decided [`Fence`](crate::Fence).
     ///
     /// # Errors
     ///
-    /// When PostgreSQL cannot be asked.
+    /// When the statement fails.
     pub async fn read_events(
         &mut self,
         after: Position,
@@ -43,7 +43,7 @@ impl Session {
         limit: u32,
     ) -> Result<(Vec<StoredEvent>, Position), Error> {
         let window = Position::new(after.get() + WINDOW).map_or(until, |end| end.min(until));
-        // Sizes as they are stored, so that no payload is looked at that is not read.
+        // The stored sizes, which PostgreSQL knows without loading the payloads.
         let query = query(
             "WITH page AS (
                  SELECT position, pg_column_size(data) + pg_column_size(metadata) AS bytes
@@ -66,17 +66,17 @@ impl Session {
         .bind(names(categories))
         .bind(i64::from(limit))
         .bind(PAGE_BYTES);
-        let events = events(self.read("reading events", query).await?)?;
+        let events = events(self.run(Mode::Read, "reading events", query).await?)?;
         let last = events.last().map(|event| event.position);
         Ok((events, last.unwrap_or(window)))
     }
 
-    /// Reads parts of many streams with one query, each in version order, at most `limit` events of
-    /// each stream.
+    /// Reads ranges of many streams with one query, each in version order and with at most `limit`
+    /// events.
     ///
     /// # Errors
     ///
-    /// When PostgreSQL cannot be asked.
+    /// When the statement fails.
     pub async fn read_streams(
         &mut self,
         wanted: &[StreamRange],
@@ -102,14 +102,14 @@ impl Session {
         .bind(from)
         .bind(to)
         .bind(i64::from(limit));
-        events(self.read("reading streams", query).await?)
+        events(self.run(Mode::Read, "reading streams", query).await?)
     }
 
-    /// The newest event of each stream of some categories with `after < position <= until`.
+    /// For each stream of some categories, its newest event with `after < position <= until`.
     ///
     /// # Errors
     ///
-    /// When PostgreSQL cannot be asked.
+    /// When the statement fails.
     pub async fn stream_heads(
         &mut self,
         after: Position,
@@ -125,7 +125,7 @@ impl Session {
         .bind(after.get())
         .bind(until.get())
         .bind(names(categories));
-        let rows: Vec<(String, i64)> = self.read("reading stream heads", query).await?;
+        let rows: Vec<(String, i64)> = self.run(Mode::Read, "reading stream heads", query).await?;
         rows.into_iter()
             .map(|(stream_id, version)| {
                 let stream_id = StreamId::new(stream_id)?;
@@ -135,18 +135,19 @@ impl Session {
             .map_err(|source| Error::Row { table: "events", id: until.get(), source })
     }
 
-    /// The place of an event in its stream; `None` while there is no such event.
+    /// The stream and version of an event; `None` if there is no such event.
     ///
     /// # Errors
     ///
-    /// When PostgreSQL cannot be asked.
+    /// When the statement fails.
     pub async fn place_of(
         &mut self,
         event_id: EventId,
     ) -> Result<Option<(StreamId, StreamVersion)>, Error> {
         let query = query("SELECT stream_id, stream_version FROM events WHERE event_id = $1")
             .bind(event_id.uuid());
-        let rows: Vec<(String, i64)> = self.read("looking for an event", query).await?;
+        let rows: Vec<(String, i64)> =
+            self.run(Mode::Read, "searching for an event by its id", query).await?;
         let place = |(stream_id, version): (String, i64)| {
             Ok((StreamId::new(stream_id)?, StreamVersion::new(version)?))
         };
@@ -157,11 +158,11 @@ impl Session {
         })
     }
 
-    /// When the oldest of some events was recorded; `None` when there are none of them.
+    /// When the oldest of some events was recorded; `None` if none of them exists.
     ///
     /// # Errors
     ///
-    /// When PostgreSQL cannot be asked.
+    /// When the statement fails.
     pub async fn oldest(
         &mut self,
         events: &[(&StreamId, i64)],
@@ -176,15 +177,16 @@ impl Session {
         )
         .bind(streams)
         .bind(versions);
-        let rows: Vec<(Option<DateTime<Utc>>,)> = self.read("reading an age", query).await?;
+        let rows: Vec<(Option<DateTime<Utc>>,)> =
+            self.run(Mode::Read, "reading an age", query).await?;
         Ok(rows.first().and_then(|(oldest,)| *oldest))
     }
 
-    /// The lowest position that no relay has got to yet: neither published nor held.
+    /// The lowest position of a pending event: neither published nor held nor delayed.
     ///
     /// # Errors
     ///
-    /// When PostgreSQL cannot be asked.
+    /// When the statement fails.
     pub async fn lowest_pending_position(&mut self) -> Result<Option<Position>, Error> {
         let query = query(
             "SELECT min(first.position)
@@ -192,13 +194,14 @@ impl Session {
                  SELECT o.position FROM outbox o
                  WHERE o.lane = l.lane AND o.id >= (SELECT last_value FROM outbox_floor)
                    AND o.processed_at IS NULL AND NOT o.held AND o.available_at IS NULL
-                   -- Published before, and now again.
+                   -- Republished events have recorded_at: they were published before.
                    AND o.recorded_at IS NULL
                  ORDER BY o.lane, o.id
                  LIMIT 1
              ) AS first",
         );
-        let rows: Vec<(Option<i64>,)> = self.read("reading the outbox", query).await?;
+        let rows: Vec<(Option<i64>,)> =
+            self.run(Mode::Read, "reading the lowest pending position", query).await?;
         rows.first()
             .and_then(|(lowest,)| lowest.map(Position::new))
             .transpose()

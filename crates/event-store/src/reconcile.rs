@@ -1,4 +1,4 @@
-//! Comparing the event store with the outbox, and publishing again.
+//! Compares the event store with the outbox, and puts events into the outbox again.
 
 use std::time::Duration;
 
@@ -11,10 +11,10 @@ use sqlx::{Postgres, query};
 use uuid::Uuid;
 
 use crate::row::from_row;
-use crate::session::within;
+use crate::session::{Mode, within};
 use crate::{Error, Session};
 
-/// The condition of a [`Selection`], for the first seven parameters.
+/// The SQL condition of a [`Selection`], whose values are the first seven parameters.
 macro_rules! selected {
     () => {
         "($1::bigint IS NULL OR e.position > $1)
@@ -27,52 +27,52 @@ macro_rules! selected {
     };
 }
 
-/// Which events.
+/// Selects events of the event store. An event must match every field that is set.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Selection {
-    /// After this position.
+    /// Only events after this position.
     pub after: Option<i64>,
-    /// Up to and including this position.
+    /// Only events up to and including this position.
     pub until: Option<i64>,
-    /// Recorded at or after this time.
+    /// Only events recorded at or after this time.
     pub since: Option<DateTime<Utc>>,
-    /// Recorded before this time.
+    /// Only events recorded before this time.
     pub before: Option<DateTime<Utc>>,
-    /// With these ids; all when empty.
+    /// Only events with one of these ids, unless empty.
     pub event_ids: Vec<Uuid>,
-    /// Of these streams; all when empty.
+    /// Only events of one of these streams, unless empty.
     pub streams: Vec<String>,
-    /// Of these types; all when empty.
+    /// Only events of one of these types, unless empty.
     pub event_types: Vec<String>,
 }
 
-/// What became of the events of a selection.
+/// The state of the events of a selection in the outbox.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Reconciled {
     /// Events in the event store.
     pub events: i64,
-    /// Confirmed by the broker, or skipped by command.
+    /// Confirmed by the broker, or skipped by an operator.
     pub processed: i64,
-    /// Still to publish, those of waiting streams included.
+    /// Not published yet, including events of waiting streams.
     pub pending: i64,
-    /// Not in the outbox, but so old that they may have been published and deleted.
+    /// Not in the outbox, but old enough to have been published and deleted.
     pub expired: i64,
-    /// Not in the outbox, though they must be.
+    /// Not in the outbox, although they are younger than the retention.
     pub missing: i64,
 }
 
 from_row!(Reconciled { events, processed, pending, expired, missing });
 
-/// An event that the outbox does not have.
+/// An event that is missing in the outbox.
 #[derive(Debug, Clone, Serialize)]
 pub struct MissingEvent {
-    /// Where it is in the event store.
+    /// Its position.
     pub position: i64,
-    /// The event.
+    /// Its id.
     pub event_id: Uuid,
     /// Its stream.
     pub stream_id: String,
-    /// Its number there.
+    /// Its version in the stream.
     pub stream_version: i64,
     /// Its type.
     pub event_type: String,
@@ -83,11 +83,12 @@ from_row!(MissingEvent { position, event_id, stream_id, stream_version, event_ty
 impl Session {
     /// Compares the events of a selection with the outbox.
     ///
-    /// Gives up to `examples` missing events. `retention` is how long published rows are kept.
+    /// Also returns the first missing events, at most `examples`. `retention` is how long published
+    /// rows are kept.
     ///
     /// # Errors
     ///
-    /// When PostgreSQL cannot be asked.
+    /// When the statement fails.
     pub async fn reconcile(
         &mut self,
         selection: &Selection,
@@ -111,7 +112,8 @@ impl Session {
             selected!()
         ));
         let counts = selection.bind(counts).bind(retention.as_secs_f64());
-        let rows: Vec<Reconciled> = self.scan("comparing events with the outbox", counts).await?;
+        let rows: Vec<Reconciled> =
+            self.run(Mode::Scan, "comparing events with the outbox", counts).await?;
         let none = Reconciled { events: 0, processed: 0, pending: 0, expired: 0, missing: 0 };
         let counted = rows.first().copied().unwrap_or(none);
         if counted.missing == 0 {
@@ -130,30 +132,31 @@ impl Session {
         ));
         let missing =
             selection.bind(missing).bind(retention.as_secs_f64()).bind(i64::from(examples));
-        Ok((counted, self.scan("listing missing events", missing).await?))
+        Ok((counted, self.run(Mode::Scan, "listing missing events", missing).await?))
     }
 
-    /// How many events a selection has.
+    /// Counts the events of a selection.
     ///
     /// # Errors
     ///
-    /// When PostgreSQL cannot be asked.
+    /// When the statement fails.
     pub async fn count_events(&mut self, selection: &Selection) -> Result<i64, Error> {
         let count = query(concat!(
             "SELECT count(*) FROM events e
              WHERE ",
             selected!()
         ));
-        let rows: Vec<(i64,)> = self.scan("counting events", selection.bind(count)).await?;
+        let rows: Vec<(i64,)> =
+            self.run(Mode::Scan, "counting events", selection.bind(count)).await?;
         Ok(rows.first().map_or(0, |(count,)| *count))
     }
 
-    /// Puts the next events of a selection into the outbox again, at most `limit`, in the order of
-    /// the event store. Gives how many there were, and the position to go on after.
+    /// Puts the next events of a selection into the outbox again, at most `limit`, in global order.
+    /// Returns how many there were, and the position after which to continue; `None` at the end.
     ///
     /// # Errors
     ///
-    /// When PostgreSQL cannot be told; then none of them is.
+    /// When the statement fails; then it has put none of them into the outbox.
     pub async fn republish(
         &mut self,
         selection: &Selection,
@@ -180,7 +183,8 @@ impl Session {
              SELECT count(*), max(position) FROM chosen"
         ));
         let copy = selection.bind(copy).bind(i64::from(limit));
-        let rows: Vec<(i64, Option<i64>)> = self.write("publishing again", copy).await?;
+        let rows: Vec<(i64, Option<i64>)> =
+            self.run(Mode::Write, "republishing events", copy).await?;
         let (count, last) = rows.first().copied().unwrap_or_default();
         let last = last.map(Position::new).transpose().map_err(|source| Error::Row {
             table: "events",
@@ -190,11 +194,11 @@ impl Session {
         Ok(last.map(|last| (count, last)))
     }
 
-    /// Records that somebody publishes again.
+    /// Records in `outbox_audit` that an operator republishes events.
     ///
     /// # Errors
     ///
-    /// When PostgreSQL cannot be told.
+    /// When the statement fails.
     pub async fn audit_republish(&mut self, actor: &str, what: &str) -> Result<(), Error> {
         let limit = self.client_limit();
         let insert =
@@ -202,7 +206,7 @@ impl Session {
                 .bind(actor)
                 .bind(what)
                 .execute(&mut self.connection);
-        within(limit, "recording a decision", insert).await.map(drop)
+        within(limit, "recording a republication", insert).await.map(drop)
     }
 }
 

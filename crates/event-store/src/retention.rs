@@ -1,4 +1,4 @@
-//! Deleting what was published long ago.
+//! Deletes rows that were published long ago.
 
 use std::time::Duration;
 
@@ -7,32 +7,32 @@ use sqlx::{query, query_as};
 use crate::session::within;
 use crate::{Error, OutboxId, Session};
 
-/// What a relay must hold to delete rows; any number that nobody else uses.
+/// The advisory lock of the relay that deletes rows. The number is arbitrary.
 const RETENTION_LOCK: i64 = 7_166_302;
 
-/// What one batch of deleting did.
+/// The result of one batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Deleted {
-    /// Another relay is at it.
+    /// Another relay deletes rows now.
     Elsewhere,
-    /// So many rows were deleted, of those after the cursor; the next batch begins after `last`.
+    /// Rows were checked, and those old enough were deleted.
     Rows {
-        /// How many.
+        /// How many were deleted.
         count: u64,
-        /// The last row that was looked at.
+        /// The last row that was checked; the next batch begins after it.
         last: OutboxId,
     },
-    /// There is no row after the cursor, or none that is old enough.
+    /// The next row is not old enough, or there is none.
     None,
 }
 
 impl Session {
-    /// Deletes processed rows older than `retention`, among at most `limit` rows with ids after
-    /// `after`.
+    /// Checks at most `limit` rows with ids above `after`, and deletes those processed longer than
+    /// `retention` ago.
     ///
     /// # Errors
     ///
-    /// When PostgreSQL cannot be told.
+    /// When a statement fails.
     pub async fn delete_processed(
         &mut self,
         retention: Duration,
@@ -43,9 +43,9 @@ impl Session {
         let mut transaction = self.begin_claim().await?;
         let lock = query_as("SELECT pg_try_advisory_xact_lock($1)").bind(RETENTION_LOCK);
         let (ours,): (bool,) =
-            within(client_limit, "asking for retention", lock.fetch_one(&mut *transaction)).await?;
+            within(client_limit, "locking retention", lock.fetch_one(&mut *transaction)).await?;
         if !ours {
-            within(client_limit, "releasing retention", transaction.rollback()).await?;
+            within(client_limit, "unlocking retention", transaction.rollback()).await?;
             return Ok(Deleted::Elsewhere);
         }
         let page = query_as(
@@ -57,19 +57,18 @@ impl Session {
         .bind(i64::from(limit))
         .bind(retention.as_secs_f64());
         let page: Vec<(i64, Option<bool>)> =
-            within(client_limit, "looking for old events", page.fetch_all(&mut *transaction))
-                .await?;
-        // Rows are processed nearly in the order of their ids, so the first one that is too young
-        // ends the round; what waits is passed over.
+            within(client_limit, "reading old rows", page.fetch_all(&mut *transaction)).await?;
+        // Rows are processed nearly in the order of their ids, so the batch ends at the first processed
+        // row that is too young. Unprocessed rows are passed over.
         let old = page.iter().take_while(|(_, old)| *old != Some(false));
         let Some(last) = old.clone().last().map(|(id, _)| OutboxId(*id)) else {
-            within(client_limit, "releasing retention", transaction.rollback()).await?;
+            within(client_limit, "unlocking retention", transaction.rollback()).await?;
             return Ok(Deleted::None);
         };
         let ids: Vec<i64> = old.filter(|(_, old)| *old == Some(true)).map(|(id, _)| *id).collect();
         let delete = query("DELETE FROM outbox WHERE id = ANY ($1) AND processed_at IS NOT NULL");
         let deleted = delete.bind(&ids).execute(&mut *transaction);
-        let count = within(client_limit, "deleting old events", deleted).await?.rows_affected();
+        let count = within(client_limit, "deleting old rows", deleted).await?.rows_affected();
         within(client_limit, "committing retention", transaction.commit()).await?;
         Ok(Deleted::Rows { count, last })
     }

@@ -1,4 +1,4 @@
-//! From a row to an event.
+//! Converts rows to events.
 
 use chrono::{DateTime, Utc};
 use domain_events::{
@@ -11,9 +11,9 @@ use uuid::Uuid;
 
 use crate::Error;
 
-/// The columns that make an event, named as in `events`, and the table's primary key as `id`.
+/// The columns of an event, named as in `events`, and the table's primary key as `id`.
 ///
-/// Stream, version and position are optional, because an outbox row need not have them.
+/// Stream, version and position are optional, because an outbox row may lack them.
 pub(crate) struct EventRow {
     id: i64,
     event_id: Uuid,
@@ -86,7 +86,7 @@ impl EventRow {
     }
 }
 
-/// Reads a struct from a row with a column for each field, of the same name.
+/// Implements `FromRow` for a struct: each field is read from the column of the same name.
 macro_rules! from_row {
     ($type:ty { $($field:ident),+ $(,)? }) => {
         impl sqlx::FromRow<'_, sqlx::postgres::PgRow> for $type {

@@ -11,21 +11,32 @@ use tokio::time::timeout;
 
 use crate::Error;
 
-/// How long a connection may take to open, with login.
+/// How long connecting may take, login included.
 pub(crate) const CONNECT_LIMIT: Duration = Duration::from_secs(5);
-/// How much longer the client waits than the server works, so that the server gives up first.
+/// How much longer the client waits than the server's own limit, so that the server gives up first.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// How long lanes may stay locked after their relay has gone silent.
+/// How long lanes may stay locked after their relay has stopped responding.
 const LOCK_LIMIT: Duration = Duration::from_secs(20);
 
-/// Right after a bulk load the statistics say that a table is empty, and the planner then reads and
-/// sorts a million rows for one batch. Every query here has an index in its order.
-const HOLD_PLANNER_TO_INDEXES: &str = "SET LOCAL enable_seqscan = off;
+/// Makes the planner use indexes. Right after a bulk load the statistics still describe an empty
+/// table, and the planner would read and sort a million rows for one batch. Each of these queries has
+/// an index in its order.
+///
+/// Before PostgreSQL 18, these settings make a plan look expensive, and PostgreSQL compiles an expensive
+/// plan first (`jit`). That takes seconds of processor time for each batch.
+const BY_INDEX: &str = ";
+                 SET LOCAL enable_seqscan = off;
                  SET LOCAL enable_bitmapscan = off;
-                 SET LOCAL enable_sort = off";
+                 SET LOCAL enable_sort = off;
+                 SET LOCAL jit = off";
+/// Makes the planner join large tables by hash or merge. With statistics from before a bulk load it
+/// would expect few rows, and read the second table once for each row of the first.
+const NO_NESTED_LOOPS: &str = ";
+                 SET LOCAL enable_nestloop = off;
+                 SET LOCAL jit = off";
 
-/// How to reach the event store, and how long to wait for it.
+/// How to connect to the event store, and how long to wait for it.
 #[derive(Clone)]
 pub struct Options {
     pub(crate) connect: PgConnectOptions,
@@ -37,7 +48,7 @@ pub struct Options {
 impl Options {
     /// Takes a URL such as `postgres://user:password@host:5432/database?sslmode=verify-full`.
     ///
-    /// `application_name` is what `pg_stat_activity` shows.
+    /// `pg_stat_activity` shows the `application_name`.
     ///
     /// # Errors
     ///
@@ -46,7 +57,7 @@ impl Options {
         let connect = PgConnectOptions::from_str(url.expose_secret())
             .map_err(|_quotes_the_url| Error::Url)?
             .application_name(application_name)
-            // Not understood by a pooler, and of no use to us.
+            // Poolers refuse this parameter. It affects floats in text form only: we read none.
             .extra_float_digits(None)
             .disable_statement_logging();
         let database = connect.get_database().unwrap_or(connect.get_username());
@@ -59,23 +70,22 @@ impl Options {
         })
     }
 
-    /// How long one statement may take; the server cancels it then. Default 10 s.
+    /// How long one statement may take before the server cancels it. Default 10 s.
     #[must_use]
     pub fn statement_limit(mut self, limit: Duration) -> Self {
         self.statement_limit = limit;
         self
     }
 
-    /// How long a claim may lie idle while its events are published, before the server ends the
-    /// connection and so frees the lanes. Default 15 s.
+    /// How long a claim may be idle while its events are published. Then the server ends the
+    /// connection, which unlocks the lanes. Default 15 s.
     #[must_use]
     pub fn idle_limit(mut self, limit: Duration) -> Self {
         self.idle_limit = limit;
         self
     }
 
-    /// A statement of a claim has what the idle limit leaves of the time that lanes may stay locked
-    /// after their relay has gone silent.
+    /// How long one statement of a claim may take: what the idle limit leaves of [`LOCK_LIMIT`].
     fn claim_statement_limit(&self) -> Duration {
         let rest = LOCK_LIMIT.saturating_sub(self.idle_limit).max(Duration::from_secs(1));
         self.statement_limit.min(rest)
@@ -89,21 +99,24 @@ impl Options {
 
 /// One connection to the primary.
 ///
-/// After any error, drop it and connect anew. Dropping closes the socket, and the server rolls back.
+/// After any error, drop it and connect again. Dropping closes the socket, and the server rolls back.
 pub struct Session {
     pub(crate) connection: PgConnection,
-    begin_scan: String,
+    /// Begins a transaction for one statement.
+    begin: String,
+    /// Begins a transaction that locks lanes.
     begin_claim: String,
     pub(crate) client_limit: Duration,
 }
 
 impl Session {
-    /// Connects, and makes sure that the server is the primary.
+    /// Connects, and checks that the server is the primary and enforces the limits of a claim.
     ///
     /// # Errors
     ///
     /// [`Error::Login`] when the server refuses user, password or database, [`Error::NotPrimary`],
-    /// and [`Error::Unreachable`] or [`Error::Timeout`] for everything that may pass.
+    /// [`Error::LimitsIgnored`], and [`Error::Unreachable`] or [`Error::Timeout`] for temporary
+    /// failures.
     pub async fn connect(options: &Options) -> Result<Self, Error> {
         let limit = CONNECT_LIMIT;
         let connection = timeout(limit, PgConnection::connect_with(&options.connect))
@@ -115,18 +128,17 @@ impl Session {
         let idle_ms = options.idle_limit.as_millis();
         let mut session = Self {
             connection,
-            begin_scan: format!(
+            begin: format!(
                 "BEGIN ISOLATION LEVEL READ COMMITTED;
                  SET LOCAL statement_timeout = {statement_ms}"
             ),
-            // The last one ends a connection whose peer takes no data, for example in the middle of a
-            // large result: the other two do not run then.
+            // tcp_user_timeout ends a connection whose peer accepts no data, for example in the
+            // middle of a large result. The other two limits do not apply there.
             begin_claim: format!(
                 "BEGIN ISOLATION LEVEL READ COMMITTED;
                  SET LOCAL statement_timeout = {claim_statement_ms};
                  SET LOCAL idle_in_transaction_session_timeout = {idle_ms};
-                 SET LOCAL tcp_user_timeout = {idle_ms};
-                 {HOLD_PLANNER_TO_INDEXES}"
+                 SET LOCAL tcp_user_timeout = {idle_ms}{BY_INDEX}"
             ),
             client_limit: options.statement_limit + GRACE,
         };
@@ -135,9 +147,9 @@ impl Session {
         Ok(session)
     }
 
-    /// Says goodbye to the server, so that it does not log a lost connection.
+    /// Ends the session properly, so that the server does not log a lost connection.
     pub async fn close(self) {
-        // Whatever the answer, the connection is gone.
+        // The connection ends whatever the server answers.
         drop(timeout(GRACE, self.connection.close()).await);
     }
 
@@ -147,15 +159,15 @@ impl Session {
         );
         let standby: bool = within(
             self.client_limit,
-            "asking whether the server is the primary",
+            "checking that the server is the primary",
             query.fetch_one(&mut self.connection),
         )
         .await?;
         if standby { Err(Error::NotPrimary { address: options.address.clone() }) } else { Ok(()) }
     }
 
-    /// Makes sure that the limits of a claim are in force: a pooler or a fork might ignore them, and
-    /// then the lanes of a relay that hangs would stay locked.
+    /// Checks that the server enforces the limits of a claim. A pooler or a fork of PostgreSQL might
+    /// ignore them; the lanes of a relay that hangs would then stay locked.
     async fn require_limits(&mut self, options: &Options) -> Result<(), Error> {
         let limit = self.client_limit;
         let mut transaction = self.begin_claim().await?;
@@ -177,82 +189,29 @@ impl Session {
         self.client_limit
     }
 
-    /// Begins a transaction that claims lanes.
+    /// Begins a transaction that locks lanes.
     pub(crate) async fn begin_claim(&mut self) -> Result<Transaction<'_, Postgres>, Error> {
         let begin = sqlx::AssertSqlSafe(self.begin_claim.clone());
         let limit = self.client_limit;
         within(limit, "opening a transaction", self.connection.begin_with(begin)).await
     }
 
-    /// Runs one query that finds its rows by an index, under the server's statement timeout.
-    pub(crate) async fn read<T>(
+    /// Runs one statement in a transaction of its own, under the server's statement timeout.
+    pub(crate) async fn run<T>(
         &mut self,
+        mode: Mode,
         operation: &'static str,
         query: Query<'_, Postgres, PgArguments>,
     ) -> Result<Vec<T>, Error>
     where
         T: for<'r> FromRow<'r, PgRow>,
     {
-        let begin = format!("{}; {HOLD_PLANNER_TO_INDEXES}", self.begin_scan);
-        self.run(operation, begin, query, false).await
-    }
-
-    /// Runs one query that finds its rows by an index and writes, and commits.
-    pub(crate) async fn write_by_index<T>(
-        &mut self,
-        operation: &'static str,
-        query: Query<'_, Postgres, PgArguments>,
-    ) -> Result<Vec<T>, Error>
-    where
-        T: for<'r> FromRow<'r, PgRow>,
-    {
-        let begin = format!("{}; {HOLD_PLANNER_TO_INDEXES}", self.begin_scan);
-        self.run(operation, begin, query, true).await
-    }
-
-    /// Runs one query that compares much of a table with much of another.
-    pub(crate) async fn scan<T>(
-        &mut self,
-        operation: &'static str,
-        query: Query<'_, Postgres, PgArguments>,
-    ) -> Result<Vec<T>, Error>
-    where
-        T: for<'r> FromRow<'r, PgRow>,
-    {
-        // A planner who believes that there are few rows, as there were some minutes ago, reads the second
-        // table again for each row of the first.
-        let begin = format!("{}; SET LOCAL enable_nestloop = off", self.begin_scan);
-        self.run(operation, begin, query, false).await
-    }
-
-    /// Runs one query that writes, and commits.
-    pub(crate) async fn write<T>(
-        &mut self,
-        operation: &'static str,
-        query: Query<'_, Postgres, PgArguments>,
-    ) -> Result<Vec<T>, Error>
-    where
-        T: for<'r> FromRow<'r, PgRow>,
-    {
-        let begin = self.begin_scan.clone();
-        self.run(operation, begin, query, true).await
-    }
-
-    async fn run<T>(
-        &mut self,
-        operation: &'static str,
-        begin: String,
-        query: Query<'_, Postgres, PgArguments>,
-        commit: bool,
-    ) -> Result<Vec<T>, Error>
-    where
-        T: for<'r> FromRow<'r, PgRow>,
-    {
+        let begin = format!("{}{}", self.begin, mode.planner());
         let connection = &mut self.connection;
         let run = async {
             let mut transaction = connection.begin_with(sqlx::AssertSqlSafe(begin)).await?;
             let rows = query.fetch_all(&mut *transaction).await?;
-            if commit {
+            if mode.writes() {
                 transaction.commit().await?;
             } else {
                 transaction.rollback().await?;
@@ -263,7 +222,35 @@ impl Session {
     }
 }
 
-/// Awaits a statement, but no longer than `limit`.
+/// How a statement finds its rows, and whether it writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// Reads a few rows by an index.
+    Read,
+    /// Reads much of a table, and compares it with much of another.
+    Scan,
+    /// Finds a few rows by an index, and writes.
+    WriteByIndex,
+    /// Writes, and leaves the plan to PostgreSQL.
+    Write,
+}
+
+impl Mode {
+    /// Settings of the planner for the transaction.
+    fn planner(self) -> &'static str {
+        match self {
+            Self::Read | Self::WriteByIndex => BY_INDEX,
+            Self::Scan => NO_NESTED_LOOPS,
+            Self::Write => "",
+        }
+    }
+
+    fn writes(self) -> bool {
+        matches!(self, Self::WriteByIndex | Self::Write)
+    }
+}
+
+/// Awaits a statement for at most `limit`.
 pub(crate) async fn within<T>(
     limit: Duration,
     operation: &'static str,
@@ -278,8 +265,8 @@ pub(crate) async fn within<T>(
 pub(crate) fn connect_error(options: &Options, source: sqlx::Error) -> Error {
     let address = options.address.clone();
     let code = source.as_database_error().and_then(sqlx::error::DatabaseError::code);
-    // invalid_authorization_specification, invalid_password, invalid_catalog_name, and a missing
-    // CONNECT privilege.
+    // invalid_authorization_specification, invalid_password, invalid_catalog_name, and
+    // insufficient_privilege: no CONNECT privilege.
     let refused = matches!(code.as_deref(), Some("28000" | "28P01" | "3D000" | "42501"));
     if refused || matches!(source, sqlx::Error::Configuration(_)) {
         Error::Login { address, source }

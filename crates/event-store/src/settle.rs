@@ -1,4 +1,4 @@
-//! Settling a claim: marking what was published, setting aside what was not.
+//! Settles a claim: marks published events, and holds the streams of the others.
 
 use std::time::Duration;
 
@@ -9,21 +9,23 @@ use sqlx::query;
 use crate::session::within;
 use crate::{Claim, Error, Lane, OutboxId};
 
-/// A page takes about a quarter of a second, in which the lanes are locked.
+/// How many pending events of waiting streams one claim sets aside. The lanes stay locked meanwhile,
+/// for about a quarter of a second.
 const SET_ASIDE_AT_ONCE: usize = 1_000;
 
-/// What became of the events of a claim. Events that it does not name stay pending.
+/// What to record about the events of a claim. Events that it does not contain stay pending.
 #[derive(Debug, Default)]
 pub struct Settlement {
-    /// Confirmed by the broker.
+    /// Events confirmed by the broker, or discarded.
     pub processed: Vec<OutboxId>,
     /// Streams whose first unpublished event failed.
     pub holds: Vec<Hold>,
-    /// The failed events, and those of their streams behind them: out of the way of the others.
+    /// The failed events and the later ones of their streams. They leave the index of pending events,
+    /// so that the next claim does not read them.
     pub set_aside: Vec<OutboxId>,
-    /// Streams that waited, and of which every event of this claim was published.
+    /// Streams that waited, and whose events of this claim were all published.
     pub recovered: Vec<String>,
-    /// Whether published rows are deleted at once instead of being kept for a while.
+    /// Whether published rows are deleted at once instead of being marked.
     pub delete: bool,
 }
 
@@ -33,22 +35,22 @@ pub struct Settlement {
 pub enum Reason {
     /// No queue is bound for the routing key.
     Unroutable,
-    /// The broker refused the message for now.
+    /// The broker rejected the message temporarily, for example because a queue is full.
     Nacked,
     /// The event is too large to be sent.
     TooLarge,
     /// The broker closed the channel because of the message.
     Refused,
-    /// An event before it is delayed.
+    /// An earlier event of the stream is delayed.
     Delayed,
 }
 
 impl Reason {
-    /// All of them.
+    /// All reasons.
     pub const ALL: [Self; 5] =
         [Self::Unroutable, Self::Nacked, Self::TooLarge, Self::Refused, Self::Delayed];
 
-    /// As the tables have it.
+    /// The name in the tables.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Unroutable => "unroutable",
@@ -63,7 +65,7 @@ impl Reason {
 /// A stream that waits.
 #[derive(Debug)]
 pub struct Hold {
-    /// The stream, or the event where there is none.
+    /// The stream. An event without a stream has its event id here.
     pub stream_key: String,
     /// Its lane.
     pub lane: Lane,
@@ -71,19 +73,19 @@ pub struct Hold {
     pub outbox_id: OutboxId,
     /// The kind of failure.
     pub reason: Reason,
-    /// What happened, and what to do.
+    /// What happened, and what to do about it.
     pub error: String,
-    /// When to try again, from now on; `None` blocks the stream until somebody decides.
+    /// When to retry, counted from now; `None` parks the stream until a person decides.
     pub retry_after: Option<Duration>,
 }
 
 impl Claim<'_> {
-    /// Records what became of the events, and frees the lanes.
+    /// Records a settlement, and unlocks the lanes.
     ///
     /// # Errors
     ///
-    /// When PostgreSQL cannot be told, or the claim was lost meanwhile: nothing is recorded then, and
-    /// the events are published again.
+    /// When a statement fails, or the claim was lost meanwhile. Then nothing is recorded, and the events
+    /// will be published again.
     pub async fn settle(mut self, settlement: &Settlement) -> Result<(), Error> {
         if !settlement.processed.is_empty() {
             self.mark_processed(&settlement.processed, settlement.delete).await?;
@@ -113,7 +115,7 @@ impl Claim<'_> {
             query(
                 "UPDATE outbox
                  SET processed_at = clock_timestamp(), held = false,
-                     -- Or PostgreSQL would read the definition of the generated column again for each row.
+                     -- Otherwise PostgreSQL parses the generated column's definition for each row.
                      stream_id = stream_id
                  WHERE id = ANY ($1) AND processed_at IS NULL",
             )
@@ -124,7 +126,7 @@ impl Claim<'_> {
         if marked == expected { Ok(()) } else { Err(Error::NotMarked { expected, marked }) }
     }
 
-    /// Streams of which a delayed event comes first.
+    /// Holds the streams whose next event must wait for a delayed one.
     async fn wait_for_delayed(&mut self) -> Result<(), Error> {
         let delayed = &self.delayed;
         let keys: Vec<&str> = delayed.iter().map(|stream| stream.stream_key.as_str()).collect();
@@ -184,7 +186,7 @@ impl Claim<'_> {
         within(self.client_limit, "holding streams", upsert).await.map(drop)
     }
 
-    /// Takes events of streams that still wait out of the pending index.
+    /// Removes events of waiting streams from the index of pending events.
     async fn set_aside(&mut self, ids: &[OutboxId]) -> Result<(), Error> {
         let update = query(
             "UPDATE outbox o SET held = true
@@ -197,8 +199,9 @@ impl Claim<'_> {
         within(self.client_limit, "setting events aside", update).await.map(drop)
     }
 
-    /// The same for what is pending of streams that waited before: a page of each lane, whether this
-    /// claim has read it or not, since there may be a million of them before the next other event.
+    /// Does the same for pending events of streams that already waited, a limited number from each lane.
+    /// It also covers events that this claim has not read: there may be a million of them before the
+    /// next event of another stream.
     async fn set_aside_waiting(&mut self) -> Result<(), Error> {
         let lanes: Vec<i16> = self.waiting.iter().map(|lane| lane.0).collect();
         let share = SET_ASIDE_AT_ONCE / lanes.len().max(1);
@@ -225,7 +228,7 @@ impl Claim<'_> {
         within(self.client_limit, "setting waiting events aside", update).await.map(drop)
     }
 
-    /// Ends the wait of streams that have nothing left, and lets the others go on at once.
+    /// Deletes the holds of streams without held events, and makes the others due at once.
     async fn recover(&mut self, stream_keys: &[String]) -> Result<(), Error> {
         let delete = query(
             "DELETE FROM outbox_holds h
@@ -236,13 +239,13 @@ impl Claim<'_> {
         )
         .bind(stream_keys)
         .execute(&mut *self.transaction);
-        within(self.client_limit, "ending holds", delete).await?;
+        within(self.client_limit, "deleting holds", delete).await?;
         let go_on = query(
             "UPDATE outbox_holds SET attempts = 0, until = now() WHERE stream_key = ANY ($1)",
         )
         .bind(stream_keys)
         .execute(&mut *self.transaction);
-        within(self.client_limit, "ending holds", go_on).await.map(drop)
+        within(self.client_limit, "deleting holds", go_on).await.map(drop)
     }
 }
 

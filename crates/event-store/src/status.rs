@@ -1,75 +1,77 @@
-//! The state of the outbox, for people.
+//! The state of the outbox, for operators.
 
 use serde::Serialize;
 use sqlx::query;
 
 use crate::row::from_row;
+use crate::session::Mode;
 use crate::{Backlog, Error, Session};
 
-/// Everything that an operator asks first.
+/// What an operator needs to know first.
 #[derive(Debug, Serialize)]
 pub struct Status {
-    /// Events to publish, without those below; counted up to [`Backlog::COUNTED_AT_MOST`].
+    /// Events to publish next, without held and delayed ones. Counted up to
+    /// [`Backlog::COUNTED_AT_MOST`].
     pub pending: i64,
-    /// Events of streams that wait, counted likewise.
+    /// Events of streams that wait. Counted up to the same limit.
     pub held: i64,
-    /// Events whose time has not come, counted likewise.
+    /// Events whose `available_at` is in the future. Counted up to the same limit.
     pub delayed: i64,
     /// Age in seconds of the oldest event that should have been published.
     pub oldest_age_seconds: f64,
     /// Pending events by lane.
     pub lanes: Vec<Group<i16>>,
-    /// Pending events by category: what stands before the first dot of the routing key.
+    /// Pending events by category, the first word of the routing key.
     pub categories: Vec<Group<String>>,
     /// Streams that wait, by reason.
     pub waiting: Vec<WaitingStreams>,
-    /// Routing keys without a queue.
+    /// Routing keys for which no queue is bound.
     pub unroutable: Vec<UnroutableKey>,
-    /// Events inserted and published in the last 10 s, from the newest 100,000 rows that are kept.
+    /// Insertion and publication in the last 10 s, computed from the newest 100,000 rows.
     pub rates: Rates,
-    /// Transactions that hold up the floor of the outbox, or the fence of the event store.
+    /// Transactions that hold up the floor of the outbox or a fence of the event store.
     pub open_writers: Vec<OpenWriter>,
 }
 
-/// How many events belong to something.
+/// The number of events of one lane or category.
 #[derive(Debug, Serialize)]
 pub struct Group<K> {
-    /// What they belong to.
+    /// The lane or category.
     pub name: K,
-    /// How many.
+    /// The number of events.
     pub events: i64,
 }
 
-/// Streams that wait for one reason.
+/// The number of streams that wait for one reason.
 #[derive(Debug, Serialize)]
 pub struct WaitingStreams {
-    /// As in [`crate::Reason`].
+    /// The name of a [`crate::Reason`].
     pub reason: String,
-    /// Whether they wait for a decision.
-    pub blocked: bool,
-    /// How many.
+    /// Whether they are parked: they wait for a decision.
+    pub parked: bool,
+    /// The number of streams.
     pub streams: i64,
 }
 
-from_row!(WaitingStreams { reason, blocked, streams });
+from_row!(WaitingStreams { reason, parked, streams });
 
-/// A routing key to which no queue is bound.
+/// A routing key for which no queue is bound.
 #[derive(Debug, Serialize)]
 pub struct UnroutableKey {
-    /// The missing binding.
+    /// The routing key.
     pub routing_key: String,
-    /// Streams that wait for it.
+    /// Streams that wait for a binding.
     pub streams: i64,
-    /// Events that wait with them, counted up to 1,000 a stream.
+    /// Events of these streams that wait, counted up to 1,000 per stream.
     pub events: i64,
 }
 
 from_row!(UnroutableKey { routing_key, streams, events });
 
-/// Events in a second.
+/// Events per second.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
 pub struct Rates {
-    /// Inserted.
+    /// Inserted into the outbox.
     pub inserted: f64,
     /// Published.
     pub published: f64,
@@ -80,11 +82,11 @@ from_row!(Rates { inserted, published });
 /// A transaction that writes to `events` or `outbox`.
 #[derive(Debug, Serialize)]
 pub struct OpenWriter {
-    /// The server process; absent for a prepared transaction.
+    /// The server process; `None` for a prepared transaction.
     pub pid: Option<i32>,
     /// Its `application_name`.
     pub application_name: String,
-    /// How long it has been open, in seconds, if we may see it.
+    /// How long it has been open, in seconds; `None` without the right to see it.
     pub age_seconds: Option<f64>,
 }
 
@@ -95,7 +97,7 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// When PostgreSQL cannot be asked.
+    /// When the statement fails.
     pub async fn status(&mut self) -> Result<Status, Error> {
         let backlog = self.backlog().await?;
         let (lanes, categories) = self.pending_groups().await?;
@@ -125,7 +127,7 @@ impl Session {
         )
         .bind(Backlog::COUNTED_AT_MOST);
         let rows: Vec<(Option<i16>, Option<String>, i64)> =
-            self.read("counting pending events", query).await?;
+            self.run(Mode::Read, "counting pending events", query).await?;
         let (mut lanes, mut categories) = (Vec::new(), Vec::new());
         for (lane, category, events) in rows {
             if let Some(name) = lane {
@@ -137,17 +139,17 @@ impl Session {
         Ok((lanes, categories))
     }
 
-    /// How many streams wait, by reason.
+    /// Counts the streams that wait, by reason.
     ///
     /// # Errors
     ///
-    /// When PostgreSQL cannot be asked.
+    /// When the statement fails.
     pub async fn waiting_streams(&mut self) -> Result<Vec<WaitingStreams>, Error> {
         let query = query(
-            "SELECT reason, blocked, count(*) AS streams FROM outbox_holds
+            "SELECT reason, blocked AS parked, count(*) AS streams FROM outbox_holds
              GROUP BY reason, blocked ORDER BY reason, blocked",
         );
-        self.read("counting the streams that wait", query).await
+        self.run(Mode::Read, "counting the streams that wait", query).await
     }
 
     async fn unroutable_keys(&mut self) -> Result<Vec<UnroutableKey>, Error> {
@@ -168,7 +170,7 @@ impl Session {
              ORDER BY count(*) DESC, o.routing_key
              LIMIT 100",
         );
-        self.read("reading the unroutable events", query).await
+        self.run(Mode::Read, "reading the unroutable events", query).await
     }
 
     async fn rates(&mut self) -> Result<Rates, Error> {
@@ -180,7 +182,7 @@ impl Session {
              FROM (SELECT created_at, processed_at FROM outbox ORDER BY id DESC LIMIT 100000)
                   AS newest",
         );
-        let rows: Vec<Rates> = self.read("reading the rates", query).await?;
+        let rows: Vec<Rates> = self.run(Mode::Read, "reading the rates", query).await?;
         Ok(rows.first().copied().unwrap_or_default())
     }
 
@@ -195,21 +197,21 @@ impl Session {
                AND (a.xact_start IS NULL OR a.xact_start < clock_timestamp() - interval '1 s')
              ORDER BY age_seconds DESC NULLS FIRST",
         );
-        self.read("reading the open writers", query).await
+        self.run(Mode::Read, "reading the open writers", query).await
     }
 
-    /// How many workers of relays are connected, ours included.
+    /// Counts the connected workers of all relays, ours included.
     ///
     /// # Errors
     ///
-    /// When PostgreSQL cannot be asked.
+    /// When the statement fails.
     pub async fn count_workers(&mut self, application_name: &str) -> Result<u32, Error> {
         let query = query(
             "SELECT count(*) FROM pg_stat_activity
              WHERE datname = current_database() AND application_name = $1",
         )
         .bind(application_name);
-        let rows: Vec<(i64,)> = self.read("counting the workers", query).await?;
+        let rows: Vec<(i64,)> = self.run(Mode::Read, "counting the workers", query).await?;
         Ok(rows.first().and_then(|(count,)| u32::try_from(*count).ok()).unwrap_or_default())
     }
 }

@@ -1,7 +1,8 @@
-//! Streams that wait, and what people decide about them.
+//! Streams that wait, and the decisions of operators about them.
 //!
-//! A hold is changed only with the lock of its lane, by commands too: a worker that has claimed the
-//! lane may be publishing the event.
+//! A stream waits (it has a row in `outbox_holds`) until a time, or until a person decides: then it is
+//! *parked*. Commands too change a hold only under the lock of its lane, because a worker that has
+//! claimed the lane may be publishing the event.
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -9,46 +10,46 @@ use sqlx::{Postgres, Transaction, query, query_as};
 use uuid::Uuid;
 
 use crate::row::from_row;
-use crate::session::within;
+use crate::session::{Mode, within};
 use crate::{Error, OutboxId, Session};
 
 /// A stream that waits, and the event that it waits for.
 #[derive(Debug, Clone, Serialize)]
 pub struct WaitingStream {
-    /// The row of the event: the ID for commands.
+    /// The row of the event in the outbox. Commands identify the event by it.
     pub id: i64,
-    /// The stream; the event id where there is none.
+    /// The stream. An event without a stream has its event id here.
     pub stream_key: String,
-    /// Whether it waits for a decision, not for a time.
-    pub blocked: bool,
-    /// The kind of failure, as in [`crate::Reason`].
+    /// Whether it is parked: it waits for a decision, not for a time.
+    pub parked: bool,
+    /// The kind of failure, the name of a [`crate::Reason`].
     pub reason: String,
-    /// What happened, and what to do.
+    /// What happened, and what to do about it.
     pub last_error: String,
-    /// How often the event was tried.
+    /// How often publishing the event has failed.
     pub attempts: i32,
-    /// Since when the stream waits.
+    /// Since when the stream has waited.
     pub since: DateTime<Utc>,
-    /// When it is tried again, unless it is blocked.
+    /// When the event is retried; `None` if the stream is parked.
     pub until: Option<DateTime<Utc>>,
-    /// The event.
+    /// The id of the event.
     pub event_id: Uuid,
-    /// Its number in the stream.
+    /// Its version in the stream.
     pub stream_version: Option<i64>,
     /// Its type.
     pub event_type: String,
-    /// Where its message goes.
+    /// The routing key of its message.
     pub routing_key: String,
-    /// Length of its payload.
+    /// Length of its payload in bytes.
     pub bytes: i32,
-    /// Events that wait, this one included; counted up to 1,000.
+    /// Events of the stream that wait, this one included. Counted up to 1,000.
     pub events: i64,
 }
 
 from_row!(WaitingStream {
     id,
     stream_key,
-    blocked,
+    parked,
     reason,
     last_error,
     attempts,
@@ -66,36 +67,36 @@ from_row!(WaitingStream {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Waiting {
     /// Those that wait for a decision.
-    Blocked,
-    /// All.
+    Parked,
+    /// All waiting streams.
     All,
     /// The one that waits for this event.
     For(OutboxId),
 }
 
 impl Waiting {
-    /// At most so many are listed.
+    /// At most this many streams are returned.
     pub const LIMIT: usize = 1_000;
 }
 
-/// Who decides, and why; it goes into `outbox_audit`.
+/// A decision of an operator, recorded in `outbox_audit`.
 #[derive(Debug, Clone, Copy)]
 pub struct Decision<'d> {
-    /// The person, as far as it is known.
+    /// Who decided, as far as known.
     pub actor: &'d str,
-    /// The person's words.
+    /// Why.
     pub reason: Option<&'d str>,
 }
 
 impl Session {
-    /// Streams that wait, the longest first.
+    /// Streams that wait, beginning with the one that has waited longest.
     ///
     /// # Errors
     ///
-    /// When PostgreSQL cannot be asked.
+    /// When the statement fails.
     pub async fn waiting(&mut self, which: Waiting) -> Result<Vec<WaitingStream>, Error> {
         let query = query(
-            "SELECT o.id, h.stream_key, h.blocked, h.reason, h.last_error, h.attempts, h.since,
+            "SELECT o.id, h.stream_key, h.blocked AS parked, h.reason, h.last_error, h.attempts, h.since,
                     nullif(h.until, 'infinity') AS until, o.event_id, o.stream_version,
                     o.event_type, o.routing_key, octet_length(o.payload::text) AS bytes,
                     behind.events
@@ -115,31 +116,32 @@ impl Session {
              LIMIT $3",
         )
         .bind(if let Waiting::For(id) = which { Some(id.0) } else { None })
-        .bind(which == Waiting::Blocked)
+        .bind(which == Waiting::Parked)
         .bind(i64::try_from(Waiting::LIMIT).unwrap_or(i64::MAX));
-        self.read("reading the streams that wait", query).await
+        self.run(Mode::Read, "reading the streams that wait", query).await
     }
 
     /// The payload of an event that a stream waits for.
     ///
     /// # Errors
     ///
-    /// [`Error::NotWaiting`], or when PostgreSQL cannot be asked.
+    /// [`Error::NotWaiting`], or when the statement fails.
     pub async fn waiting_payload(&mut self, id: OutboxId) -> Result<String, Error> {
         let query = query(
             "SELECT o.payload::text FROM outbox o JOIN outbox_holds h ON h.outbox_id = o.id
              WHERE o.id = $1",
         )
         .bind(id.0);
-        let rows: Vec<(String,)> = self.read("reading an event", query).await?;
+        let rows: Vec<(String,)> = self.run(Mode::Read, "reading an event", query).await?;
         rows.into_iter().next().map(|(payload,)| payload).ok_or(Error::NotWaiting { id: id.0 })
     }
 
-    /// Lets a stream try its event again at once, and forgets the earlier failures but one.
+    /// Makes a stream retry its event at once. One earlier failure stays counted, because a claim
+    /// reads the events behind the first one only after that was published.
     ///
     /// # Errors
     ///
-    /// [`Error::NotWaiting`], or when PostgreSQL cannot be told; then nothing is changed.
+    /// [`Error::NotWaiting`], or when a statement fails. Then nothing is changed.
     pub async fn retry(&mut self, id: OutboxId, decision: Decision<'_>) -> Result<(), Error> {
         let limit = self.client_limit();
         let mut transaction = self.lock_waiting(id).await?;
@@ -154,11 +156,11 @@ impl Session {
         within(limit, "retrying an event", transaction.commit()).await
     }
 
-    /// Gives an event up: it is never published, and its stream goes on with the next one.
+    /// Skips an event: it is never published, and its stream continues with the next one.
     ///
     /// # Errors
     ///
-    /// [`Error::NotWaiting`], or when PostgreSQL cannot be told; then nothing is changed.
+    /// [`Error::NotWaiting`], or when a statement fails. Then nothing is changed.
     pub async fn skip(&mut self, id: OutboxId, decision: Decision<'_>) -> Result<(), Error> {
         let limit = self.client_limit();
         let mut transaction = self.lock_waiting(id).await?;
@@ -178,7 +180,7 @@ impl Session {
         within(limit, "skipping an event", transaction.commit()).await
     }
 
-    /// Opens a transaction that has locked the lane of a waiting event.
+    /// Begins a transaction that has locked the lane of a waiting event.
     async fn lock_waiting(&mut self, id: OutboxId) -> Result<Transaction<'_, Postgres>, Error> {
         let limit = self.client_limit();
         let mut transaction = self.begin_claim().await?;
@@ -190,11 +192,12 @@ impl Session {
         .bind(id.0)
         .fetch_optional(&mut *transaction);
         let locked: Option<(i16,)> = within(limit, "locking the lane of the event", lock).await?;
-        // In a new statement: while the lane was waited for, a relay may have published the event.
-        let look = query_as("SELECT lane FROM outbox_holds WHERE outbox_id = $1")
+        // In a further statement: while this one waited for the lock, a relay may have published the event.
+        let check = query_as("SELECT lane FROM outbox_holds WHERE outbox_id = $1")
             .bind(id.0)
             .fetch_optional(&mut *transaction);
-        let found: Option<(i16,)> = within(limit, "looking for the event", look).await?;
+        let found: Option<(i16,)> =
+            within(limit, "checking that the event still waits", check).await?;
         if locked.is_some() && found == locked {
             Ok(transaction)
         } else {

@@ -6,20 +6,30 @@ use clap::{Parser, Subcommand};
 use daemon::cli::{Common, end, print_settings};
 use daemon::{Exit, Failure, healthcheck, init_logs};
 
-use crate::commands::{Blocked, Format, Reconcile, Republish, migrate, status};
+use crate::commands::{Format, Parked, Reconcile, Republish, migrate, status};
 use crate::run::run;
 use crate::{Servers, Settings};
 
 /// Publishes the outbox of PostgreSQL to RabbitMQ.
 ///
-/// Configured by a TOML file and by environment variables: `OUTBOX_RELAY__SECTION__KEY` sets
-/// `section.key`; `EVENT_STORE_URL`, `AMQP_URL` and `RUST_LOG` are understood too. A URL may also
-/// come from a file: `OUTBOX_RELAY__POSTGRES__URL_FILE`. `config/default.toml` describes every key.
+/// Applications append domain events to the event store in PostgreSQL, which puts a copy of each
+/// into the table `outbox`. The relay publishes these copies to an exchange in RabbitMQ, each stream
+/// in order, and marks them once the broker has confirmed them.
 ///
-/// Exit codes: 0 done or stopped by a signal, 1 failure, 2 wrong command line, 64 wrong
-/// configuration, 65 no such event or an event is missing, 69 server not reachable, 77 login refused.
+/// Settings come from a TOML file and from environment variables: `OUTBOX_RELAY__SECTION__KEY` sets
+/// `section.key`; `EVENT_STORE_URL`, `AMQP_URL` and `RUST_LOG` work too. A URL can also come from a
+/// file that `OUTBOX_RELAY__POSTGRES__URL_FILE` names. `config/default.toml` describes every key.
+///
+/// Exit codes: 0 success, or stopped by a signal; 1 failure; 2 wrong command line; 64 wrong
+/// configuration; 65 no such event, or an event is missing; 69 server not reachable; 77 login
+/// refused.
 #[derive(Parser)]
-#[command(version, max_term_width = 100)]
+#[command(
+    version,
+    max_term_width = 100,
+    after_help = "Example:\n  EVENT_STORE_URL=postgres://app:secret@localhost/shop \\\n  \
+                  AMQP_URL=amqp://app:secret@localhost outbox-relay run"
+)]
 struct Arguments {
     #[command(flatten)]
     common: Common,
@@ -29,30 +39,60 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Publish until SIGTERM; waits for servers that are not there.
+    /// Publish events until SIGTERM or SIGINT.
+    ///
+    /// Servers that are unreachable, at the start or later, are retried until they answer. Several
+    /// relays can run at the same time: they share the streams. /readyz, /livez and /metrics are
+    /// served at `relay.http_listen`.
+    #[command(after_help = "Example:\n  outbox-relay run --config relay.toml")]
     Run,
-    /// Bring the event store and the outbox in PostgreSQL up to date.
+    /// Create or update the tables of the event store and the outbox in PostgreSQL.
+    ///
+    /// Does nothing if they are up to date. Safe to run at any time, by several programs at once, and
+    /// while applications append: a migration waits up to 5 s for a lock. If it fails, nothing has
+    /// changed, and it can be run again. Needs a role that owns the tables.
+    #[command(after_help = "Example:\n  outbox-relay migrate && outbox-relay run")]
     Migrate,
-    /// Show what is to publish, what waits and why.
+    /// Show how many events are unpublished, and why.
+    ///
+    /// Pending events will be published next. Held events wait behind an event of their stream that
+    /// could not be published. Delayed events have a later time of publication. Needs PostgreSQL
+    /// only.
+    #[command(after_help = "Example:\n  outbox-relay status --json | jq .pending")]
     Status {
         #[command(flatten)]
         format: Format,
     },
-    /// Decide what becomes of events that cannot be published.
-    #[command(subcommand)]
-    Blocked(Blocked),
+    /// List parked streams, and retry or skip their events.
+    ///
+    /// The relay parks a stream after an event of it has failed `relay.max_attempts` times because of
+    /// the event itself: it is too large, or RabbitMQ refuses it. Later events of the stream wait
+    /// until a person decides: retry the event, or skip it. Other streams go on.
+    #[command(
+        subcommand,
+        alias = "blocked",
+        after_help = "Example:\n  outbox-relay parked list\n  \
+                      outbox-relay parked skip 4711 --reason 'larger than the broker allows'"
+    )]
+    Parked(Parked),
     Reconcile(Reconcile),
     Republish(Republish),
-    /// Look at the configuration.
-    #[command(subcommand)]
+    /// Show the settings.
+    #[command(subcommand, after_help = "Example:\n  outbox-relay config show")]
     Config(ConfigCommand),
-    /// Ask the relay on this host whether it is ready; for containers.
+    /// Exit with 0 if the relay on this host is ready, for container health checks.
+    ///
+    /// Asks /readyz at `relay.http_listen`, and prints the reason if the relay is not ready.
+    #[command(after_help = "Example:\n  HEALTHCHECK CMD [\"outbox-relay\", \"healthcheck\"]")]
     Healthcheck,
 }
 
 #[derive(Subcommand)]
 enum ConfigCommand {
-    /// Print every key, its value and where that comes from; secrets are hidden.
+    /// Print every key with its value and its origin: default, file or environment variable.
+    ///
+    /// Passwords are hidden. Prints every error in the settings at once.
+    #[command(after_help = "Example:\n  outbox-relay config show --config relay.toml")]
     Show,
 }
 
@@ -63,7 +103,7 @@ pub fn main() -> ExitCode {
         Command::Run => Servers { postgres: true, rabbitmq: true },
         Command::Migrate
         | Command::Status { .. }
-        | Command::Blocked(_)
+        | Command::Parked(_)
         | Command::Reconcile(_)
         | Command::Republish(_) => Servers { postgres: true, rabbitmq: false },
         Command::Config(_) | Command::Healthcheck => Servers::default(),
@@ -80,7 +120,7 @@ pub fn main() -> ExitCode {
         },
         Command::Migrate => finish(migrate(&settings)),
         Command::Status { format } => finish(status(&settings, format)),
-        Command::Blocked(command) => finish(command.run(&settings)),
+        Command::Parked(command) => finish(command.run(&settings)),
         Command::Reconcile(command) => finish(command.run(&settings)),
         Command::Republish(command) => finish(command.run(&settings)),
         Command::Config(ConfigCommand::Show) => {
@@ -97,4 +137,29 @@ fn finish(command: impl Future<Output = Result<(), Failure>>) -> ExitCode {
     end(runtime
         .map_err(|error| Failure::new(Exit::Failed, error))
         .and_then(|it| it.block_on(command)))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    /// A stranger finds an example in the help of every command.
+    #[test]
+    fn every_command_has_an_example() {
+        fn check(command: &clap::Command) {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.starts_with("Example:\n  "), "{} has no example", command.get_name());
+            command.get_subcommands().for_each(check);
+        }
+        check(&Arguments::command());
+    }
+
+    /// `blocked` was the name of `parked` in earlier releases.
+    #[test]
+    fn the_earlier_name_still_works() {
+        let arguments = Arguments::try_parse_from(["outbox-relay", "blocked", "list"]).unwrap();
+        assert!(matches!(arguments.command, Command::Parked(_)));
+    }
 }

@@ -1,4 +1,4 @@
-//! What happens to each event of a batch: the one place that decides it.
+//! What happens to each event of a batch. No other place decides it.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -7,62 +7,70 @@ use broker::{Outcome, TopicPattern};
 use daemon::backoff::Backoff;
 use event_store::{Hold, Lane, OutboxId, Reason, Settlement};
 
-/// An event of the batch, without what was sent.
+/// The outbox row of an event, without its message.
 #[derive(Debug, Clone)]
 pub(crate) struct Slot {
     pub(crate) id: OutboxId,
     pub(crate) lane: Lane,
     pub(crate) stream_key: String,
     pub(crate) routing_key: String,
-    /// How often the event that its stream waits for has failed; absent when it does not wait.
+    /// How often the event that holds this stream has failed; `None` when the stream is not held.
     pub(crate) attempts: Option<u32>,
 }
 
-/// What became of the event.
+/// How the attempt to publish an event ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Fate {
-    /// The broker has it.
+    /// The broker confirmed it.
     Confirmed,
-    /// No queue is bound for it, and that is as it should be.
+    /// No queue is bound for it, and `relay.discard_unroutable` allows that.
     Discarded,
     /// No queue is bound for it.
     Returned,
-    /// The broker cannot take it now, because a queue is full for example.
+    /// The broker cannot take it now, for example because a queue is full.
     Nacked,
-    /// It was not sent, because it is too large.
+    /// Not sent: it is too large.
     TooLarge { bytes: u64, limit: u64 },
-    /// The broker closed the channel over it.
+    /// The broker closed the channel because of it.
     Refused { reason: String },
-    /// It was not sent, because an event before it in its stream failed.
+    /// Not sent: an earlier event of its stream failed.
     Behind,
-    /// It was not sent, because time was up.
+    /// Not sent: the time of the batch was up.
     Untried,
 }
 
-/// What is done about failures.
+/// An event of a batch, with its fate.
+#[derive(Debug, Clone)]
+pub(crate) struct EventFate {
+    pub(crate) slot: Slot,
+    pub(crate) fate: Fate,
+}
+
+/// How failures are handled.
 #[derive(Debug, Clone)]
 pub(crate) struct FailurePolicy {
-    /// When a stream is tried again.
+    /// The shortest wait before a stream is retried.
     pub(crate) retry_min: Duration,
+    /// The longest wait.
     pub(crate) retry_max: Duration,
-    /// How often an event that fails for its own sake is tried before its stream is blocked.
+    /// How often an event that itself causes the failure is tried before its stream is parked.
     pub(crate) max_attempts: u32,
-    /// Events that need no queue.
+    /// Routing keys that need no queue.
     pub(crate) discard_unroutable: Vec<TopicPattern>,
-    /// Published rows are deleted at once.
+    /// Whether published rows are deleted at once.
     pub(crate) delete: bool,
 }
 
-/// A failure.
+/// Why an event was not published.
 struct Failure {
     reason: Reason,
     text: String,
-    /// The event itself is to blame: trying for ever does not help.
+    /// Whether the event itself causes the failure, so that retrying it indefinitely is useless.
     own_fault: bool,
 }
 
 impl Fate {
-    /// What the broker's answer means.
+    /// Interprets the broker's answer.
     pub(crate) fn of(outcome: Outcome, routing_key: &str, policy: &FailurePolicy) -> Self {
         match outcome {
             Outcome::Confirmed => Self::Confirmed,
@@ -78,7 +86,7 @@ impl Fate {
         }
     }
 
-    /// The label of the metric that counts it; none when nothing was tried.
+    /// The metric label that counts it; `None` for an event that was not tried.
     pub(crate) fn label(&self) -> Option<&'static str> {
         match self {
             Self::Confirmed => Some("confirmed"),
@@ -100,22 +108,23 @@ impl Fate {
                 false,
                 format!(
                     "no queue is bound for routing key {key}: bind one to the exchange, \
-                     for example by starting the projector that should receive it"
+                     for example by starting the projector that should receive the event"
                 ),
             ),
             Self::Nacked => (
                 Reason::Nacked,
                 false,
                 format!(
-                    "RabbitMQ refused the message with routing key {key}: is one of its queues full?"
+                    "RabbitMQ rejected the message with routing key {key}: \
+                     check whether one of its queues is full"
                 ),
             ),
             Self::TooLarge { bytes, limit } => (
                 Reason::TooLarge,
                 true,
                 format!(
-                    "the event has {bytes} bytes, and {limit} are allowed \
-                     (relay.max_message_bytes, or the broker's max_message_size)"
+                    "the event has {bytes} bytes, and {limit} are allowed: raise \
+                     relay.max_message_bytes (and the broker's max_message_size), or skip the event"
                 ),
             ),
             Self::Refused { reason } => {
@@ -128,12 +137,12 @@ impl Fate {
 
 /// Decides what to record for a batch whose events are in order.
 ///
-/// After the first event of a stream that failed, its later ones are set aside whatever became of
-/// them, so that their last copies on the wire are in order; after the first that was not tried, they
-/// stay as they are. `part` gives random numbers from 0 to 1.
+/// If an event of a stream fails, it and all later events of the stream are set aside, even those
+/// that were confirmed: they will be published again, so that the last copies on the wire are in
+/// order. From the first untried event of a stream on, its rows stay as they are.
+/// `part` gives random numbers from 0 to 1.
 pub(crate) fn settle(
-    slots: &[Slot],
-    fates: &[Fate],
+    events: &[EventFate],
     policy: &FailurePolicy,
     mut part: impl FnMut() -> f64,
 ) -> Settlement {
@@ -141,7 +150,7 @@ pub(crate) fn settle(
     let mut failed: HashSet<&str> = HashSet::new();
     let mut untried: HashSet<&str> = HashSet::new();
     let backoff = Backoff::new(policy.retry_min, policy.retry_max);
-    for (slot, fate) in slots.iter().zip(fates) {
+    for EventFate { slot, fate } in events {
         let stream_key = slot.stream_key.as_str();
         let is_untried = matches!(fate, Fate::Untried | Fate::Behind);
         if failed.contains(stream_key) {
@@ -165,10 +174,10 @@ pub(crate) fn settle(
             settlement.processed.push(slot.id);
         }
     }
-    let recovered: HashSet<&str> = slots
+    let recovered: HashSet<&str> = events
         .iter()
-        .filter(|slot| slot.attempts.is_some())
-        .map(|slot| slot.stream_key.as_str())
+        .filter(|event| event.slot.attempts.is_some())
+        .map(|event| event.slot.stream_key.as_str())
         .filter(|stream_key| !failed.contains(stream_key) && !untried.contains(stream_key))
         .collect();
     settlement.recovered = recovered.into_iter().map(str::to_owned).collect();

@@ -1,12 +1,12 @@
-//! What must hold for every configuration; called with the seeds and by `cargo xtask fuzz`.
+//! Properties of every configuration, checked with the seeds and by `cargo xtask fuzz`.
 
 use crate::{Servers, Settings};
 
-/// Reads a configuration; for the input and the rules see [`daemon::fuzzing`].
+/// Reads a configuration. [`daemon::fuzzing`] describes the input and the properties.
 ///
 /// # Panics
 ///
-/// When something does not hold.
+/// When a property does not hold.
 pub fn settings(input: &[u8]) {
     daemon::fuzzing::settings(input, "OUTBOX_RELAY", |reader| {
         Settings::read(reader, Servers { postgres: false, rabbitmq: true }).map(|(_, shown)| shown)

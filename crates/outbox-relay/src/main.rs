@@ -1,4 +1,4 @@
-//! The relay's command line.
+//! The program `outbox-relay`.
 
 use std::process::ExitCode;
 

@@ -1,4 +1,4 @@
-//! The relay's metrics, all named `outbox_relay_…`.
+//! The relay's metrics. All names begin with `outbox_relay_`.
 
 use std::sync::atomic::AtomicU64;
 
@@ -13,7 +13,7 @@ use prometheus_client::registry::{Registry, Unit};
 /// Label name and value.
 type Label = [(&'static str, &'static str); 1];
 
-/// Cheap to clone; clones count together.
+/// Cheap to clone; clones share their values.
 #[derive(Clone)]
 pub(crate) struct Metrics {
     pub(crate) messages: Family<Label, Counter>,
@@ -23,7 +23,7 @@ pub(crate) struct Metrics {
     pub(crate) losses: Family<Label, Counter>,
     pub(crate) claim_seconds: Histogram,
     pub(crate) deleted: Counter,
-    pub(crate) blocked_streams: Gauge,
+    pub(crate) parked_streams: Gauge,
     pub(crate) events: Family<Label, Gauge>,
     pub(crate) waiting_streams: Family<Label, Gauge>,
     pub(crate) oldest_age_seconds: Gauge<f64, AtomicU64>,
@@ -40,7 +40,7 @@ impl Metrics {
             losses: Family::default(),
             claim_seconds: Histogram::new(exponential_buckets(0.000_5, 1.5, 24)),
             deleted: Counter::default(),
-            blocked_streams: Gauge::default(),
+            parked_streams: Gauge::default(),
             events: Family::default(),
             waiting_streams: Family::default(),
             oldest_age_seconds: Gauge::default(),
@@ -51,11 +51,7 @@ impl Metrics {
             "Version of the program",
             Info::new([("version", env!("CARGO_PKG_VERSION"))]),
         );
-        registry.register(
-            "messages_published",
-            "Messages by what became of them",
-            metrics.messages.clone(),
-        );
+        registry.register("messages_published", "Messages by outcome", metrics.messages.clone());
         registry.register_with_unit(
             "publish_duration",
             "Time from the first publish of a batch to its last confirm",
@@ -75,55 +71,55 @@ impl Metrics {
         );
         registry.register(
             "connection_losses",
-            "Connections given up after a failure",
+            "Connections dropped after a failure",
             metrics.losses.clone(),
         );
         registry.register_with_unit(
             "claim_duration",
-            "Time to lock lanes that have something to publish and to read their first events",
+            "Time to lock lanes with events to publish and to read their first events",
             Unit::Seconds,
             metrics.claim_seconds.clone(),
         );
         registry.register(
             "deleted_events",
-            "Published events deleted after their retention",
+            "Published events deleted from the outbox after their retention",
             metrics.deleted.clone(),
         );
         registry.register(
             "outbox_events",
-            "Events to publish by state (pending, held, delayed), sampled, each counted up to 100000",
+            "Unpublished events by state (pending, held, delayed); sampled, each counted up to 100000",
             metrics.events.clone(),
         );
         registry.register(
             "waiting_streams",
-            "Streams that wait by reason, sampled",
+            "Streams that wait for a retry, a person or a delayed event, by reason; sampled",
             metrics.waiting_streams.clone(),
         );
         registry.register(
-            "blocked_streams",
-            "Streams that wait for somebody to retry or skip an event, sampled",
-            metrics.blocked_streams.clone(),
+            "parked_streams",
+            "Streams that wait until a person retries or skips an event; sampled",
+            metrics.parked_streams.clone(),
         );
         registry.register_with_unit(
             "oldest_pending_age",
-            "Age of the oldest event that should have been published, sampled",
+            "Age of the oldest event that should have been published; sampled",
             Unit::Seconds,
             metrics.oldest_age_seconds.clone(),
         );
         metrics
     }
 
-    /// Counts a message by what became of it.
+    /// Counts a message by its outcome.
     pub(crate) fn count(&self, outcome: &'static str) {
         self.messages.get_or_create(&[("outcome", outcome)]).inc();
     }
 
-    /// Counts a connection that was given up.
+    /// Counts a connection that was dropped after a failure.
     pub(crate) fn lost(&self, server: &'static str) {
         self.losses.get_or_create(&[("server", server)]).inc();
     }
 
-    /// Notes the state of the outbox.
+    /// Sets the gauges of the outbox.
     pub(crate) fn backlog(&self, backlog: &Backlog, waiting: &[WaitingStreams]) {
         let states =
             [("pending", backlog.pending), ("held", backlog.held), ("delayed", backlog.delayed)];
@@ -135,8 +131,8 @@ impl Metrics {
             let count = of_reason.map(|streams| streams.streams).sum();
             self.waiting_streams.get_or_create(&[("reason", reason.as_str())]).set(count);
         }
-        let blocked = waiting.iter().filter(|streams| streams.blocked);
-        self.blocked_streams.set(blocked.map(|streams| streams.streams).sum());
+        let parked = waiting.iter().filter(|streams| streams.parked);
+        self.parked_streams.set(parked.map(|streams| streams.streams).sum());
         self.oldest_age_seconds.set(backlog.oldest_age_seconds);
     }
 }

@@ -5,16 +5,19 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use broker::TopicPattern;
-use daemon::LogSettings;
 use daemon::settings::{Errors, POSTGRESQL, RABBITMQ, Reader, Shown};
+use daemon::{Exit, Failure, LogSettings};
 use secrecy::{ExposeSecret, SecretString};
 
-/// What the relay is told to do; each key is described in `config/default.toml`.
+/// How much longer PostgreSQL waits for a silent claim than the relay waits for confirms.
+const CLAIM_MARGIN: Duration = Duration::from_secs(2);
+
+/// The relay's settings. `config/default.toml` describes each key.
 #[derive(Clone)]
 pub struct Settings {
     /// `postgres.url`
     pub postgres_url: SecretString,
-    /// `postgres.listen_url`; empty when it is that of `postgres.url`
+    /// `postgres.listen_url`; empty means `postgres.url`
     pub listen_url: SecretString,
     /// `postgres.statement_timeout`
     pub statement_timeout: Duration,
@@ -60,7 +63,7 @@ pub struct Settings {
     pub notify: bool,
 }
 
-/// The servers that a command needs, and so their URLs.
+/// The servers whose URLs a command needs.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Servers {
     /// PostgreSQL
@@ -74,7 +77,7 @@ impl Settings {
     ///
     /// # Errors
     ///
-    /// With every error in it.
+    /// Every error in it at once.
     pub fn read(mut reader: Reader, needed: Servers) -> Result<(Self, Vec<Shown>), Errors> {
         reader.ignore_section("mysql");
         reader.ignore_section("projector");
@@ -101,21 +104,21 @@ impl Settings {
             max_attempts: reader.integer("relay.max_attempts", 1..=1_000_000),
             discard_unroutable: reader.parsed_list(
                 "relay.discard_unroutable",
-                "a list of patterns of routing keys such as audit.#",
+                "a list of routing-key patterns such as audit.#",
             ),
             retention: reader.duration("relay.retention", seconds(0..=10 * 365 * 86_400)),
             notify: reader.choice("relay.notify", &[("true", true), ("false", false)]),
         };
         reader.require(
             &["relay.confirm_timeout", "relay.claim_timeout"],
-            settings.confirm_timeout + Duration::from_secs(2) <= settings.claim_timeout,
-            "relay.confirm_timeout must be shorter than relay.claim_timeout, by 2s or more: \
-             otherwise PostgreSQL ends a claim whose events are still being confirmed",
+            settings.confirm_timeout + CLAIM_MARGIN <= settings.claim_timeout,
+            "relay.confirm_timeout must be shorter than relay.claim_timeout by at least 2s: \
+             otherwise PostgreSQL ends a claim while the broker still confirms its events",
         );
         reader.require(
             &["postgres.listen_url", "relay.notify"],
             settings.notify || settings.listen_url.expose_secret().is_empty(),
-            "postgres.listen_url is set, but relay.notify is false: nobody would listen there",
+            "postgres.listen_url is set, but relay.notify is false: set it to true, or remove the URL",
         );
         for (pair, ordered) in [
             (["relay.poll_min", "relay.poll_max"], settings.poll_min <= settings.poll_max),
@@ -125,6 +128,45 @@ impl Settings {
             reader.require(&pair, ordered, &format!("{least} must not be longer than {most}"));
         }
         Ok((settings, reader.finish()?))
+    }
+
+    /// How to connect to PostgreSQL; `application_name` is shown in `pg_stat_activity`.
+    ///
+    /// # Errors
+    ///
+    /// When the URL cannot be used.
+    pub(crate) fn store_options(
+        &self,
+        application_name: &str,
+    ) -> Result<event_store::Options, Failure> {
+        let options = event_store::Options::parse(&self.postgres_url, application_name)
+            .map_err(|error| Failure::new(Exit::Configuration, error))?;
+        Ok(options.statement_limit(self.statement_timeout).idle_limit(self.claim_timeout))
+    }
+
+    /// How the listener connects to PostgreSQL: directly, even if everything else uses a pooler.
+    ///
+    /// # Errors
+    ///
+    /// When the URL cannot be used.
+    pub(crate) fn listen_options(&self) -> Result<event_store::Options, Failure> {
+        let url = if self.listen_url.expose_secret().is_empty() {
+            &self.postgres_url
+        } else {
+            &self.listen_url
+        };
+        event_store::Options::parse(url, "outbox-relay listener")
+            .map_err(|error| Failure::new(Exit::Configuration, error))
+    }
+
+    /// How to connect to RabbitMQ. The name is also the `app_id` of every message.
+    ///
+    /// # Errors
+    ///
+    /// When the URL cannot be used.
+    pub(crate) fn broker_options(&self) -> Result<broker::Options, Failure> {
+        broker::Options::parse(&self.rabbitmq_url, "outbox-relay")
+            .map_err(|error| Failure::new(Exit::Configuration, error))
     }
 }
 

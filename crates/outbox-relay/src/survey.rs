@@ -1,9 +1,8 @@
-//! What the workers of a relay rely on: the floor of the outbox, and how many workers share the
-//! lanes.
+//! A background task that keeps three things up to date: the floor of the outbox, the number of
+//! workers that share the lanes, and the gauges of the backlog.
 
 use std::iter::Cycle;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 use std::vec::IntoIter;
 
@@ -11,44 +10,27 @@ use daemon::{Failure, Probe, chain};
 use event_store::{Fence, Lane, OutboxId, Session};
 use tokio::time::sleep;
 
-use crate::worker::Shared;
+use crate::context::Context;
 
-/// How often to look while events are published, and while there are none.
+/// Pause between rounds while the floor moves.
 const BUSY_INTERVAL: Duration = Duration::from_millis(250);
+/// Pause between rounds while the floor stays, and after an error.
 const IDLE_INTERVAL: Duration = Duration::from_secs(1);
 /// How often the backlog is sampled.
 const SAMPLE_INTERVAL: Duration = Duration::from_secs(5);
-/// Shared by the workers of a relay.
-pub(crate) struct Survey {
-    /// How many lanes a worker claims at once.
-    lanes: AtomicU16,
-}
 
-impl Survey {
-    pub(crate) fn new(lanes: u16) -> Self {
-        Self { lanes: AtomicU16::new(lanes) }
-    }
-
-    pub(crate) fn lanes(&self) -> u16 {
-        self.lanes.load(Ordering::Relaxed)
-    }
-}
-
-/// A fair share of the lanes, of which at most `limit` are claimed at once.
-fn share(workers: u32, limit: u16) -> u16 {
-    let share = u32::from(Lane::COUNT).div_ceil(workers.max(1));
-    u16::try_from(share).unwrap_or(Lane::COUNT).clamp(1, limit)
-}
-
-/// Keeps the survey, the floor of the outbox and the gauges of the backlog fresh.
-pub(crate) async fn survey(shared: Arc<Shared>, probe: Probe) -> Result<(), Failure> {
-    let mut surveyor = Surveyor::new(&shared);
-    while !shared.shutdown.is_cancelled() {
-        let pause = match shared.shutdown.run_until_cancelled(surveyor.look()).await {
+/// Surveys until shutdown.
+pub(crate) async fn survey(context: Arc<Context>, probe: Probe) -> Result<(), Failure> {
+    let mut surveyor = Surveyor::new(&context);
+    while !context.shutdown.is_cancelled() {
+        let pause = match context.shutdown.run_until_cancelled(surveyor.round()).await {
             None => break,
-            Some(Ok(busy)) => {
+            Some(Ok(floor)) => {
                 probe.ok();
-                if busy { BUSY_INTERVAL } else { IDLE_INTERVAL }
+                match floor {
+                    Floor::Moving => BUSY_INTERVAL,
+                    Floor::Resting => IDLE_INTERVAL,
+                }
             }
             Some(Err(error)) => {
                 probe.failing(&chain(&error));
@@ -57,7 +39,7 @@ pub(crate) async fn survey(shared: Arc<Shared>, probe: Probe) -> Result<(), Fail
                 IDLE_INTERVAL
             }
         };
-        shared.shutdown.run_until_cancelled(sleep(pause)).await;
+        context.shutdown.run_until_cancelled(sleep(pause)).await;
     }
     if let Some(session) = surveyor.session {
         session.close().await;
@@ -65,57 +47,63 @@ pub(crate) async fn survey(shared: Arc<Shared>, probe: Probe) -> Result<(), Fail
     Ok(())
 }
 
-struct Surveyor<'s> {
-    shared: &'s Shared,
+struct Surveyor<'c> {
+    context: &'c Context,
     session: Option<Session>,
-    /// A fence that open transactions hold up.
+    /// A fence that waits for open transactions.
     fence: Option<Fence>,
-    /// Where the floor was last.
+    /// The floor after the last round.
     floor: Option<OutboxId>,
-    /// The lanes to check for a pending row below the floor. Nothing that is known can put one there,
-    /// but it would wait for ever.
-    doubted: Cycle<IntoIter<Lane>>,
-    /// When the workers were counted, and a lane was checked.
+    /// The lanes, each rechecked in turn for a pending row below the floor. No known fault leaves a
+    /// row there, but such a row would never be published.
+    rechecks: Cycle<IntoIter<Lane>>,
+    /// When the workers were last counted and a lane was rechecked.
     counted: Option<Instant>,
     sampled: Option<Instant>,
 }
 
-impl<'s> Surveyor<'s> {
-    fn new(shared: &'s Shared) -> Self {
-        let doubted = Lane::all().collect::<Vec<_>>().into_iter().cycle();
+/// What the floor did in a round.
+enum Floor {
+    /// It moved, or will once an open transaction has ended.
+    Moving,
+    Resting,
+}
+
+impl<'c> Surveyor<'c> {
+    fn new(context: &'c Context) -> Self {
+        let rechecks = Lane::all().collect::<Vec<_>>().into_iter().cycle();
         Self {
-            shared,
+            context,
             session: None,
             fence: None,
             floor: None,
-            doubted,
+            rechecks,
             counted: None,
             sampled: None,
         }
     }
 
-    /// Says whether the floor has moved, or cannot yet.
-    async fn look(&mut self) -> Result<bool, event_store::Error> {
+    async fn round(&mut self) -> Result<Floor, event_store::Error> {
         let mut session = match self.session.take() {
             Some(session) => session,
-            None => Session::connect(&self.shared.store).await?,
+            None => Session::connect(&self.context.store).await?,
         };
-        let busy = self.move_floor(&mut session).await?;
+        let floor = self.move_floor(&mut session).await?;
         if self.counted.is_none_or(|at| at.elapsed() >= IDLE_INTERVAL) {
             self.counted = Some(Instant::now());
             self.count_workers(&mut session).await?;
-            self.doubt(&mut session).await?;
+            self.recheck_lane(&mut session).await?;
         }
         if self.sampled.is_none_or(|at| at.elapsed() >= SAMPLE_INTERVAL) {
             self.sampled = Some(Instant::now());
             let backlog = session.backlog().await?;
-            self.shared.metrics.backlog(&backlog, &session.waiting_streams().await?);
+            self.context.metrics.backlog(&backlog, &session.waiting_streams().await?);
         }
         self.session = Some(session);
-        Ok(busy)
+        Ok(floor)
     }
 
-    async fn move_floor(&mut self, session: &mut Session) -> Result<bool, event_store::Error> {
+    async fn move_floor(&mut self, session: &mut Session) -> Result<Floor, event_store::Error> {
         let mut fence = match self.fence.take() {
             Some(fence) => fence,
             None => session.take_outbox_fence().await?,
@@ -123,40 +111,26 @@ impl<'s> Surveyor<'s> {
         session.refresh_fence(&mut fence).await?;
         if !fence.is_decided() {
             self.fence = Some(fence);
-            return Ok(true);
+            return Ok(Floor::Moving);
         }
         let floor = session.raise_floor(&fence).await?;
-        Ok(self.floor.replace(floor) != Some(floor))
+        let moved = self.floor.replace(floor) != Some(floor);
+        Ok(if moved { Floor::Moving } else { Floor::Resting })
     }
 
     async fn count_workers(&self, session: &mut Session) -> Result<(), event_store::Error> {
-        let workers = session.count_workers(self.shared.workers_name).await?;
-        let own = u32::from(self.shared.settings.workers);
-        let lanes = share(workers.max(own), self.shared.settings.lanes_per_claim);
-        self.shared.survey.lanes.store(lanes, Ordering::Relaxed);
+        let connected = session.count_workers(self.context.workers_name).await?;
+        let own = u32::from(self.context.settings.workers);
+        self.context.lane_share.divide(connected.max(own));
         Ok(())
     }
 
-    async fn doubt(&mut self, session: &mut Session) -> Result<(), event_store::Error> {
-        if let Some(lane) = self.doubted.next()
+    async fn recheck_lane(&mut self, session: &mut Session) -> Result<(), event_store::Error> {
+        if let Some(lane) = self.rechecks.next()
             && let Some(found) = session.lower_floor(lane).await?
         {
             tracing::error!(id = found.get(), "an event was pending below the floor");
         }
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn workers_share_the_lanes_evenly() {
-        for (workers, limit, expected) in
-            [(0, 16, 16), (1, 64, 64), (2, 16, 16), (4, 64, 16), (16, 16, 4), (100, 16, 1)]
-        {
-            assert_eq!(share(workers, limit), expected, "{workers} workers, at most {limit}");
-        }
     }
 }

@@ -1,47 +1,27 @@
-//! A worker: passes one after another, over whatever happens to the servers.
+//! A worker runs one pass after another and survives any failure of the servers.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use broker::{Connection, Publisher};
 use daemon::backoff::Backoff;
-use daemon::{CancellationToken, Exit, Failure, Health, Probe, chain};
+use daemon::{Exit, Failure, Health, Probe, chain};
 use event_store::Session;
 use tokio::time::sleep;
 
-use crate::Settings;
+use crate::context::Context;
 use crate::disposition::FailurePolicy;
-use crate::hint::Hint;
-use crate::metrics::Metrics;
-use crate::pass::{Pass, Policy, Trouble, pass};
-use crate::survey::Survey;
+use crate::error::Error;
+use crate::link::Link;
+use crate::pass::{Pass, Policy, pass};
 
-/// A worker that finishes no pass for so long hangs.
+/// A worker that completes no pass for this long counts as hanging.
 const SILENCE_LIMIT: Duration = Duration::from_mins(1);
-/// How often to look whether a blocked broker takes messages again.
+/// How often to check whether a blocked broker takes messages again.
 const BLOCKED_PAUSE: Duration = Duration::from_millis(500);
-
-/// What all workers of a relay share.
-pub(crate) struct Shared {
-    pub(crate) settings: Settings,
-    pub(crate) store: event_store::Options,
-    pub(crate) workers_store: event_store::Options,
-    pub(crate) broker: broker::Options,
-    /// The application name of its workers in PostgreSQL.
-    pub(crate) workers_name: &'static str,
-    pub(crate) metrics: Metrics,
-    pub(crate) survey: Survey,
-    pub(crate) hint: Hint,
-    pub(crate) shutdown: CancellationToken,
-    /// Set once the login worked: from then on a refusal may be a passing one.
-    pub(crate) store_seen: AtomicBool,
-    pub(crate) broker_seen: AtomicBool,
-}
 
 /// One worker, with a connection to each server.
 pub(crate) struct Worker {
-    shared: Arc<Shared>,
+    context: Arc<Context>,
     policy: Policy,
     session: Option<Session>,
     link: Option<Link>,
@@ -50,18 +30,16 @@ pub(crate) struct Worker {
     progress: Probe,
 }
 
-/// A connection to the broker.
-pub(crate) struct Link {
-    pub(crate) publisher: Publisher,
-    pub(crate) connection: Connection,
-    /// It failed while the broker was blocked. What was sent is still on its way, so no other
-    /// connection is made before the broker takes messages again.
-    pub(crate) failed: bool,
+/// What one step of a worker did.
+enum Step {
+    Passed(Pass),
+    /// The broker takes no messages, because it is short of memory or disk.
+    BrokerBlocked,
 }
 
 impl Worker {
-    pub(crate) fn new(shared: Arc<Shared>, health: &Health) -> Self {
-        let settings = &shared.settings;
+    pub(crate) fn new(context: Arc<Context>, health: &Health) -> Self {
+        let settings = &context.settings;
         let policy = Policy {
             events: settings.batch_size,
             bytes: settings.batch_bytes,
@@ -81,15 +59,19 @@ impl Worker {
             store_probe: health.probe("postgresql", None),
             broker_probe: health.probe("rabbitmq", None),
             progress: health.probe("relay", Some(SILENCE_LIMIT)),
-            shared,
+            context,
         }
     }
 
     /// Publishes until shutdown.
+    ///
+    /// # Errors
+    ///
+    /// When a server refuses the configuration before it has accepted it once.
     pub(crate) async fn run(mut self) -> Result<(), Failure> {
-        let shutdown = self.shared.shutdown.clone();
-        let settings = &self.shared.settings;
-        let mut reconnect = Backoff::new(Duration::from_millis(100), settings.reconnect_max);
+        let shutdown = self.context.shutdown.clone();
+        let settings = &self.context.settings;
+        let mut reconnect = Backoff::reconnect(settings.reconnect_max);
         let (poll_min, poll_max) = (settings.poll_min, settings.poll_max);
         let mut pause = poll_min;
         while !shutdown.is_cancelled() {
@@ -102,17 +84,17 @@ impl Worker {
                         Step::Passed(Pass::Full) => Duration::ZERO,
                         Step::Passed(Pass::Some) => poll_min,
                         Step::Passed(Pass::Idle) => (pause * 2).clamp(poll_min, poll_max),
-                        Step::Blocked => BLOCKED_PAUSE,
+                        Step::BrokerBlocked => BLOCKED_PAUSE,
                     };
                     pause
                 }
-                Err(trouble) => {
-                    self.give_up(trouble)?;
+                Err(error) => {
+                    self.disconnect(error)?;
                     reconnect.failed()
                 }
             };
             if !wait.is_zero() {
-                let hint = self.shared.hint.arrived();
+                let hint = self.context.hint.arrived();
                 tokio::select! {
                     () = shutdown.cancelled() => {}
                     () = sleep(wait) => {}
@@ -120,37 +102,38 @@ impl Worker {
                 }
             }
         }
-        self.leave().await;
+        self.close().await;
         Ok(())
     }
 
-    async fn step(&mut self) -> Result<Step, Trouble> {
-        // The broker first: while it is away, PostgreSQL is left alone.
+    async fn step(&mut self) -> Result<Step, Error> {
+        // The broker first: while it is unreachable, there is no use in connecting to PostgreSQL.
         if self.link.is_none() {
-            self.link = Some(self.connect_broker().await.map_err(Trouble::Broker)?);
+            self.link = Some(Link::connect(&self.context).await?);
         }
         if self.session.is_none() {
-            self.session = Some(self.connect_store().await.map_err(Trouble::Store)?);
+            self.session = Some(self.connect_store().await?);
         }
         let (Some(link), Some(session)) = (&mut self.link, &mut self.session) else {
             return Ok(Step::Passed(Pass::Idle));
         };
         if !link.connection.is_connected() {
-            return Err(Trouble::Broker(broker::Error::Lost));
+            return Err(broker::Error::Lost.into());
         }
         if link.connection.is_blocked() {
             self.broker_probe.failing("RabbitMQ takes no messages: it is short of memory or disk");
-            return Ok(Step::Blocked);
+            return Ok(Step::BrokerBlocked);
         }
         if link.failed {
             link.connection.close().await;
-            return Err(Trouble::Broker(broker::Error::Lost));
+            return Err(broker::Error::Lost.into());
         }
-        let shared = &self.shared;
-        let mut passed = pass(session, link, &self.policy, &shared.survey, &shared.metrics).await?;
-        if passed == Pass::Idle && shared.hint.is_wanted(shared.settings.poll_max) {
-            session.ask_for_hint().await.map_err(Trouble::Store)?;
-            passed = pass(session, link, &self.policy, &shared.survey, &shared.metrics).await?;
+        let Context { settings, lane_share, hint, metrics, .. } = &*self.context;
+        let mut passed = pass(session, link, &self.policy, lane_share.lanes(), metrics).await?;
+        if passed == Pass::Idle && hint.is_wanted(settings.poll_max) {
+            session.request_hint().await?;
+            // An append before the request sends no hint.
+            passed = pass(session, link, &self.policy, lane_share.lanes(), metrics).await?;
         }
         self.store_probe.ok();
         self.broker_probe.ok();
@@ -158,30 +141,25 @@ impl Worker {
         Ok(Step::Passed(passed))
     }
 
-    async fn connect_broker(&mut self) -> Result<Link, broker::Error> {
-        let connection = Connection::connect(&self.shared.broker).await?;
-        let settings = &self.shared.settings;
-        connection.declare_exchange(&settings.exchange).await?;
-        let publisher = connection.publisher(&settings.exchange, settings.confirm_timeout).await?;
-        self.shared.broker_seen.store(true, Ordering::Relaxed);
-        Ok(Link { publisher, connection, failed: false })
-    }
-
     async fn connect_store(&self) -> Result<Session, event_store::Error> {
-        let mut session = Session::connect(&self.shared.workers_store).await?;
+        let mut session = Session::connect(&self.context.workers_store).await?;
         session.require_migrated().await?;
-        self.shared.store_seen.store(true, Ordering::Relaxed);
+        self.context.store_login.accepted();
         Ok(session)
     }
 
-    /// Throws away the connection that failed. Fails for good when it was never right.
-    fn give_up(&mut self, trouble: Trouble) -> Result<(), Failure> {
-        let metrics = &self.shared.metrics;
-        match trouble {
-            Trouble::Store(error) => {
+    /// Drops the connection that failed, so that the next step connects again.
+    ///
+    /// # Errors
+    ///
+    /// When the server has refused the configuration and never accepted it: then the relay ends.
+    fn disconnect(&mut self, error: Error) -> Result<(), Failure> {
+        let metrics = &self.context.metrics;
+        match error {
+            Error::Store(error) => {
                 self.session = None;
                 metrics.lost("postgresql");
-                if error.is_configuration() && !self.shared.store_seen.load(Ordering::Relaxed) {
+                if error.is_configuration() && !self.context.store_login.was_accepted() {
                     return Err(Failure::new(Exit::Login, error));
                 }
                 self.store_probe.failing(&chain(&error));
@@ -189,15 +167,15 @@ impl Worker {
                     self.broker_probe.ok();
                 }
             }
-            Trouble::Broker(error) => {
-                // The claim may be half released.
+            Error::Broker(error) => {
+                // Releasing the claim may have failed half-way.
                 self.session = None;
                 self.link = self.link.take().filter(|link| link.connection.is_blocked());
                 if let Some(link) = &mut self.link {
                     link.failed = true;
                 }
                 metrics.lost("rabbitmq");
-                if error.is_configuration() && !self.shared.broker_seen.load(Ordering::Relaxed) {
+                if error.is_configuration() && !self.context.broker_login.was_accepted() {
                     let refused = matches!(error, broker::Error::Login { .. });
                     let exit = if refused { Exit::Login } else { Exit::Configuration };
                     return Err(Failure::new(exit, error));
@@ -208,7 +186,7 @@ impl Worker {
         Ok(())
     }
 
-    async fn leave(self) {
+    async fn close(self) {
         if let Some(session) = self.session {
             session.close().await;
         }
@@ -216,9 +194,4 @@ impl Worker {
             link.connection.close().await;
         }
     }
-}
-
-enum Step {
-    Passed(Pass),
-    Blocked,
 }

@@ -167,8 +167,8 @@ fn every_mistake_has_its_file_line_and_reason() {
         ("A.sql", "UPDATE other.orders SET a = 1", "A.sql:1: other.orders is in another database"),
         ("A.sql", "DELETE FROM orders\nWHERE a = @x", "A.sql:2: a variable of the session"),
         ("A.sql", "UPDATE orders SET a = GET_LOCK('x', 1)", "A.sql:1: GET_LOCK() reaches beyond"),
-        ("A.sql", "UPDATE orders SET a = NOW()", "A.sql:1: NOW gives something else when"),
-        ("A.sql", "UPDATE orders SET a = CURRENT_DATE", "A.sql:1: CURRENT_DATE gives something"),
+        ("A.sql", "UPDATE orders SET a = NOW()", "A.sql:1: NOW changes with every rebuild"),
+        ("A.sql", "UPDATE orders SET a = CURRENT_DATE", "A.sql:1: CURRENT_DATE changes with"),
         (
             "A.sql",
             "-- projector: row = 1\nDELETE FROM orders",

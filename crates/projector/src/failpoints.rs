@@ -55,5 +55,6 @@ pub(crate) fn die(name: &str) -> ! {
 /// Reads `FAILPOINTS` from the environment.
 #[cfg(feature = "failpoints")]
 pub(crate) fn setup() {
-    std::mem::forget(fail::FailScenario::setup());
+    // Its end would forget the settings.
+    Box::leak(Box::new(fail::FailScenario::setup()));
 }

@@ -24,10 +24,16 @@ use crate::writers::{Input, NewEvent, Writers};
 
 /// Fills the event store with sample events.
 ///
-/// Exit codes: 0 done, 1 failure, 2 wrong command line, 64 wrong configuration, 65 a bad line, 69
-/// server not reachable, 77 login refused.
+/// Exit codes: 0 done, 1 failure, 2 wrong command line, 64 wrong configuration, 65 a line that is not an
+/// event, 69 server not reachable, 77 login refused.
 #[derive(Parser)]
-#[command(version, max_term_width = 100)]
+#[command(
+    version,
+    max_term_width = 100,
+    after_help = "Examples:
+  workload generate --events 1000 --seed 7
+  workload import events.jsonl.gz"
+)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -37,34 +43,36 @@ struct Arguments {
 enum Command {
     /// Append the events of a file.
     ///
-    /// One JSON object a line with `stream_id`, `type`, `occurred_at` and `data`, and if you like
-    /// `event_id`, `schema_version` and `metadata`; plain or gzipped. A bad line ends the import
-    /// with its number; the lines before it are kept. Importing the same file again appends nothing
-    /// twice.
+    /// Each line is a JSON object with `stream_id`, `type`, `occurred_at` and `data`. The fields
+    /// `event_id`, `schema_version` and `metadata` are optional. The file may be gzipped. The import
+    /// stops at the first line that is not an event and reports its number; the events before it are
+    /// kept. Importing a file again appends nothing twice.
+    #[command(after_help = "Example:\n  workload import --batch 1000 events.jsonl.gz")]
     Import {
-        /// The file.
+        /// The file with one event per line.
         file: PathBuf,
         #[command(flatten)]
         writing: Writing,
     },
-    /// Append the events of a made-up shop.
+    /// Append the events of an imaginary shop.
     ///
-    /// Orders are placed, paid, packed, shipped, cancelled and refunded; a few are far more active
-    /// than the rest. The same seed gives the same events.
+    /// Orders are placed, paid, packed, shipped, cancelled and refunded. A few orders are far more
+    /// active than the others. The same seed gives the same events.
+    #[command(after_help = "Example:\n  workload generate --events 100000 --rate 200 --seed 7")]
     Generate {
-        /// How many events.
+        /// Number of events.
         #[arg(long, default_value_t = 10_000)]
         events: u64,
-        /// How many orders, each a stream.
+        /// Number of orders. Each is a stream.
         #[arg(long, default_value_t = 2_500, value_parser = clap::value_parser!(u32).range(1..))]
         streams: u32,
-        /// Events a second; as fast as it goes when absent.
+        /// Events per second. Without it, as fast as possible.
         #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
         rate: Option<u32>,
-        /// Which shop; random when absent.
+        /// Seed of the shop. Without it, a random one, which is printed at the end.
         #[arg(long)]
         seed: Option<u64>,
-        /// When the first event happens.
+        /// Time of the first event.
         #[arg(long, default_value = "2026-01-01T00:00:00Z")]
         start: DateTime<Utc>,
         #[command(flatten)]
@@ -77,13 +85,13 @@ struct Writing {
     /// The event store: postgres://user:password@host:port/database
     #[arg(long, env = "EVENT_STORE_URL", hide_env_values = true)]
     event_store_url: String,
-    /// Writers at once.
+    /// Number of writers, each with its own connection.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64))]
     writers: u16,
-    /// Events appended in one transaction at most.
+    /// Largest number of events in one transaction.
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u16).range(1..=10_000))]
     batch: u16,
-    /// Show progress as lines of JSON.
+    /// Print progress as lines of JSON.
     #[arg(long)]
     json: bool,
 }
@@ -116,7 +124,7 @@ async fn run_import(file: PathBuf, writing: Writing) -> Result<(), Failure> {
     let progress = Progress { show: writing.show(), length, place: Arc::clone(&read), appended };
     let reader = tokio::task::spawn_blocking(move || import(&file, &input, &read));
     let (read, written) = progress.during(async { tokio::join!(reader, writers.finish()) }).await;
-    // What a writer says comes first: the reader stops because of it.
+    // A writer's error comes first: it is the reason why the reader stops.
     let appended = written?;
     read.context("the reader panicked")??;
     report(&format!("{appended} events imported"), &writing);
@@ -142,8 +150,8 @@ async fn run_generate(
     Ok(())
 }
 
-/// Hands events over, no faster than `rate` a second, until a signal ends it: what was handed over by
-/// then is appended and counted.
+/// Hands events over, at most `rate` per second, until a signal ends it. The events handed over by then
+/// are still appended and counted.
 async fn feed(events: impl Iterator<Item = NewEvent>, input: Input, rate: Option<u32>) {
     tokio::select! {
         () = hand_over(events, input, rate) => {}

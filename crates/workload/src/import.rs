@@ -34,11 +34,11 @@ pub(crate) struct Line<'l> {
     metadata: Option<&'l RawValue>,
 }
 
-/// Why a line is not an event. Never quotes the line.
+/// The reason why a line is not an event. It never quotes the line.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct BadLine(pub(crate) String);
 
-/// What `append_to_stream` takes.
+/// An event as `append_to_stream` takes it.
 #[derive(Serialize)]
 struct Element<'l> {
     event_id: String,
@@ -52,7 +52,7 @@ struct Element<'l> {
     metadata: Option<&'l RawValue>,
 }
 
-/// The names of events without an id start from here.
+/// The namespace of the ids that are computed for events without one.
 const NAMESPACE: Uuid = Uuid::from_u128(0x8f0d_6a52_58a1_5f60_9c3e_1d2b_7a41_03c7);
 
 /// Gives the events of a file to the writers, up to the first bad line.
@@ -88,12 +88,12 @@ pub(crate) fn import(path: &Path, input: &Input, read: &Arc<AtomicU64>) -> Resul
         let event = event.map_err(|BadLine(reason)| {
             let error = anyhow!(
                 "{shown}, line {number}: {reason}; the {events} events before it are imported: \
-                 mend it and import the file again to go on"
+                 fix it and import the file again to continue"
             );
             Failure::new(Exit::Data, error)
         })?;
         if !input.blocking_send(NewEvent { line: Some(number), ..event }) {
-            // Its own error tells why.
+            // The writer reports the reason.
             return Ok(events);
         }
         events += 1;
@@ -109,17 +109,17 @@ impl<'l> Line<'l> {
     pub(crate) fn parse(line: &'l str) -> Result<Self, BadLine> {
         serde_json::from_str(line).map_err(|error| {
             let text = error.to_string();
-            // serde quotes values, but the names of fields may be told.
-            let told = ["missing field", "unknown field", "duplicate field"];
-            let told = told.iter().any(|start| text.starts_with(start));
+            // serde quotes values; the names of fields may be shown.
+            let shown = ["missing field", "unknown field", "duplicate field"];
+            let shown = shown.iter().any(|start| text.starts_with(start));
             let reason = text.split(" at line ").next().unwrap_or_default();
-            let reason = if told { reason } else { "not an event" };
+            let reason = if shown { reason } else { "not an event" };
             BadLine(format!("{reason} (column {})", error.column()))
         })
     }
 
-    /// The event to append. Without an id of its own it gets one from its content and its place
-    /// among the events of its stream.
+    /// The event to append. If it has no id, its content and its place among the events of its stream
+    /// determine one.
     fn convert(self, places: &mut HashMap<String, u64>) -> Result<NewEvent, BadLine> {
         let bad = |field: &str, error: &dyn std::fmt::Display| BadLine(format!("{field}: {error}"));
         let stream_id =
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_becomes_what_append_to_stream_takes() {
+    fn a_line_becomes_an_event_for_append_to_stream() {
         let json = convert(GOOD).unwrap();
         assert!(json.contains(r#""type":"OrderPlaced""#), "{json}");
         assert!(json.contains(r#""data":{"total":19.90}"#), "{json}");
@@ -212,9 +212,9 @@ mod tests {
             (&GOOD.replace("\"order-1\"", "4111"), "not an event (column"),
             (&GOOD.replace("}}", "}} x"), "not an event (column"),
         ] {
-            let told = convert(line).unwrap_err();
-            assert!(told.starts_with(reason), "{told:?} should start with {reason:?}");
-            assert!(!told.contains("4111"), "{told}");
+            let shown = convert(line).unwrap_err();
+            assert!(shown.starts_with(reason), "{shown:?} should start with {reason:?}");
+            assert!(!shown.contains("4111"), "{shown}");
         }
     }
 }

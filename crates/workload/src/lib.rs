@@ -1,8 +1,7 @@
 //! Sample data for the event store.
 //!
-//! Appends through `append_to_stream` with several writers at once, each stream in order. Every
-//! event has an id that depends on its content alone, so that doing the same again, or going on after
-//! an error, appends nothing twice.
+//! Several writers append with `append_to_stream`, each stream in order. The id of an event depends on
+//! its content only, so repeating a command, or continuing after an error, appends nothing twice.
 
 pub mod cli;
 mod import;

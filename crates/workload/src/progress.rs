@@ -1,4 +1,4 @@
-//! Showing progress.
+//! The display of progress.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,27 +7,27 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::time::interval;
 
-/// How progress is shown.
+/// The form of the display.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Show {
-    /// A bar, on a terminal only.
+    /// A bar; only on a terminal.
     Bar,
     /// Lines of JSON on standard output, for a program.
     Json,
 }
 
-/// What counts as progress.
+/// The progress of a command.
 pub(crate) struct Progress {
     pub(crate) show: Show,
-    /// The end of the bar.
+    /// The length of the bar.
     pub(crate) length: u64,
-    /// Where the bar stands.
+    /// The filled part of the bar.
     pub(crate) place: Arc<AtomicU64>,
     pub(crate) appended: Arc<AtomicU64>,
 }
 
 impl Progress {
-    /// Shows progress while something is done.
+    /// Shows progress until `work` ends.
     pub(crate) async fn during<T>(self, work: impl Future<Output = T>) -> T {
         let bar = match self.show {
             Show::Bar => ProgressBar::new(self.length).with_style(style()),
@@ -46,7 +46,7 @@ impl Progress {
         result
     }
 
-    #[expect(clippy::print_stdout, reason = "for the program that asked for it")]
+    #[expect(clippy::print_stdout, reason = "the result of --json")]
     fn tick(&self, bar: &ProgressBar) {
         let appended = self.appended.load(Ordering::Relaxed);
         if self.show == Show::Json {

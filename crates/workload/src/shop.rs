@@ -1,8 +1,8 @@
-//! A made-up shop.
+//! An imaginary shop.
 //!
-//! Orders go from placed through paid, packed and shipped, and then around again: they are standing
-//! orders. Some are cancelled or refunded. Activity follows Zipf's law, as it does in real shops: a
-//! few orders and customers make most of the events.
+//! An order is placed, paid, packed and shipped, then paid again: it is a standing order. Some orders are
+//! cancelled or refunded. Activity follows Zipf's law, as in real shops: a few orders and customers cause
+//! most of the events.
 
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use domain_events::StreamId;
@@ -63,17 +63,17 @@ const PRODUCTS: [(&str, i64); 10] = [
     ("Piñata 🎉", 1605),
 ];
 /// The type of an event and its data, as JSON.
-type Happening = (&'static str, String);
+type TypeAndData = (&'static str, String);
 
 /// Average seconds between two events.
 const MEAN_GAP_SECONDS: f64 = 30.0;
 
-/// An endless series of events, the same for the same seed.
+/// An endless series of events. The same seed gives the same series.
 pub(crate) struct Shop {
     random: ChaCha8Rng,
     name: String,
     orders: Vec<Order>,
-    /// Orders that are not cancelled or refunded for good.
+    /// Orders that can still have events.
     open: usize,
     activity: Zipf<f64>,
     customers: Zipf<f64>,
@@ -101,7 +101,7 @@ enum Stage {
 }
 
 impl Shop {
-    /// A shop with a number of orders, whose first event happens at `start`.
+    /// A shop with `orders` orders, whose first event occurs at `start`.
     pub(crate) fn new(seed: u64, orders: u32, start: DateTime<Utc>) -> Self {
         let count = f64::from(orders);
         let zipf = |n: f64| Zipf::new(n.max(1.0), 1.1).expect("n is at least 1");
@@ -117,14 +117,14 @@ impl Shop {
         }
     }
 
-    /// The order that something happens to next; one that is not closed.
+    /// Picks an open order for the next event.
     fn pick(&mut self) -> usize {
         let index = sample(&self.activity, &mut self.random) - 1;
         let from_there = (index..self.orders.len()).chain(0..index);
         from_there.into_iter().find(|index| self.orders[*index].stage != Stage::Closed).unwrap_or(0)
     }
 
-    fn happen(&mut self, index: usize) -> Happening {
+    fn next_event(&mut self, index: usize) -> TypeAndData {
         let mut order = self.orders[index];
         let chance = self.random.random_range(0..100);
         // The last open order stays open: the series must not end.
@@ -157,7 +157,7 @@ impl Shop {
         event
     }
 
-    fn place(&mut self, order: &mut Order) -> Happening {
+    fn place(&mut self, order: &mut Order) -> TypeAndData {
         order.stage = Stage::Placed;
         order.customer = u32::try_from(sample(&self.customers, &mut self.random)).unwrap_or(1);
         let lines: Vec<_> = (0..self.random.random_range(1..=5))
@@ -183,20 +183,20 @@ impl Shop {
         ("OrderPlaced", data)
     }
 
-    fn pay(&self, order: &mut Order) -> Happening {
+    fn pay(&self, order: &mut Order) -> TypeAndData {
         order.stage = Stage::Paid;
         ("OrderPaid", self.payment(order, order.total_cents))
     }
 
-    fn cancel(&mut self, order: &mut Order) -> Happening {
+    fn cancel(&mut self, order: &mut Order) -> TypeAndData {
         order.stage = Stage::Closed;
         self.open -= 1;
         let customer = text(&self.customer(order));
         ("OrderCancelled", format!(r#"{{"customer_id":{customer},"reason":"customer's wish"}}"#))
     }
 
-    /// A part of the last payment, or all of it; now and then that is the end of the order.
-    fn refund(&mut self, order: &mut Order, may_close: bool) -> Happening {
+    /// A refund of a part of the last payment, or all of it. Some refunds close the order.
+    fn refund(&mut self, order: &mut Order, may_close: bool) -> TypeAndData {
         let cents = self.random.random_range(1..=order.total_cents);
         if may_close && self.random.random_range(0..4) == 0 {
             order.stage = Stage::Closed;
@@ -220,7 +220,7 @@ impl Iterator for Shop {
 
     fn next(&mut self) -> Option<NewEvent> {
         let index = self.pick();
-        let (event_type, data) = self.happen(index);
+        let (event_type, data) = self.next_event(index);
         let gap = self.gap.sample(&mut self.random);
         self.now += TimeDelta::from_std(std::time::Duration::from_secs_f64(gap)).ok()?;
         let event_id = Builder::from_random_bytes(self.random.random()).into_uuid();

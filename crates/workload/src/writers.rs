@@ -15,7 +15,7 @@ use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-/// How often a batch is tried while PostgreSQL is away: for about a minute.
+/// Attempts for a batch while PostgreSQL is away; together they take about a minute.
 const ATTEMPTS: u32 = 30;
 
 /// An event to append, as the JSON that `append_to_stream` takes.
@@ -23,23 +23,23 @@ const ATTEMPTS: u32 = 30;
 pub(crate) struct NewEvent {
     pub(crate) stream_id: StreamId,
     pub(crate) json: String,
-    /// Where it was read, for a message; `None` for an event that was made up.
+    /// Its line in the file, for messages; `None` for a generated event.
     pub(crate) line: Option<u64>,
 }
 
-/// Writers that append what they are given, until all of it is appended.
+/// Several writers, which append all events that they are given.
 pub(crate) struct Writers {
     inputs: Vec<Sender<NewEvent>>,
     tasks: JoinSet<Result<(), Failure>>,
     appended: Arc<AtomicU64>,
 }
 
-/// Gives events to the writers; a stream always to the same.
+/// Distributes events to the writers: all events of a stream go to the same writer.
 #[derive(Clone)]
 pub(crate) struct Input(Vec<Sender<NewEvent>>);
 
 impl Writers {
-    /// Connects writers, each of which appends at most `batch` events at once.
+    /// Connects writers. Each appends at most `batch` events in one transaction.
     pub(crate) async fn start(
         options: &Options,
         writers: usize,
@@ -58,17 +58,21 @@ impl Writers {
         Ok(Self { inputs, tasks, appended })
     }
 
-    /// Where events go in. Drop it when there are no more.
+    /// The input for events. Drop it after the last one.
     pub(crate) fn input(&mut self) -> Input {
         Input(std::mem::take(&mut self.inputs))
     }
 
-    /// How many events have been appended so far.
+    /// The number of events appended so far.
     pub(crate) fn appended(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.appended)
     }
 
-    /// Waits until everything is appended, or fails with the first writer that does.
+    /// Waits until everything is appended.
+    ///
+    /// # Errors
+    ///
+    /// The error of the first writer that fails.
     pub(crate) async fn finish(mut self) -> Result<u64, Failure> {
         let mut result = Ok(());
         while let Some(ended) = self.tasks.join_next().await {
@@ -81,7 +85,7 @@ impl Writers {
 }
 
 impl Input {
-    /// Hands an event over; `false` when its writer has failed.
+    /// Hands an event over. `false` if its writer has failed.
     pub(crate) async fn send(&self, event: NewEvent) -> bool {
         self.writer_of(&event).send(event).await.is_ok()
     }
@@ -116,7 +120,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Appends a batch; when one of its events is refused, those before it.
+    /// Appends a batch. If one of its events is refused, appends the events before it.
     async fn append_all(&mut self, events: &[NewEvent]) -> Result<(), Failure> {
         match self.append(&by_stream(events)).await {
             Err(failure) if failure.exit == Exit::Data && events.len() > 1 => {
@@ -136,7 +140,7 @@ impl Writer {
         }
     }
 
-    /// Appends a batch, over a loss of the connection: the ids make that harmless.
+    /// Appends a batch, again after a lost connection: the ids make repetition harmless.
     async fn append(&mut self, batch: &[Append]) -> Result<(), Failure> {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(4));
         let mut attempt = 0;
@@ -182,15 +186,15 @@ fn failure(error: Error) -> Failure {
     Failure::new(exit, error)
 }
 
-/// Says which line is to blame, and that what comes before it is there.
+/// Names the refused line, and says that the lines before it are imported.
 fn at_line(failure: Failure, event: &NewEvent) -> Failure {
     match event.line {
         Some(line) if failure.exit == Exit::Data => {
-            let told = format!(
-                "line {line} is refused; the lines before it are imported: mend it and import the \
-                 file again to go on"
+            let context = format!(
+                "line {line} is refused; the lines before it are imported: fix it and import the \
+                 file again to continue"
             );
-            Failure::new(Exit::Data, failure.error.context(told))
+            Failure::new(Exit::Data, failure.error.context(context))
         }
         _ => failure,
     }

@@ -1,4 +1,4 @@
-//! Measuring, on servers that flush to disk.
+//! Benchmarks, on servers that flush to disk.
 
 use std::process::Command;
 
@@ -8,10 +8,14 @@ use clap::Args;
 use crate::servers::Durable;
 use crate::workspace::{build, cargo, root, succeed};
 
-/// Measure, beside what bare programs reach with the same servers.
+/// Measure the daemons, and for comparison minimal programs on the same servers.
 #[derive(Args)]
+#[command(after_help = "Examples:
+  cargo xtask bench relay              throughput of the relay; about 10 minutes
+  cargo xtask bench all                everything; about 45 minutes
+  cargo xtask bench latency --help     the options of the measuring program")]
 pub(crate) struct Bench {
-    /// For the measuring program: relay, projector, rebuild, latency, append or all; --help shows more.
+    /// Arguments of the measuring program: relay, projector, rebuild, latency, append or all.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     arguments: Vec<String>,
 }

@@ -1,4 +1,4 @@
-//! Campaigns of faults, on servers of their own.
+//! Fault campaigns, on servers of their own.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -12,21 +12,30 @@ use clap::Args;
 use crate::servers::Breakable;
 use crate::workspace::{build, cargo, root, succeed, target};
 
-/// Bugs that the checker must find.
+/// Patches with bugs that the checker must find.
 const BUGS: &str = "tests/chaos/bugs";
-/// What came of that.
+/// The table of their results.
 const TABLE: &str = "tests/chaos/BUGS.md";
 
-/// Break everything that can break, and look for events that are lost, doubled or out of order.
+/// Break servers, networks and daemons; check that no event is lost, doubled or out of order.
+///
+/// The seed fixes the schedule of the faults. Their effects also depend on the timing of processes and
+/// networks, so two runs with one seed differ.
 #[derive(Args)]
+#[command(after_help = "Examples:
+  cargo xtask chaos                                     60 faults; about 5 minutes
+  cargo xtask chaos --seed 7 --faults 20                a short campaign, with a fixed schedule
+  cargo xtask chaos --only kill-relay,kill-projector    these faults only
+  cargo xtask chaos --prove ignore-nacks                puts a bug into a copy; the checker must find it
+  cargo xtask chaos -- --help                           the options of a campaign")]
 pub(crate) struct Chaos {
-    /// With optimisation, for long campaigns.
+    /// Build with optimisation, for long campaigns.
     #[arg(long)]
     release: bool,
-    /// Prove the checker: put bugs into a copy of the daemons, one at a time, and see each found.
+    /// Prove the checker: put bugs into a copy of the daemons, one at a time; each must be found.
     #[arg(long)]
     prove: bool,
-    /// For the program that breaks things (--help shows more); with --prove, names of bugs.
+    /// Arguments of the campaign; with --prove, names of bugs (see tests/chaos/bugs).
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     arguments: Vec<String>,
 }
@@ -50,13 +59,13 @@ impl Chaos {
     }
 }
 
-/// A bug, as a patch that says why and which campaign finds it.
+/// A bug: a patch whose text explains it and names the campaign that finds it.
 struct Bug {
     name: String,
     patch: PathBuf,
     what: String,
     campaign: Vec<String>,
-    /// What the checker must call it: a campaign that fails for something else has not found it.
+    /// The checker's name for its effect: a campaign that fails for another reason has not found it.
     finds: String,
 }
 
@@ -87,17 +96,17 @@ impl Bug {
     }
 }
 
-/// Runs the campaign of each bug with daemons that have it. Each must find it.
+/// Runs each bug's campaign with daemons that have the bug. Each campaign must find its bug.
 fn prove(chaos: &Path, wanted: &[String]) -> Result<()> {
     let folder = target().join("bugs");
     let mut missed = Vec::new();
     for bug in Bug::all(wanted)? {
         let tree = copy(&folder)?;
         let mut apply = Command::new("git");
-        // Or it would look for the repository around the copy.
+        // Otherwise git would use the repository around the copy.
         apply.current_dir(&tree).env("GIT_CEILING_DIRECTORIES", &folder);
         succeed(apply.arg("apply").arg(&bug.patch))
-            .with_context(|| format!("{} does not fit the sources any more", bug.name))?;
+            .with_context(|| format!("{} no longer applies to the sources", bug.name))?;
         let mut build = cargo(&["build", "--bins", "-p", "outbox-relay", "-p", "projector"]);
         build.current_dir(&tree).env("CARGO_TARGET_DIR", folder.join("target"));
         succeed(&mut build)?;
@@ -125,7 +134,7 @@ fn prove(chaos: &Path, wanted: &[String]) -> Result<()> {
     if missed.is_empty() { Ok(()) } else { bail!("not found: {}", missed.join(", ")) }
 }
 
-/// Puts a row into the table, in the place of the one of before.
+/// Writes a row of the table; it replaces the bug's previous row.
 fn note(name: &str, row: &str) -> Result<()> {
     let path = root().join(TABLE);
     let before = fs::read_to_string(&path).unwrap_or_default();
@@ -149,14 +158,14 @@ fn note(name: &str, row: &str) -> Result<()> {
     Ok(fs::write(path, table)?)
 }
 
-/// What a campaign says is wrong: `Lost 3, Doubled 1`.
+/// The findings of a campaign, for example `Lost 3, Doubled 1`.
 fn verdict(text: &str) -> String {
     let wrong = text.lines().skip_while(|line| *line != "WRONG:").skip(1);
     let short = |line: &str| Some(line.strip_prefix("- ")?.split(';').next()?.replace(": ", " "));
     wrong.filter_map(short).collect::<Vec<_>>().join(", ")
 }
 
-/// A copy of the sources; files that are the same keep their times, so that little is built anew.
+/// Copies the sources. Unchanged files keep their times, so that cargo rebuilds little.
 fn copy(folder: &Path) -> Result<PathBuf> {
     let tree = folder.join("tree");
     let list = Command::new("git").args(["ls-files", "-z"]).current_dir(root()).output()?;

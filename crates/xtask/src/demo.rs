@@ -1,4 +1,4 @@
-//! Events that flow, to look at.
+//! The demo: events flow through the whole system.
 
 mod view;
 
@@ -24,17 +24,21 @@ use crate::workspace::{build, root, succeed, target};
 const PROJECTIONS: [&str; 3] = ["order_summary", "customer_value", "daily_revenue"];
 /// How long the daemons may take to become ready, and to catch up at the end.
 const READY_LIMIT: Duration = Duration::from_mins(3);
-const LEVEL_LIMIT: Duration = Duration::from_mins(3);
+const CATCH_UP_LIMIT: Duration = Duration::from_mins(3);
 const FRAME: Duration = Duration::from_millis(500);
 
-/// Watch events flow: servers, both daemons, a sample workload, read models that fill.
+/// Watch events flow: start servers, both daemons and a sample shop, and see the read models fill.
 #[derive(Args)]
+#[command(after_help = "Examples:
+  cargo xtask demo                           until Ctrl-C
+  cargo xtask demo --seconds 30              30 seconds; fails unless every event was applied
+  cargo xtask demo --release --rate 2000     faster")]
 pub(crate) struct Demo {
-    /// End after so many seconds of events, with an error unless every event was applied; otherwise
-    /// Ctrl-C ends it.
+    /// Generate events for this many seconds, then fail unless every event was applied. Without it,
+    /// Ctrl-C ends the demo.
     #[arg(long, value_parser = clap::value_parser!(u64).range(5..))]
     seconds: Option<u64>,
-    /// Events a second.
+    /// Events per second.
     #[arg(long, default_value_t = 300)]
     rate: u64,
     /// Build with optimisation, for speed.
@@ -48,7 +52,7 @@ impl Demo {
         let asked = Arc::clone(&stop);
         ctrlc::set_handler(move || asked.store(true, Ordering::Relaxed))?;
 
-        println!("building, and starting servers");
+        println!("building the daemons and starting servers");
         // Both take minutes the first time, and neither needs the other.
         let (programs, borrowed) = thread::scope(|scope| {
             let servers = scope.spawn(Borrowed::up);
@@ -74,7 +78,7 @@ impl Demo {
                 daemon.require_running()?;
             }
         }
-        let level = self.wait_until_level(workload, &mut view, &daemons)?;
+        let caught_up = self.wait_until_caught_up(workload, &mut view, &daemons)?;
         view.summary(&Counts::read(&daemons)?);
         for projection in PROJECTIONS {
             succeed(stage.command("projector").args(["show", projection, "--limit", "5"]))?;
@@ -82,17 +86,17 @@ impl Demo {
         println!("relay:     http://{}/metrics and /readyz", daemons[0].listen);
         println!("projector: http://{}/metrics and /readyz", daemons[1].listen);
         if self.seconds.is_none() && !stop.load(Ordering::Relaxed) {
-            bail!("the workload ended by itself: see {}", stage.logs.display());
+            bail!("the workload ended unexpectedly: see {}", stage.logs.display());
         }
-        if level {
+        if caught_up {
             Ok(())
         } else {
-            bail!("not every event was applied: see {}", stage.logs.display())
+            bail!("some events were not applied: see {}", stage.logs.display())
         }
     }
 
-    /// Ends the workload and waits until every event is applied; says whether that was so.
-    fn wait_until_level(
+    /// Ends the workload and waits until every event is applied. `false` if that takes too long.
+    fn wait_until_caught_up(
         &self,
         workload: Workload,
         view: &mut View,
@@ -101,16 +105,16 @@ impl Demo {
         let appended = workload.end(self.seconds.is_some())?;
         let ended = Instant::now();
         loop {
-            let level = view.show(appended.load(Ordering::Relaxed), &Counts::read(daemons)?);
-            if level || ended.elapsed() > LEVEL_LIMIT {
-                return Ok(level);
+            let caught_up = view.show(appended.load(Ordering::Relaxed), &Counts::read(daemons)?);
+            if caught_up || ended.elapsed() > CATCH_UP_LIMIT {
+                return Ok(caught_up);
             }
             sleep(FRAME);
         }
     }
 }
 
-/// What all programs of the demo share.
+/// Everything that the programs of the demo share.
 struct Stage {
     programs: PathBuf,
     urls: BTreeMap<String, String>,
@@ -150,7 +154,7 @@ impl Stage {
     }
 
     fn workload(&self, rate: u64, seconds: Option<u64>) -> Result<Workload> {
-        // Without an end, there are more events than anybody will watch.
+        // Practically endless.
         let events = seconds.map_or(1_000_000_000, |seconds| rate * seconds);
         let mut command = self.command("workload");
         command
@@ -175,7 +179,7 @@ impl Stage {
     }
 }
 
-/// The program that appends, and how many events it has.
+/// The program that appends events, and their number so far.
 struct Workload {
     process: Owned,
     appended: Arc<AtomicU64>,
@@ -187,7 +191,8 @@ impl Workload {
         self.appended.load(Ordering::Relaxed)
     }
 
-    /// The number of events once there are no more. When it is not stopped, it must have ended well.
+    /// Ends the program and returns the final number of events. With `must_succeed`, an exit status other
+    /// than success is an error.
     fn end(mut self, must_succeed: bool) -> Result<Arc<AtomicU64>> {
         let status = self.process.ended();
         drop(self.process);
@@ -201,7 +206,7 @@ impl Workload {
     }
 }
 
-/// A daemon under way.
+/// A running daemon.
 struct Daemon {
     process: Owned,
     listen: String,
@@ -245,5 +250,5 @@ fn wait_until_ready(daemons: &mut [Daemon], stop: &AtomicBool) -> Result<()> {
 
 fn last_line(log: &Path) -> String {
     let text = fs::read_to_string(log).unwrap_or_default();
-    text.lines().last().unwrap_or("it wrote nothing").to_owned()
+    text.lines().last().unwrap_or("its log is empty").to_owned()
 }

@@ -10,28 +10,30 @@ use clap::Args;
 
 use crate::workspace::{nightly, root, succeed, target};
 
-/// Feed messages, projections, parameters and configurations that nobody would write to the code that
-/// reads them.
+/// Feed malformed messages, projections and parameters to the code that parses them.
 ///
-/// Begins with `fuzz/seeds` and what earlier runs found in `fuzz/corpus`. An input that breaks
-/// something is kept in `fuzz/artifacts`: mend the code, and move the input to the seeds, which are
-/// tests too.
+/// Starts from `fuzz/seeds` and from the inputs that earlier runs kept in `fuzz/corpus`. An input that
+/// breaks something is written to `fuzz/artifacts`: fix the code and move the input to the seeds, which
+/// are tests too. Needs a nightly toolchain and cargo-fuzz.
 #[derive(Args)]
+#[command(after_help = "Examples:
+  cargo xtask fuzz                         all targets, 60 seconds each
+  cargo xtask fuzz --seconds 600 message   one target, for longer")]
 pub(crate) struct Fuzz {
-    /// How long each target is fuzzed.
+    /// Seconds for each target.
     #[arg(long, default_value_t = 60)]
     seconds: u64,
-    /// The targets; otherwise all of them: the files in `fuzz/fuzz_targets`.
+    /// Names of files in `fuzz/fuzz_targets`; all of them if none is named.
     targets: Vec<String>,
 }
 
-/// A file system in memory, where there is one.
+/// A file system in memory, on machines that have one.
 const MEMORY: &str = "/dev/shm";
 
 /// The longest input: as long as a large payload.
 const MAX_LEN: usize = 256 << 10;
 
-/// What a run of a target came to.
+/// The result of one target.
 struct Outcome {
     executions: u64,
     coverage: u64,
@@ -44,14 +46,14 @@ impl Fuzz {
     pub(crate) fn run(&self) -> Result<()> {
         let targets = self.targets()?;
         require_tools()?;
-        // Without its own lock file, so that what is fuzzed is what is shipped.
+        // With the lock file of the workspace, so that the fuzzed dependencies are the shipped ones.
         fs::copy(root().join("Cargo.lock"), folder().join("Cargo.lock"))?;
         succeed(&mut fuzz("build"))?;
         let mut broken = Vec::new();
         for target in targets {
             let outcome = run(&target, self.seconds)?;
             let Outcome { executions, coverage, log, found } = outcome;
-            let verdict = found.as_ref().map_or("nothing found", |_| "FOUND");
+            let verdict = found.as_ref().map_or("nothing found", |_| "FOUND A BUG");
             println!("{target:<12} {executions:>10} executions  {coverage:>6} edges  {verdict}");
             if let Some(input) = found {
                 println!("{log}\nthe input: {input}");
@@ -59,7 +61,7 @@ impl Fuzz {
             }
         }
         if !broken.is_empty() {
-            bail!("found something in {}", broken.join(", "));
+            bail!("bugs found by {}", broken.join(", "));
         }
         Ok(())
     }
@@ -72,7 +74,7 @@ impl Fuzz {
         }
         if let Some(unknown) = self.targets.iter().find(|target| !known.contains(*target)) {
             let known: Vec<_> = known.into_iter().collect();
-            bail!("there is no target {unknown}; there are {}", known.join(", "));
+            bail!("{unknown} is not a target; the targets are {}", known.join(", "));
         }
         Ok(if self.targets.is_empty() { known } else { self.targets.iter().cloned().collect() })
     }
@@ -82,7 +84,7 @@ fn folder() -> PathBuf {
     root().join("fuzz")
 }
 
-/// Nothing is installed unasked.
+/// Names the missing tools; it does not install them.
 fn require_tools() -> Result<()> {
     let answers = |command: &mut Command| {
         let silent = command.stdout(Stdio::null()).stderr(Stdio::null());
@@ -96,7 +98,7 @@ fn require_tools() -> Result<()> {
         missing.push("cargo install cargo-fuzz --locked");
     }
     if !missing.is_empty() {
-        bail!("something is missing; install it with\n  {}", missing.join("\n  "));
+        bail!("tools are missing; install them with\n  {}", missing.join("\n  "));
     }
     Ok(())
 }
@@ -105,7 +107,7 @@ fn fuzz(command: &str) -> Command {
     let mut fuzz = nightly();
     fuzz.args(["fuzz", command, "--fuzz-dir"]).arg(folder());
     fuzz.arg("--target-dir").arg(target().join("fuzz"));
-    // Sanitizers look for mistakes of unsafe code, of which there is none here; and cost half of the
+    // Sanitizers find mistakes in unsafe code. The workspace has none, and they halve the number of
     // executions.
     fuzz.args(["--sanitizer", "none"]);
     fuzz
@@ -118,9 +120,9 @@ fn run(name: &str, seconds: u64) -> Result<Outcome> {
     command.arg(name).args([&corpus, &seeds]).arg("--");
     command.arg(format!("-max_total_time={seconds}"));
     command.args(["-timeout=10", "-rss_limit_mb=2048", "-print_final_stats=1"]);
-    // Otherwise no input is longer than the longest seed, or 4096 bytes.
+    // By default no input is longer than the longest seed or 4096 bytes.
     command.arg(format!("-max_len={MAX_LEN}"));
-    // The targets write files, which costs less in memory.
+    // The targets write files; that is faster in memory.
     if Path::new(MEMORY).is_dir() {
         command.env("TMPDIR", MEMORY);
     }
@@ -133,9 +135,10 @@ fn run(name: &str, seconds: u64) -> Result<Outcome> {
     let last = |before: &str| log.lines().rev().find_map(|line| number(line, before)).unwrap_or(0);
     let (executions, coverage) = (last("stat::number_of_executed_units:"), last("cov: "));
     let input = log.lines().find_map(|line| line.split("Test unit written to ").nth(1));
-    let found = (!output.status.success()).then(|| input.unwrap_or("none was kept").to_owned());
-    // The panic, or what libFuzzer says of a time-out or of too much memory; what the tools say before
-    // and after it helps nobody.
+    let found =
+        (!output.status.success()).then(|| input.unwrap_or("libFuzzer kept none").to_owned());
+    // The panic, or the message of libFuzzer about a time-out or too much memory; the output of the
+    // tools around it does not help.
     let begins = |line: &&str| line.contains("panicked at") || line.contains("ERROR: libFuzzer");
     let from = log.lines().skip_while(|line| !begins(line));
     let panic = from.take_while(|line| !line.starts_with("stack backtrace"));

@@ -1,12 +1,19 @@
 //! Everything that finds mistakes without running the program.
 
 use anyhow::{Result, bail};
+use clap::Args;
 
 use crate::workspace::{cargo, succeed};
 
-/// Never in the tree: OpenSSL, because rustls is used throughout, and the crate with
-/// RUSTSEC-2023-0071, which has no fix.
+/// Crates that must not be in the dependency tree: OpenSSL, because rustls is used throughout, and the
+/// crate with RUSTSEC-2023-0071, which has no fix.
 const BANNED: [&str; 4] = ["openssl", "openssl-sys", "native-tls", "rsa"];
+
+/// Check format, lints, documentation and banned dependencies.
+#[derive(Args)]
+#[command(after_help = "Example:
+  cargo xtask lint    then `cargo fmt --all` fixes the format")]
+pub(crate) struct Lint;
 
 pub(crate) fn run() -> Result<()> {
     succeed(&mut cargo(&["fmt", "--all", "--check"]))?;

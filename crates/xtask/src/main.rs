@@ -1,6 +1,6 @@
-//! Developer commands: `cargo xtask --help`.
+//! Developer commands: `cargo xtask` lists them.
 //!
-//! Light on purpose: it is compiled before anything else can start.
+//! Few dependencies: this is compiled before anything else can start.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "commands print their results")]
 
 mod bench;
@@ -15,52 +15,63 @@ mod workspace;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use anyhow::Result;
+use clap::{CommandFactory, Parser, Subcommand};
 
 /// Developer commands of outbox-relay and projector.
 #[derive(Parser)]
-#[command(name = "cargo xtask")]
+#[command(
+    name = "xtask",
+    bin_name = "cargo xtask",
+    disable_help_subcommand = true,
+    max_term_width = 100,
+    after_help = "Examples:
+  cargo xtask demo --seconds 30    events flow for 30 seconds, then the read models are shown
+  cargo xtask test parked          the tests with `parked` in their names
+  cargo xtask lint                 all checks that run no test
+  cargo xtask chaos --seed 1       60 faults by a fixed schedule
+  cargo xtask bench relay          how fast the relay publishes
+  cargo xtask fuzz --seconds 10    10 seconds for each fuzz target
+  cargo xtask servers up           servers that stay up between commands
+
+`cargo xtask COMMAND --help` has more. Only `demo`, `test`, `chaos` and `bench` start servers and stop
+them again."
+)]
 struct Arguments {
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
 }
 
 #[derive(Subcommand)]
 enum Command {
-    /// Watch events flow: servers, both daemons, a sample workload, read models that fill.
     Demo(demo::Demo),
-    /// Run all tests on real servers.
     Test(test::Test),
-    /// Measure, beside what bare programs reach with the same servers.
+    Lint(lint::Lint),
+    Chaos(chaos::Chaos),
     Bench(bench::Bench),
     Fuzz(fuzz::Fuzz),
-    /// Break everything that can break, and look for events that are lost, doubled or out of order.
-    Chaos(chaos::Chaos),
-    /// Look for mistakes: format, lints, documentation, banned dependencies.
-    Lint,
-    /// PostgreSQL, RabbitMQ and MySQL for development.
-    ///
-    /// The first that works: those that `EVENT_STORE_URL`, `AMQP_URL` and `READ_MODEL_URL` name;
-    /// docker compose; private servers unpacked from Debian's packages into target/servers.
-    #[command(subcommand)]
-    Servers(servers::Command),
+    Servers(servers::Arguments),
 }
 
 fn main() -> ExitCode {
-    let result = match Arguments::parse().command {
-        Command::Demo(demo) => demo.run(),
-        Command::Test(test) => test.run(),
-        Command::Bench(bench) => bench.run(),
-        Command::Fuzz(fuzz) => fuzz.run(),
-        Command::Chaos(chaos) => chaos.run(),
-        Command::Lint => lint::run(),
-        Command::Servers(command) => command.run(),
-    };
-    match result {
+    match run(Arguments::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+fn run(command: Option<Command>) -> Result<()> {
+    match command {
+        Some(Command::Demo(demo)) => demo.run(),
+        Some(Command::Test(test)) => test.run(),
+        Some(Command::Lint(_)) => lint::run(),
+        Some(Command::Chaos(chaos)) => chaos.run(),
+        Some(Command::Bench(bench)) => bench.run(),
+        Some(Command::Fuzz(fuzz)) => fuzz.run(),
+        Some(Command::Servers(servers)) => servers.run(),
+        None => Ok(Arguments::command().print_help()?),
     }
 }

@@ -1,4 +1,4 @@
-//! Processes that we started, and nobody else's.
+//! Processes that this program has started.
 
 use std::fs;
 use std::process::{Child, Command};
@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
 
-/// A process, told from a later one with the same number by when it started.
+/// A process. Its start time distinguishes it from a later process with the same number.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Process {
     pub(crate) name: String,
@@ -21,7 +21,7 @@ pub(crate) struct Process {
 impl Process {
     /// The process with a number.
     pub(crate) fn of(name: &str, pid: i32) -> Result<Self> {
-        let started = start_time(pid).with_context(|| format!("{name} has ended already"))?;
+        let started = start_time(pid).with_context(|| format!("{name} has already ended"))?;
         Ok(Self { name: name.to_owned(), pid, started })
     }
 
@@ -34,7 +34,7 @@ impl Process {
         start_time(self.pid) == Some(self.started)
     }
 
-    /// Ends the process: SIGTERM, and SIGKILL when that takes longer than `patience`.
+    /// Ends the process with SIGTERM, or with SIGKILL if that takes longer than `patience`.
     pub(crate) fn end(&self, patience: Duration) {
         let Some(pid) = Pid::from_raw(self.pid) else { return };
         for (signal, patience) in [(Signal::TERM, patience), (Signal::KILL, Duration::from_secs(5))]
@@ -53,7 +53,7 @@ impl Process {
 /// From `/proc`; a zombie counts as ended.
 fn start_time(pid: i32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name may hold spaces and parentheses; what follows it does not.
+    // The name may contain spaces and parentheses; the fields after it do not.
     let (_, rest) = stat.rsplit_once(") ")?;
     let mut fields = rest.split(' ');
     let state = fields.next()?;
@@ -69,7 +69,7 @@ pub(crate) struct Owned {
 }
 
 impl Owned {
-    /// Starts a child in a process group of its own, so that Ctrl-C reaches us alone.
+    /// Starts a child in a process group of its own, so that Ctrl-C reaches only this program.
     pub(crate) fn start(name: &str, command: &mut Command) -> Result<Self> {
         use std::os::unix::process::CommandExt;
         let mut child =
@@ -88,7 +88,7 @@ impl Owned {
         &mut self.child
     }
 
-    /// Whether the child has ended, and how.
+    /// The exit status, if the child has ended.
     pub(crate) fn ended(&mut self) -> Option<std::process::ExitStatus> {
         self.child.try_wait().ok().flatten()
     }
@@ -97,7 +97,7 @@ impl Owned {
 impl Drop for Owned {
     fn drop(&mut self) {
         self.process.end(Duration::from_secs(12));
-        // Only so that it is no zombie.
+        // So that no zombie stays.
         drop(self.child.wait());
     }
 }

@@ -1,4 +1,4 @@
-//! Where things are.
+//! The workspace: its folders, cargo, and builds.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -12,12 +12,12 @@ pub(crate) fn root() -> PathBuf {
     here.ancestors().nth(2).unwrap_or(here).to_path_buf()
 }
 
-/// Where cargo puts what it builds.
+/// The folder that cargo builds into.
 pub(crate) fn target() -> PathBuf {
     env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
 }
 
-/// cargo itself, in the workspace.
+/// A cargo command in the workspace.
 pub(crate) fn cargo(arguments: &[&str]) -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(arguments);
@@ -25,7 +25,7 @@ pub(crate) fn cargo(arguments: &[&str]) -> Command {
     command
 }
 
-/// cargo of the nightly toolchain, whatever toolchain this program was started with.
+/// A cargo command of the nightly toolchain, whichever toolchain started this program.
 pub(crate) fn nightly() -> Command {
     let mut command = Command::new("cargo");
     command.arg("+nightly");
@@ -38,7 +38,7 @@ pub(crate) fn nightly() -> Command {
 
 fn in_workspace(command: &mut Command) {
     command.current_dir(root());
-    // Those of this program would make cargo build everything anew.
+    // The variables of this program would make cargo rebuild everything.
     for (name, _) in env::vars_os() {
         if name.to_string_lossy().starts_with("CARGO_PKG_") {
             command.env_remove(name);
@@ -48,6 +48,10 @@ fn in_workspace(command: &mut Command) {
 }
 
 /// Runs a command to its end.
+///
+/// # Errors
+///
+/// When it cannot be started or fails.
 pub(crate) fn succeed(command: &mut Command) -> Result<()> {
     let name = command.get_program().to_string_lossy().into_owned();
     let arguments: Vec<_> =
@@ -59,7 +63,7 @@ pub(crate) fn succeed(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Builds both daemons and the workload, and says where they are.
+/// Builds both daemons and the workload; returns their folder.
 pub(crate) fn build(release: bool) -> Result<PathBuf> {
     let mut arguments =
         vec!["build", "--bins", "-p", "outbox-relay", "-p", "projector", "-p", "workload"];

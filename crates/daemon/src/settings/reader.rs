@@ -1,4 +1,4 @@
-//! Reading keys one by one.
+//! Reads keys one by one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
@@ -7,25 +7,26 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use config::{Config, Value, ValueKind};
 use secrecy::SecretString;
+use toml::Value;
 use url::Url;
 
 use super::Errors;
+use super::layers::Setting;
 
-/// What a URL of PostgreSQL begins with.
+/// The schemes of a PostgreSQL URL.
 pub const POSTGRESQL: [&str; 2] = ["postgres", "postgresql"];
-/// What a URL of RabbitMQ begins with.
+/// The schemes of a RabbitMQ URL.
 pub const RABBITMQ: [&str; 2] = ["amqp", "amqps"];
-/// What a URL of MySQL begins with.
+/// The scheme of a MySQL URL.
 pub const MYSQL: [&str; 1] = ["mysql"];
 
-/// Reads the keys of a configuration and remembers every error.
+/// Reads the keys of a configuration, and collects the errors.
 ///
-/// A key that is wrong reads as a harmless value, so that reading goes on; [`Reader::finish`] then
-/// refuses the whole.
+/// A wrong key is read as a valid value, so that the next keys are read too. [`Reader::finish`] then
+/// returns all errors.
 pub struct Reader {
-    values: BTreeMap<String, Value>,
+    settings: BTreeMap<String, Setting>,
     prefix: &'static str,
     read: BTreeSet<String>,
     ignored_sections: Vec<&'static str>,
@@ -34,23 +35,21 @@ pub struct Reader {
     shown: Vec<Shown>,
 }
 
-/// A key, its value and where that came from, for `config show`.
+/// A key with its value and its origin, for `config show`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shown {
     /// `section.key`.
     pub key: &'static str,
-    /// The value as TOML; a secret without its secret part.
+    /// The value as TOML, without the secret part of a secret.
     pub value: String,
-    /// A file, an environment variable, or the defaults.
+    /// `default`, a file or an environment variable.
     pub origin: String,
 }
 
 impl Reader {
-    pub(super) fn new(config: Config, prefix: &'static str) -> Self {
-        let mut values = BTreeMap::new();
-        flatten(String::new(), config.cache, &mut values);
+    pub(super) fn new(settings: BTreeMap<String, Setting>, prefix: &'static str) -> Self {
         Self {
-            values,
+            settings,
             prefix,
             read: BTreeSet::new(),
             ignored_sections: Vec::new(),
@@ -60,23 +59,23 @@ impl Reader {
         }
     }
 
-    /// Leaves a section to the other daemon, with which a file may be shared.
+    /// Ignores a section that belongs to the other daemon: both may share a file.
     pub fn ignore_section(&mut self, section: &'static str) {
         self.ignored_sections.push(section);
     }
 
-    /// Text that is not empty.
+    /// Reads a text that is not empty.
     pub fn text(&mut self, key: &'static str) -> String {
         self.parse(key, "text", |text| (!text.is_empty()).then(|| text.to_owned()))
             .unwrap_or_default()
     }
 
-    /// A path.
+    /// Reads a path.
     pub fn path(&mut self, key: &'static str) -> PathBuf {
         PathBuf::from(self.text(key))
     }
 
-    /// Texts separated by commas, or a TOML array; may be empty.
+    /// Reads a list, which may be empty: a TOML array, or a text with commas between the parts.
     pub fn list(&mut self, key: &'static str) -> Vec<String> {
         let split = |text: &str| {
             let parts = text.split(',').map(|part| part.trim().to_owned());
@@ -85,7 +84,7 @@ impl Reader {
         self.parse(key, "a list", split).unwrap_or_default()
     }
 
-    /// A list, each part of which has a form; `expected` describes it.
+    /// Reads a list whose parts are parsed; `expected` describes the list.
     pub fn parsed_list<T: std::str::FromStr>(
         &mut self,
         key: &'static str,
@@ -98,7 +97,7 @@ impl Reader {
         self.parse(key, expected, split).unwrap_or_default()
     }
 
-    /// An integer in a range.
+    /// Reads an integer in a range.
     pub fn integer<N>(&mut self, key: &'static str, range: RangeInclusive<N>) -> N
     where
         N: std::str::FromStr + PartialOrd + Display + Copy,
@@ -108,7 +107,7 @@ impl Reader {
             .unwrap_or(*range.start())
     }
 
-    /// A length of time in a range, written as `250ms`, `10s`, `5m`.
+    /// Reads a duration in a range, written as `250ms`, `10s` or `5m`.
     pub fn duration(&mut self, key: &'static str, range: RangeInclusive<Duration>) -> Duration {
         let show = |duration: &Duration| humantime::format_duration(*duration).to_string();
         let expected = format!(
@@ -122,7 +121,7 @@ impl Reader {
         self.parse(key, &expected, parse).unwrap_or(*range.start())
     }
 
-    /// One of several words.
+    /// Reads one of several words.
     pub fn choice<T: Copy>(&mut self, key: &'static str, choices: &[(&str, T)]) -> T {
         let words: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();
         let expected = format!("one of {}", words.join(", "));
@@ -131,14 +130,14 @@ impl Reader {
         self.parse(key, &expected, find).unwrap_or(choices[0].1)
     }
 
-    /// An IP address and a port.
+    /// Reads an IP address with a port.
     pub fn address(&mut self, key: &'static str) -> SocketAddr {
         self.parse(key, "an address such as 127.0.0.1:9464", |text| text.parse().ok())
             .unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)))
     }
 
-    /// A URL with one of some schemes, which may hold a password: the key itself, or the content of
-    /// the file that `<key>_file` names. It may be missing unless it is needed.
+    /// Reads a URL, which may contain a password: the value of `key`, or the content of the file that
+    /// `<key>_file` names. It may be missing unless it is `needed`.
     pub fn secret_url(
         &mut self,
         key: &'static str,
@@ -147,8 +146,9 @@ impl Reader {
     ) -> SecretString {
         let file_key = format!("{key}_file");
         self.read.extend([key.to_owned(), file_key.clone()]);
-        let direct = self.values.get(key).map(|value| (text_of(value), origin(value)));
-        let file = self.values.get(&file_key).map(text_of);
+        let direct = self.settings.get(key);
+        let direct = direct.map(|setting| (text_of(&setting.value), setting.origin.clone()));
+        let file = self.settings.get(&file_key).map(|setting| text_of(&setting.value));
         let (url, origin) = match (direct, file) {
             (Some(_), Some(_)) => {
                 self.errors.push(format!("{key} and {file_key} are both set: set one"));
@@ -180,23 +180,23 @@ impl Reader {
         SecretString::from(url)
     }
 
-    /// Adds an error about several keys unless a condition holds, or one of them is wrong itself.
+    /// Adds an error about several keys, unless the condition holds or one of the keys is wrong itself.
     pub fn require(&mut self, keys: &[&'static str], condition: bool, error: &str) {
         if !condition && keys.iter().all(|key| !self.wrong.contains(key)) {
             self.errors.push(error.to_owned());
         }
     }
 
-    /// Ends reading.
+    /// Ends reading, and returns all keys in the order in which they were read.
     ///
     /// # Errors
     ///
-    /// With every error found, unknown keys included.
+    /// All errors found, including unknown keys.
     pub fn finish(mut self) -> Result<Vec<Shown>, Errors> {
-        for (key, value) in &self.values {
+        for (key, setting) in &self.settings {
             let section = key.split('.').next().unwrap_or_default();
             if !self.read.contains(key) && !self.ignored_sections.contains(&section) {
-                self.errors.push(format!("unknown key {key} ({})", origin(value)));
+                self.errors.push(format!("unknown key {key} ({})", setting.origin));
             }
         }
         if self.errors.is_empty() { Ok(self.shown) } else { Err(Errors(self.errors)) }
@@ -209,18 +209,16 @@ impl Reader {
         parse: impl FnOnce(&str) -> Option<T>,
     ) -> Option<T> {
         self.read.insert(key.to_owned());
-        let Some(value) = self.values.get(key) else {
+        let Some(Setting { value, origin }) = self.settings.get(key) else {
             self.errors.push(format!("{key} is missing: expected {expected}"));
             self.wrong.insert(key);
             return None;
         };
-        let origin = origin(value);
+        let origin = origin.clone();
         let parsed = text_of(value).and_then(|text| parse(&text));
         if parsed.is_some() {
-            let value = match &value.kind {
-                ValueKind::String(_) | ValueKind::Array(_) => {
-                    toml(text_of(value).unwrap_or_default())
-                }
+            let value = match value {
+                Value::String(_) | Value::Array(_) => toml(text_of(value).unwrap_or_default()),
                 other => other.to_string(),
             };
             self.shown.push(Shown { key, value, origin });
@@ -244,48 +242,29 @@ impl Reader {
     }
 }
 
-fn flatten(key: String, value: Value, values: &mut BTreeMap<String, Value>) {
-    match value.kind {
-        ValueKind::Table(table) => {
-            for (name, value) in table {
-                let key = if key.is_empty() { name } else { format!("{key}.{name}") };
-                flatten(key, value, values);
-            }
-        }
-        _ => drop(values.insert(key, value)),
-    }
-}
-
-/// The value as text; numbers as they are written in TOML.
+/// The value as text, with the parts of a list separated by commas. `None` for a float, a date, a table
+/// and a list of lists: no key has such a value.
 fn text_of(value: &Value) -> Option<String> {
-    match &value.kind {
-        ValueKind::String(text) => Some(text.clone()),
-        ValueKind::I64(number) => Some(number.to_string()),
-        ValueKind::Boolean(flag) => Some(flag.to_string()),
-        ValueKind::Array(items) => {
-            let text = |item: &Value| text_of(item).filter(|_| !is_array(item));
+    match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Integer(number) => Some(number.to_string()),
+        Value::Boolean(flag) => Some(flag.to_string()),
+        Value::Array(items) => {
+            let text = |item: &Value| text_of(item).filter(|_| !item.is_array());
             let items: Option<Vec<String>> = items.iter().map(text).collect();
             items.map(|items| items.join(","))
         }
-        _ => None,
+        Value::Float(_) | Value::Datetime(_) | Value::Table(_) => None,
     }
-}
-
-fn is_array(value: &Value) -> bool {
-    matches!(value.kind, ValueKind::Array(_))
-}
-
-fn origin(value: &Value) -> String {
-    value.origin().unwrap_or("default").to_owned()
 }
 
 fn variable(key: &str) -> String {
     key.to_uppercase().replace('.', "__")
 }
 
-/// The URL without its password, and without a query, which may hold one too.
+/// The URL without its password and its query, which may contain one too. `None` if it is not a URL.
 fn redacted(url: &str) -> Option<Url> {
-    // Without `//` everything behind the colon is a path, the password too.
+    // Without `//`, the URL has no authority: a password would be part of its path.
     let mut url = Url::parse(url).ok().filter(Url::has_authority)?;
     if url.password().is_some() {
         url.set_password(Some("***")).ok()?;
@@ -296,7 +275,7 @@ fn redacted(url: &str) -> Option<Url> {
     Some(url)
 }
 
-/// A text as TOML has it.
+/// A text as a TOML value.
 fn toml(text: String) -> String {
-    toml::Value::String(text).to_string()
+    Value::String(text).to_string()
 }

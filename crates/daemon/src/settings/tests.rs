@@ -72,15 +72,15 @@ fn a_later_layer_wins() {
 }
 
 #[test]
-fn every_error_is_told_at_once() {
+fn all_errors_are_reported_at_once() {
     let environment = [
         ("OUTBOX_RELAY__RELAY__WORKERS", "no"),
         ("OUTBOX_RELAY__RELAY__PACE", "5"),
         ("OUTBOX_RELAY__RELAY__WORKRES", "4"),
     ];
     let errors = read(Some("[relya]\nx = 1\n"), &environment).err().unwrap();
-    let told = errors.to_string();
-    assert!(told.starts_with("5 errors in the configuration:\n  - "), "{told}");
+    let errors = errors.to_string();
+    assert!(errors.starts_with("5 errors in the configuration:\n  - "), "{errors}");
     for expected in [
         "rabbitmq.url is missing: set OUTBOX_RELAY__RABBITMQ__URL, or rabbitmq.url in a file",
         "relay.workers is not an integer from 1 to 64 \
@@ -90,21 +90,21 @@ fn every_error_is_told_at_once() {
         "unknown key relay.workres (environment variable OUTBOX_RELAY__RELAY__WORKRES)",
         "unknown key relya.x (",
     ] {
-        assert!(told.contains(expected), "{told}\nshould contain\n{expected}");
+        assert!(errors.contains(expected), "{errors}\nshould contain\n{expected}");
     }
 }
 
 #[test]
-fn a_pair_is_judged_only_when_both_are_right() {
+fn a_pair_is_checked_only_when_both_are_valid() {
     let many = ("OUTBOX_RELAY__RELAY__WORKERS", "10");
-    let told = read(None, &[URL, many]).err().unwrap().to_string();
-    assert!(told.contains("too many for relay.pace"), "{told}");
-    let told = read(None, &[URL, many, ("OUTBOX_RELAY__RELAY__PACE", "x")]).err().unwrap();
-    assert_eq!(told.0.len(), 1, "{told}");
+    let errors = read(None, &[URL, many]).err().unwrap().to_string();
+    assert!(errors.contains("too many for relay.pace"), "{errors}");
+    let errors = read(None, &[URL, many, ("OUTBOX_RELAY__RELAY__PACE", "x")]).err().unwrap();
+    assert_eq!(errors.0.len(), 1, "{errors}");
 }
 
 #[test]
-fn a_number_is_what_is_written() {
+fn a_number_is_not_converted() {
     for wrong in ["0", "65", "7.9", "yes", "", "1e1", "-1"] {
         assert!(read(None, &[URL, ("OUTBOX_RELAY__RELAY__WORKERS", wrong)]).is_err(), "{wrong}");
     }
@@ -112,16 +112,16 @@ fn a_number_is_what_is_written() {
 
 #[test]
 fn a_url_of_another_server_is_refused_without_its_password() {
-    let told = read(None, &[("AMQP_URL", "mysql://app:secret@localhost/app")]).err().unwrap();
+    let errors = read(None, &[("AMQP_URL", "mysql://app:secret@localhost/app")]).err().unwrap();
     let expected =
         "rabbitmq.url does not begin with amqp:// or amqps:// (environment variable AMQP_URL)";
-    assert_eq!(told.0, [expected]);
+    assert_eq!(errors.0, [expected]);
 }
 
 #[test]
 fn a_list_has_no_lists() {
-    let told = read(Some("[relay]\nnames = [[\"a\"]]\n"), &[URL]).err().unwrap().to_string();
-    assert!(told.contains("relay.names is not a list"), "{told}");
+    let errors = read(Some("[relay]\nnames = [[\"a\"]]\n"), &[URL]).err().unwrap().to_string();
+    assert!(errors.contains("relay.names is not a list"), "{errors}");
 }
 
 #[test]
@@ -144,4 +144,32 @@ fn a_secret_may_come_from_a_file() {
     let missing = [("OUTBOX_RELAY__RABBITMQ__URL_FILE", "/does/not/exist")];
     let missing = read(None, &missing).err().unwrap().to_string();
     assert!(missing.contains("/does/not/exist cannot be read"), "{missing}");
+}
+
+/// A path in a name, or a section in the place of a value, is an unknown key and changes no other key.
+#[test]
+fn a_name_is_not_a_path() {
+    for (file, unknown) in [
+        ("\"relay.workers\" = 3", "unknown key \"relay.workers\""),
+        ("[relay]\n\"names[9]\" = \"c\"", "unknown key relay.names[9]"),
+        ("relay = 1", "unknown key relay ("),
+        ("[relay.workers]\nx = 1", "unknown key relay.workers.x"),
+    ] {
+        let errors = read(Some(file), &[URL]).err().unwrap();
+        assert_eq!(errors.0.len(), 1, "{errors}");
+        assert!(errors.0[0].starts_with(unknown), "{errors}");
+    }
+    let section = ("OUTBOX_RELAY__RELAY", "2");
+    let errors = read(None, &[URL, section]).err().unwrap();
+    assert_eq!(errors.0, ["unknown key relay (environment variable OUTBOX_RELAY__RELAY)"]);
+}
+
+#[test]
+fn a_value_of_another_type_is_not_converted() {
+    for (value, expected) in
+        [("2.0", "an integer"), ("1979-05-27", "an integer"), ("true", "an integer")]
+    {
+        let errors = read(Some(&format!("[relay]\nworkers = {value}\n")), &[URL]).err().unwrap();
+        assert!(errors.0[0].starts_with(&format!("relay.workers is not {expected}")), "{errors}");
+    }
 }

@@ -26,7 +26,7 @@ fn message() -> Message {
     Message::encode(event(), "order.OrderPlaced".to_owned())
 }
 
-/// What other consumers of the exchange rely on: a change here breaks them.
+/// Other consumers of the exchange rely on this format. A change breaks them.
 #[test]
 fn the_form_on_the_wire_is_a_contract() {
     let message = message();

@@ -1,28 +1,29 @@
-//! Commands for operators. They need PostgreSQL alone, so that they work while the broker is down.
+//! Commands for operators. They need PostgreSQL only, so that they work while the broker is down.
 
-mod blocked;
+mod parked;
 mod reconcile;
 mod status;
 
 use std::env;
 use std::time::Duration;
 
+use anyhow::anyhow;
 use clap::Args;
-use daemon::{Exit, Failure};
+use daemon::{Exit, Failure, chain};
 use event_store::{Error, Session};
 use serde::Serialize;
 
 use crate::Settings;
-use crate::run::store_options;
 
-pub(crate) use blocked::Blocked;
+pub(crate) use parked::Parked;
 pub(crate) use reconcile::{Reconcile, Republish};
 pub(crate) use status::status;
 
-/// How long a statement of a command may take.
-const PATIENCE: Duration = Duration::from_mins(1);
+/// How long one statement of a command may take. Longer than in the daemon: commands are needed most
+/// when the tables are full.
+const STATEMENT_LIMIT: Duration = Duration::from_mins(1);
 
-/// How to print.
+/// How to print the result.
 #[derive(Args, Debug, Clone, Copy)]
 pub(crate) struct Format {
     /// Print JSON, for scripts.
@@ -31,7 +32,7 @@ pub(crate) struct Format {
 }
 
 impl Format {
-    /// Prints a result as JSON if that was asked for, and otherwise as text.
+    /// Prints a result as JSON if requested, and otherwise as text.
     fn print<T: Serialize>(
         self,
         result: &T,
@@ -48,9 +49,9 @@ impl Format {
     }
 }
 
-/// Brings the event store and the outbox up to date.
+/// `outbox-relay migrate`.
 pub(crate) async fn migrate(settings: &Settings) -> Result<(), Failure> {
-    let options = store_options(settings, "outbox-relay migrate")?;
+    let options = settings.store_options("outbox-relay migrate")?;
     let mut session = Session::connect(&options).await.map_err(failure)?;
     session.migrate().await.map_err(failure)?;
     session.close().await;
@@ -58,28 +59,32 @@ pub(crate) async fn migrate(settings: &Settings) -> Result<(), Failure> {
     Ok(())
 }
 
-/// A session in a migrated event store. In trouble, what is cheap otherwise may take a while.
+/// Opens a session in a migrated event store, whose statements may take up to `limit`.
 async fn open(settings: &Settings, limit: Duration) -> Result<Session, Failure> {
-    let options = store_options(settings, "outbox-relay command")?.statement_limit(limit);
+    let options = settings.store_options("outbox-relay command")?.statement_limit(limit);
     let mut session = Session::connect(&options).await.map_err(failure)?;
     session.require_migrated().await.map_err(failure)?;
     Ok(session)
 }
 
-/// Who runs the command, for the audit table.
+/// The user who runs the command, for `outbox_audit`.
 fn actor() -> String {
     let name = env::var("SUDO_USER").or_else(|_| env::var("USER")).or_else(|_| env::var("LOGNAME"));
     name.unwrap_or_else(|_| "unknown".to_owned())
 }
 
-pub(crate) fn failure(error: Error) -> Failure {
+fn failure(error: Error) -> Failure {
     let exit = match error {
         Error::Url => Exit::Configuration,
         Error::Login { .. } => Exit::Login,
         Error::Unreachable { .. } | Error::NotPrimary { .. } | Error::Timeout { .. } => {
             Exit::Unavailable
         }
-        Error::NotWaiting { .. } => Exit::Data,
+        Error::NotWaiting { .. } => {
+            let error = chain(&error);
+            let remedy = "`outbox-relay parked list --all` shows the events that streams wait for";
+            return Failure::new(Exit::Data, anyhow!("{error}: {remedy}"));
+        }
         Error::NotMigrated
         | Error::Migration(_)
         | Error::LimitsIgnored

@@ -7,7 +7,7 @@ use anyhow::anyhow;
 use chrono::{DateTime, Utc};
 use clap::Args;
 use daemon::{Exit, Failure};
-use event_store::{MissingEvent, Reconciled, Selection, Session};
+use event_store::{Fence, MissingEvent, Reconciled, Selection, Session};
 use serde::Serialize;
 use tokio::time::{Instant, sleep, sleep_until};
 use uuid::Uuid;
@@ -15,35 +15,33 @@ use uuid::Uuid;
 use super::{Format, actor, failure, open, say};
 use crate::Settings;
 
-/// How long to wait for open appends before the order of events is decided.
-const FENCE_PATIENCE: Duration = Duration::from_secs(10);
-/// How long reading the whole event store and the whole outbox may take.
+/// How long a statement may take that reads the whole event store and the whole outbox.
 const SCAN_LIMIT: Duration = Duration::from_mins(30);
-/// Missing events that are listed.
+/// How many missing events are listed.
 const EXAMPLES: u32 = 20;
 
-/// Which events of the event store.
+/// Options that select events of the event store. An event must match all of them.
 #[derive(Args, Debug)]
 struct Events {
-    /// After this position.
+    /// Select events after this position, the global order of the event store.
     #[arg(long, value_name = "POSITION")]
     after: Option<i64>,
-    /// Up to and including this position.
+    /// Select events up to and including this position.
     #[arg(long, value_name = "POSITION")]
     until: Option<i64>,
-    /// Recorded at or after this time, for example 2026-01-31T09:30:00Z.
+    /// Select events recorded at or after this time, for example 2026-01-31T09:30:00Z.
     #[arg(long, value_name = "TIME")]
     since: Option<DateTime<Utc>>,
-    /// Recorded before this time.
+    /// Select events recorded before this time.
     #[arg(long, value_name = "TIME")]
     before: Option<DateTime<Utc>>,
-    /// With one of these ids.
+    /// Select the event with this id; can be repeated.
     #[arg(long = "event-id", value_name = "UUID")]
     event_ids: Vec<Uuid>,
-    /// Of one of these streams.
+    /// Select events of this stream; can be repeated.
     #[arg(long = "stream", value_name = "STREAM")]
     streams: Vec<String>,
-    /// Of one of these types.
+    /// Select events of this type; can be repeated.
     #[arg(long = "type", value_name = "TYPE")]
     event_types: Vec<String>,
 }
@@ -59,17 +57,20 @@ impl Events {
             && self.event_types.is_empty()
     }
 
-    /// The selection, ending at a position up to which nothing can come in between any more.
+    /// The selection, limited to positions up to which no open transaction can still add an event.
     async fn select(self, session: &mut Session) -> Result<Selection, Failure> {
         let mut fence = session.take_fence().await.map_err(failure)?;
-        let patience = Instant::now() + FENCE_PATIENCE;
+        let deadline = Instant::now() + Fence::PATIENCE;
         while !fence.is_decided() {
-            if Instant::now() > patience {
+            if Instant::now() > deadline {
                 let writers = session.fence_writers(&fence).await.map_err(failure)?;
-                let error = anyhow!("transactions that append are still open: {writers:?}");
+                let error = anyhow!(
+                    "transactions that append are still open, retry when they have ended: \
+                     {writers:?}"
+                );
                 return Err(Failure::new(Exit::Unavailable, error));
             }
-            sleep(Duration::from_millis(50)).await;
+            sleep(Fence::POLL).await;
             session.refresh_fence(&mut fence).await.map_err(failure)?;
         }
         let head = fence.limit().get();
@@ -85,10 +86,14 @@ impl Events {
     }
 }
 
-/// Compare the event store with the outbox: was every event captured?
+/// Check that every event of the event store is or was in the outbox.
 ///
-/// Ends with 65 when an event is missing in the outbox. Reads both tables, so give it time.
+/// A trigger puts each appended event into the outbox. An event can be missing there if the trigger
+/// was disabled or rows were deleted by hand. Without options, all events are compared; that reads
+/// both tables completely and can take minutes. Exits with 65 if an event is missing, and lists the
+/// first 20; `outbox-relay republish` publishes them.
 #[derive(Args, Debug)]
+#[command(after_help = "Example:\n  outbox-relay reconcile --since 2026-01-31T09:30:00Z")]
 pub(crate) struct Reconcile {
     #[command(flatten)]
     events: Events,
@@ -100,7 +105,7 @@ pub(crate) struct Reconcile {
 struct Report {
     #[serde(flatten)]
     counted: Reconciled,
-    /// The first of the missing events.
+    /// The first missing events.
     examples: Vec<MissingEvent>,
 }
 
@@ -129,7 +134,7 @@ fn text(report: &Report) -> String {
     let Reconciled { events, processed, pending, expired, missing } = report.counted;
     let mut text = format!(
         "events     {events}\nprocessed  {processed}\npending    {pending}\n\
-         expired    {expired}, older than relay.retention and no longer in the outbox\n\
+         expired    {expired}, no longer in the outbox because they are older than relay.retention\n\
          missing    {missing}\n"
     );
     for event in &report.examples {
@@ -146,19 +151,21 @@ fn text(report: &Report) -> String {
 
 /// Publish events of the event store again, for a new consumer or after a loss.
 ///
-/// They go through the outbox, behind what is pending. Consumers see them again, and must know
-/// repetitions by their id; read models do.
+/// The events are put into the outbox again, behind the pending ones. Every bound queue receives
+/// them, so consumers must recognise repeated events by their id. The projector does.
+/// The command is recorded in `outbox_audit`.
 #[derive(Args, Debug)]
+#[command(after_help = "Example:\n  outbox-relay republish --stream order-1234 --dry-run")]
 pub(crate) struct Republish {
     #[command(flatten)]
     events: Events,
-    /// Every event of the event store.
+    /// Select every event of the event store.
     #[arg(long)]
     all: bool,
-    /// Events per second at most.
+    /// Put at most this many events per second into the outbox.
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     rate: u32,
-    /// Only count them.
+    /// Only count the selected events.
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
@@ -174,7 +181,8 @@ struct Republished {
 impl Republish {
     pub(crate) async fn run(self, settings: &Settings) -> Result<(), Failure> {
         if self.events.is_everything() != self.all {
-            let error = anyhow!("say which events: --stream, --since and so on, or --all for all");
+            let error =
+                anyhow!("select events with --stream, --since and so on, or all with --all");
             return Err(Failure::new(Exit::Configuration, error));
         }
         let mut session = open(settings, SCAN_LIMIT).await?;
@@ -203,7 +211,7 @@ async fn republish(
     let mut total = 0;
     let mut next = Instant::now();
     while let Some((count, last)) = session.republish(selection, page).await.map_err(|error| {
-        say(&format!("{total} events were put into the outbox before this failed"));
+        say(&format!("{total} events were put into the outbox before the failure"));
         failure(error)
     })? {
         total += count;

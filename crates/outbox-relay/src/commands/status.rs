@@ -5,15 +5,15 @@ use std::fmt::Write;
 use daemon::Failure;
 use event_store::{Backlog, Group, Status};
 
-use super::{Format, PATIENCE, failure, open};
+use super::{Format, STATEMENT_LIMIT, failure, open};
 use crate::Settings;
 
-/// Categories shown to people.
+/// The text shows this many categories; the JSON shows all.
 const CATEGORIES: usize = 10;
 
 /// Prints the state of the outbox.
 pub(crate) async fn status(settings: &Settings, format: Format) -> Result<(), Failure> {
-    let mut session = open(settings, PATIENCE).await?;
+    let mut session = open(settings, STATEMENT_LIMIT).await?;
     let status = session.status().await.map_err(failure)?;
     session.close().await;
     format.print(&status, text)
@@ -32,10 +32,10 @@ fn write_text(text: &mut String, status: &Status) -> std::fmt::Result {
     }
     writeln!(
         text,
-        "held      {}, behind an event that could not be published",
+        "held      {}, behind an event of their stream that could not be published",
         count(status.held)
     )?;
-    writeln!(text, "delayed   {}", count(status.delayed))?;
+    writeln!(text, "delayed   {}, to be published at a later time", count(status.delayed))?;
     let rates = status.rates;
     writeln!(
         text,
@@ -52,8 +52,8 @@ fn write_text(text: &mut String, status: &Status) -> std::fmt::Result {
         writeln!(text, "pending by lane: {}", lanes.join(" "))?;
     }
     for streams in &status.waiting {
-        let kind = if streams.blocked { "blocked, " } else { "" };
-        writeln!(text, "waiting   {} streams: {kind}{}", streams.streams, streams.reason)?;
+        let state = if streams.parked { "parked" } else { "waiting" };
+        writeln!(text, "{state:<9} {} streams: {}", streams.streams, streams.reason)?;
     }
     for key in &status.unroutable {
         writeln!(
@@ -69,12 +69,12 @@ fn write_text(text: &mut String, status: &Status) -> std::fmt::Result {
         let age = writer.age_seconds.map_or_else(String::new, |age| format!(" for {age:.0} s"));
         writeln!(
             text,
-            "open      a writer holds up the fence{age}: {pid} {:?}",
+            "open      a transaction holds up the fence{age}: {pid} {:?}",
             writer.application_name
         )?;
     }
-    if status.waiting.iter().any(|streams| streams.blocked) {
-        writeln!(text, "`outbox-relay blocked list` shows what waits for a decision")?;
+    if status.waiting.iter().any(|streams| streams.parked) {
+        writeln!(text, "`outbox-relay parked list` shows the streams that need a decision")?;
     }
     Ok(())
 }

@@ -22,6 +22,10 @@ fn slot(id: i64, stream: u8, attempts: Option<u32>) -> Slot {
     }
 }
 
+fn events(slots: Vec<Slot>, fates: Vec<Fate>) -> Vec<EventFate> {
+    slots.into_iter().zip(fates).map(|(slot, fate)| EventFate { slot, fate }).collect()
+}
+
 fn fate() -> impl Strategy<Value = Fate> {
     prop_oneof![
         6 => Just(Fate::Confirmed),
@@ -39,32 +43,33 @@ fn succeeded(fate: &Fate) -> bool {
 }
 
 proptest! {
-    /// Each event ends in exactly one place; in a stream, nothing is processed after a failure, and
-    /// nothing changes after what was not tried.
+    /// Each event ends in exactly one place. In a stream, no event is processed after a failure, and
+    /// no row changes from the first untried event on.
     #[test]
     fn a_stream_is_processed_up_to_its_first_failure(
-        events in proptest::collection::vec((0_u8..5, fate()), 0..60),
+        batch in proptest::collection::vec((0_u8..5, fate()), 0..60),
     ) {
-        let slots: Vec<_> =
-            events.iter().zip(1..).map(|((stream, _), id)| slot(id, *stream, None)).collect();
-        let fates: Vec<_> = events.iter().map(|(_, fate)| fate.clone()).collect();
-        let settlement = settle(&slots, &fates, &policy(), || 0.5);
+        let event = |((stream, fate), id): ((u8, Fate), i64)| {
+            EventFate { slot: slot(id, stream, None), fate }
+        };
+        let batch: Vec<EventFate> = batch.into_iter().zip(1..).map(event).collect();
+        let settlement = settle(&batch, &policy(), || 0.5);
         for stream in 0_u8..5 {
-            let own: Vec<_> = (0..slots.len()).filter(|i| events[*i].0 == stream).collect();
-            let done = own.iter().take_while(|i| succeeded(&fates[**i])).count();
-            let stopped_by = own.get(done).map(|index| &fates[*index]);
+            let key = format!("order-{stream}");
+            let own: Vec<_> = batch.iter().filter(|it| it.slot.stream_key == key).collect();
+            let done = own.iter().take_while(|it| succeeded(&it.fate)).count();
+            let stopped_by = own.get(done).map(|it| &it.fate);
             let aside = stopped_by.is_some_and(|fate| *fate != Fate::Untried);
-            for (place, index) in own.iter().enumerate() {
-                let id = slots[*index].id;
+            for (place, it) in own.iter().enumerate() {
+                let id = it.slot.id;
                 prop_assert_eq!(settlement.processed.contains(&id), place < done);
                 prop_assert_eq!(settlement.set_aside.contains(&id), place >= done && aside);
             }
-            let key = format!("order-{stream}");
             let holds: Vec<_> =
                 settlement.holds.iter().filter(|hold| hold.stream_key == key).collect();
             prop_assert_eq!(holds.len(), usize::from(aside));
             if let Some(hold) = holds.first() {
-                prop_assert_eq!(hold.outbox_id, slots[own[done]].id);
+                prop_assert_eq!(hold.outbox_id, own[done].slot.id);
             }
         }
     }
@@ -83,7 +88,7 @@ fn each_failure_has_its_reason_and_its_metric() {
             Fate::Nacked,
             "nacked",
             Reason::Nacked,
-            "RabbitMQ refused the message with routing key order.Ord",
+            "RabbitMQ rejected the message with routing key order.Ord",
         ),
         (
             Fate::TooLarge { bytes: 7, limit: 5 },
@@ -99,7 +104,8 @@ fn each_failure_has_its_reason_and_its_metric() {
         ),
     ] {
         assert_eq!(fate.label(), Some(label));
-        let hold = settle(&[slot(1, 1, None)], &[fate], &policy(), || 0.5).holds.remove(0);
+        let hold =
+            settle(&events(vec![slot(1, 1, None)], vec![fate]), &policy(), || 0.5).holds.remove(0);
         assert_eq!(hold.reason, reason);
         assert!(hold.error.starts_with(text), "{}", hold.error);
     }
@@ -112,8 +118,8 @@ fn each_failure_has_its_reason_and_its_metric() {
 #[test]
 fn a_stream_that_fails_again_waits_longer() {
     let wait = |attempts| {
-        let slots = [slot(1, 1, attempts)];
-        settle(&slots, &[Fate::Returned], &policy(), || 1.0).holds[0].retry_after
+        let events = events(vec![slot(1, 1, attempts)], vec![Fate::Returned]);
+        settle(&events, &policy(), || 1.0).holds[0].retry_after
     };
     assert_eq!(wait(None), Some(Duration::from_millis(100)));
     assert_eq!(wait(Some(3)), Some(Duration::from_millis(800)));
@@ -121,24 +127,24 @@ fn a_stream_that_fails_again_waits_longer() {
 }
 
 #[test]
-fn only_an_event_that_fails_for_its_own_sake_is_blocked() {
-    let blocked = |fate: &Fate, attempts| {
-        let slots = [slot(1, 1, attempts)];
-        settle(&slots, std::slice::from_ref(fate), &policy(), || 0.5).holds[0].retry_after.is_none()
+fn only_an_event_that_itself_causes_the_failure_parks_its_stream() {
+    let parked = |fate: &Fate, attempts| {
+        let events = events(vec![slot(1, 1, attempts)], vec![fate.clone()]);
+        settle(&events, &policy(), || 0.5).holds[0].retry_after.is_none()
     };
     for own_fault in
         [Fate::TooLarge { bytes: 2, limit: 1 }, Fate::Refused { reason: String::new() }]
     {
-        assert!(!blocked(&own_fault, None));
-        assert!(!blocked(&own_fault, Some(1)));
-        assert!(blocked(&own_fault, Some(2)));
+        assert!(!parked(&own_fault, None));
+        assert!(!parked(&own_fault, Some(1)));
+        assert!(parked(&own_fault, Some(2)));
     }
-    assert!(!blocked(&Fate::Returned, Some(1_000)));
-    assert!(!blocked(&Fate::Nacked, Some(1_000)));
+    assert!(!parked(&Fate::Returned, Some(1_000)));
+    assert!(!parked(&Fate::Nacked, Some(1_000)));
 }
 
 #[test]
-fn what_needs_no_queue_is_discarded() {
+fn an_event_that_needs_no_queue_is_discarded() {
     let fate = |key| Fate::of(Outcome::Returned, key, &policy());
     assert_eq!(fate("audit.Logged"), Fate::Discarded);
     assert_eq!(fate("order.OrderPlaced"), Fate::Returned);
@@ -146,13 +152,14 @@ fn what_needs_no_queue_is_discarded() {
 
 #[test]
 fn a_stream_that_waited_recovers_when_nothing_of_it_failed() {
-    let slots = [
+    let slots = vec![
         slot(1, 1, Some(2)),
         slot(2, 2, Some(2)),
         slot(3, 3, None),
         slot(4, 4, Some(1)),
         slot(5, 4, Some(1)),
     ];
-    let fates = [Fate::Confirmed, Fate::Returned, Fate::Confirmed, Fate::Confirmed, Fate::Untried];
-    assert_eq!(settle(&slots, &fates, &policy(), || 0.5).recovered, ["order-1"]);
+    let fates =
+        vec![Fate::Confirmed, Fate::Returned, Fate::Confirmed, Fate::Confirmed, Fate::Untried];
+    assert_eq!(settle(&events(slots, fates), &policy(), || 0.5).recovered, ["order-1"]);
 }

@@ -71,6 +71,7 @@ enum Action {
 }
 
 #[derive(Args, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 struct Start {
     /// The projection.
     projection: String,
@@ -96,8 +97,10 @@ struct Start {
     /// Rebuild only the streams in this file, one per line, in the live tables.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["throttle", "max_lag", "allow_parked"])]
     streams_file: Option<PathBuf>,
-    #[command(flatten)]
-    format: Format,
+    /// Print JSON, for scripts.
+    // Not as `Format`: clap takes no notice of an optional group with another one in it.
+    #[arg(long)]
+    json: bool,
 }
 
 impl Rebuild {
@@ -142,12 +145,13 @@ pub(super) async fn rebuilder(
 
 impl Start {
     async fn run(&self, settings: &Settings) -> Result<bool, Failure> {
-        let Self { projection, throttle, max_lag, allow_parked, format, .. } = self;
+        let Self { projection, throttle, max_lag, allow_parked, json, .. } = self;
+        let format = Format { json: *json };
         if self.cancel {
             return cancel(settings, projection).await.map(|()| true);
         }
         let streams = self.streams()?;
-        let rebuilder = rebuilder(settings, projection, *format).await?;
+        let rebuilder = rebuilder(settings, projection, format).await?;
         if self.dry_run {
             let found = rebuilder.dry_run().await?;
             format.print(&found, ToString::to_string)?;

@@ -17,7 +17,7 @@ use super::partitions::Partitions;
 use crate::Settings;
 use crate::context::Context;
 use crate::error::{Error, ServerError};
-use crate::history::{Decided, FENCE_PATIENCE, History, Pace, Span, Target, replay};
+use crate::history::{Decided, FENCE_PATIENCE, History, PAGE, Pace, Span, Target, replay};
 use crate::topology::Topology;
 
 /// How often to check whether another instance has finished.
@@ -301,6 +301,13 @@ struct FirstReplay<'r> {
 
 impl Pace for FirstReplay<'_> {
     type Error = Error;
+
+    /// One transaction for each lane: `owner` is pinged after each page, and handlers may be slow.
+    fn page(&self) -> u32 {
+        let Supervisor { context, model, .. } = self.supervisor;
+        let page = context.settings.batch_size * usize::from(model.lanes());
+        u32::try_from(page).map_or(PAGE, |page| page.min(PAGE))
+    }
 
     async fn passed(
         &mut self,

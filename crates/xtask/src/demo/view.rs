@@ -8,7 +8,7 @@ use anyhow::Result;
 
 use super::Daemon;
 
-/// What the daemons have counted.
+/// The daemons' counters.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Counts {
     published: u64,
@@ -28,7 +28,7 @@ impl Counts {
         Ok(counts)
     }
 
-    /// Takes in a line such as `projector_events_total{projection="x",outcome="applied"} 7`.
+    /// Reads a line such as `projector_events_total{projection="x",outcome="applied"} 7`.
     fn add(&mut self, line: &str) {
         let Some((series, value)) = line.rsplit_once(' ') else { return };
         let projection = || {
@@ -45,7 +45,7 @@ impl Counts {
     }
 }
 
-/// Figures that change in place on a terminal, and line by line elsewhere.
+/// Figures that change in place on a terminal, and that are printed line by line elsewhere.
 pub(super) struct View {
     before: Counts,
     started: Instant,
@@ -55,12 +55,12 @@ pub(super) struct View {
 }
 
 impl View {
-    /// Counts from here on.
+    /// Counts from now on.
     pub(super) fn new(before: Counts) -> Self {
         Self { before, started: Instant::now(), last: None, drawn: 0, last_line: None }
     }
 
-    /// Shows the figures; says whether every event was published and applied.
+    /// Shows the figures. `true` if every event was published and applied.
     pub(super) fn show(&mut self, appended: u64, now: &Counts) -> bool {
         let (published, applied) = self.since(now);
         let (append_rate, publish_rate) = self.rates(appended, published);
@@ -71,10 +71,10 @@ impl View {
                 format!("         published   {published:>9}   {publish_rate:>6.0}/s"),
             ];
             for (name, count) in &applied {
-                let behind = appended.saturating_sub(*count);
+                let open = appended.saturating_sub(*count);
                 let lag = now.lag.get(*name).copied().unwrap_or(0.0);
                 lines.push(format!(
-                    "         applied     {count:>9}   {name}: {behind} behind, lag {lag:.1} s"
+                    "         applied     {count:>9}   {name}: {open} not yet applied, lag {lag:.1} s"
                 ));
             }
             self.redraw(&lines);
@@ -88,8 +88,9 @@ impl View {
                 applied.join(", ")
             );
         }
-        let level = published == appended && applied.iter().all(|(_, count)| *count == appended);
-        level && !applied.is_empty()
+        let caught_up =
+            published == appended && applied.iter().all(|(_, count)| *count == appended);
+        caught_up && !applied.is_empty()
     }
 
     /// The final figures.
@@ -104,7 +105,7 @@ impl View {
         );
     }
 
-    /// What was published and applied since the view began.
+    /// The events published and applied since the view began.
     fn since<'n>(&self, now: &'n Counts) -> (u64, Vec<(&'n str, u64)>) {
         let since = |(name, count): (&'n String, &u64)| {
             let before = self.before.applied.get(name).copied().unwrap_or(0);
@@ -114,7 +115,7 @@ impl View {
         (published, now.applied.iter().map(since).collect())
     }
 
-    /// Events a second since about a second ago.
+    /// Events per second since the previous call.
     fn rates(&mut self, appended: u64, published: u64) -> (f64, f64) {
         let now = Instant::now();
         let Some((then, appended_then, published_then)) =
@@ -132,7 +133,7 @@ impl View {
         let mut out = std::io::stdout().lock();
         let up = if self.drawn == 0 { String::new() } else { format!("\x1b[{}A", self.drawn) };
         let text = lines.join("\x1b[K\n");
-        // A view that cannot be drawn is no reason to stop.
+        // The demo goes on even if the view cannot be drawn.
         drop(writeln!(out, "{up}\r{text}\x1b[K"));
         drop(out.flush());
         self.drawn = lines.len();

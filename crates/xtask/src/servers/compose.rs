@@ -1,75 +1,108 @@
 //! The servers of `docker-compose.yml`.
 
-use std::path::Path;
+use std::fmt::Write;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use super::versions::OLDEST_IMAGES;
 use super::{Origin, Servers, script};
 use crate::workspace::root;
 
-const PROJECT: &str = "outbox-relay-dev";
 const SERVICES: [&str; 3] = ["postgres", "rabbitmq", "mysql"];
-/// An engine that does not answer in this time is none.
+/// An engine that does not answer in this time counts as absent.
 const ENGINE_LIMIT: Duration = Duration::from_secs(10);
 const USER: &str = "app";
 const PASSWORD: &str = "app";
 const DATABASE: &str = "app";
 
-/// Starts the three servers, if there is an engine, and images that can be had.
-pub(super) fn up(folder: &Path) -> Result<Servers> {
-    answer(Command::new("docker").args(["info", "--format", "{{.ServerVersion}}"]))
-        .context("no container engine answers")?;
-    answer(Command::new("docker").args(["compose", "version"]))
-        .context("the engine has no compose")?;
-    let mut start = compose();
-    start.args(["up", "--detach", "--wait", "--quiet-pull"]).args(SERVICES);
-    if !start.stdin(Stdio::null()).status()?.success() {
-        down()?;
-        bail!("the servers of docker-compose.yml do not start");
+/// A project of docker compose.
+pub(super) struct Compose {
+    project: &'static str,
+    files: Vec<PathBuf>,
+}
+
+impl Compose {
+    /// The images of `docker-compose.yml`.
+    pub(super) fn newest() -> Self {
+        Self { project: "outbox-relay-dev", files: vec![root().join("docker-compose.yml")] }
     }
-    let user = format!("{USER}:{PASSWORD}");
-    let urls = [
-        ("EVENT_STORE_URL", format!("postgres://{user}@{}/{DATABASE}", port("postgres", 5432)?)),
-        ("AMQP_URL", format!("amqp://{user}@{}/%2f", port("rabbitmq", 5672)?)),
-        ("READ_MODEL_URL", format!("mysql://root:{PASSWORD}@{}/{DATABASE}", port("mysql", 3306)?)),
-        ("RABBITMQ_MANAGEMENT_URL", format!("http://{user}@{}", port("rabbitmq", 15672)?)),
-    ];
-    let mut rabbitmqctl = compose();
-    rabbitmqctl.args(["exec", "--no-TTY", "rabbitmq", "rabbitmqctl"]);
-    let tools = [("RABBITMQCTL", script(&folder.join("rabbitmqctl"), &rabbitmqctl)?)];
-    Ok(Servers::new(Origin::Compose, urls, Vec::new()).with_tools(tools))
-}
 
-/// Stops them and removes their data.
-pub(super) fn down() -> Result<()> {
-    let status = compose().args(["down", "--volumes"]).stdin(Stdio::null()).status()?;
-    if status.success() { Ok(()) } else { bail!("docker compose down failed") }
-}
+    /// The same services with the oldest supported images.
+    pub(super) fn oldest(folder: &Path) -> Result<Self> {
+        let mut images = String::from("services:\n");
+        for (service, image) in OLDEST_IMAGES {
+            writeln!(images, "  {service}: {{ image: \"{image}\" }}")?;
+        }
+        let file = folder.join("oldest.yml");
+        fs::write(&file, images)?;
+        let files = vec![root().join("docker-compose.yml"), file];
+        Ok(Self { project: "outbox-relay-oldest", files })
+    }
 
-fn compose() -> Command {
-    let mut command = Command::new("docker");
-    command
-        .args(["compose", "--project-name", PROJECT])
-        .current_dir(root())
+    /// Starts the three servers, if an engine answers and has the images or can get them.
+    pub(super) fn up(&self, folder: &Path) -> Result<Servers> {
+        answer(Command::new("docker").args(["info", "--format", "{{.ServerVersion}}"]))
+            .context("no container engine answers")?;
+        answer(Command::new("docker").args(["compose", "version"]))
+            .context("the engine has no compose")?;
+        let mut start = self.command();
+        start.args(["up", "--detach", "--wait", "--quiet-pull"]).args(SERVICES);
+        if !start.stdin(Stdio::null()).status()?.success() {
+            self.down()?;
+            bail!("the servers of docker-compose.yml do not start");
+        }
+        let user = format!("{USER}:{PASSWORD}");
+        let postgres = self.address("postgres", 5432)?;
+        let mysql = self.address("mysql", 3306)?;
+        let urls = [
+            ("EVENT_STORE_URL", format!("postgres://{user}@{postgres}/{DATABASE}")),
+            ("AMQP_URL", format!("amqp://{user}@{}/%2f", self.address("rabbitmq", 5672)?)),
+            ("READ_MODEL_URL", format!("mysql://root:{PASSWORD}@{mysql}/{DATABASE}")),
+            (
+                "RABBITMQ_MANAGEMENT_URL",
+                format!("http://{user}@{}", self.address("rabbitmq", 15672)?),
+            ),
+        ];
+        let mut rabbitmqctl = self.command();
+        rabbitmqctl.args(["exec", "--no-TTY", "rabbitmq", "rabbitmqctl"]);
+        let path = folder.join(format!("{}-rabbitmqctl", self.project));
+        let tools = [("RABBITMQCTL", script(&path, &rabbitmqctl)?)];
+        Ok(Servers::new(Origin::Compose, urls, Vec::new()).with_tools(tools))
+    }
+
+    /// Stops them and removes their data.
+    pub(super) fn down(&self) -> Result<()> {
+        let status = self.command().args(["down", "--volumes"]).stdin(Stdio::null()).status()?;
+        if status.success() { Ok(()) } else { bail!("docker compose down failed") }
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new("docker");
+        command.args(["compose", "--project-name", self.project]).current_dir(root());
+        for file in &self.files {
+            command.arg("--file").arg(file);
+        }
         // Any free port of the host.
-        .envs(
-            ["POSTGRES_PORT", "AMQP_PORT", "MANAGEMENT_PORT", "MYSQL_PORT"].map(|name| (name, "0")),
-        );
-    command
-}
-
-/// Where a port of a service can be reached.
-fn port(service: &str, port: u16) -> Result<String> {
-    let output = compose().args(["port", service, &port.to_string()]).output()?;
-    let text = String::from_utf8(output.stdout)?;
-    let address = text.trim();
-    if address.is_empty() {
-        bail!("{service} has no port {port}");
+        let ports = ["POSTGRES_PORT", "AMQP_PORT", "MANAGEMENT_PORT", "MYSQL_PORT"];
+        command.envs(ports.map(|name| (name, "0")));
+        command
     }
-    Ok(address.to_owned())
+
+    /// Host and port where a port of a service can be reached.
+    fn address(&self, service: &str, port: u16) -> Result<String> {
+        let output = self.command().args(["port", service, &port.to_string()]).output()?;
+        let text = String::from_utf8(output.stdout)?;
+        let address = text.trim();
+        if address.is_empty() {
+            bail!("{service} has no port {port}");
+        }
+        Ok(address.to_owned())
+    }
 }
 
 /// Runs a command that must succeed soon.

@@ -1,8 +1,11 @@
 //! PostgreSQL, RabbitMQ and MySQL for development and tests.
 
 mod compose;
+mod guards;
 mod private;
 mod tree;
+mod unpack;
+mod versions;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -13,9 +16,11 @@ use std::time::Duration;
 use std::{env, process, thread};
 
 use anyhow::{Context, Result, bail};
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 use serde::{Deserialize, Serialize};
 
+use self::compose::Compose;
+pub(crate) use self::guards::{Borrowed, Breakable, Durable, Oldest};
 use self::private::Purpose;
 use crate::process::Process;
 use crate::workspace::target;
@@ -24,32 +29,48 @@ use crate::workspace::target;
 const NEEDED: [&str; 3] = ["EVENT_STORE_URL", "AMQP_URL", "READ_MODEL_URL"];
 const MANAGEMENT: &str = "RABBITMQ_MANAGEMENT_URL";
 
+/// Start and stop PostgreSQL, RabbitMQ and MySQL for development.
+///
+/// Uses the first that is available: the servers that `EVENT_STORE_URL`, `AMQP_URL` and
+/// `READ_MODEL_URL` name; docker compose; private servers unpacked from Debian's packages into
+/// target/servers.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  cargo xtask servers up                      servers that stay up between commands
+  eval \"$(cargo xtask servers env)\"           their URLs in your shell
+  cargo xtask servers down                    stops them and removes their data")]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
 #[derive(Debug, Clone, Copy, Subcommand)]
-pub(crate) enum Command {
-    /// Start the servers, or find those that run.
+enum Command {
+    /// Start the servers unless they run, and print their addresses.
     Up,
     /// Stop the servers that `up` started, and remove their data.
     Down,
-    /// Say what runs.
+    /// Print the addresses of the servers and whether they answer.
     Status,
-    /// Print URLs and tools as shell exports: eval "$(cargo xtask servers env)"
+    /// Print their URLs and tools as shell exports.
     Env,
 }
 
-impl Command {
+impl Arguments {
     pub(crate) fn run(self) -> Result<()> {
-        match self {
-            Self::Up => {
+        match self.command {
+            Command::Up => {
                 let (servers, _) = up()?;
                 servers.print_status();
             }
-            Self::Down => down()?,
-            Self::Status => match running()? {
+            Command::Down => down()?,
+            Command::Status => match running()? {
                 Some(servers) => servers.print_status(),
-                None => println!("no servers; `cargo xtask servers up` starts them"),
+                None => println!("no servers are running; `cargo xtask servers up` starts them"),
             },
-            Self::Env => {
-                let servers = running()?.context("no servers: run `cargo xtask servers up`")?;
+            Command::Env => {
+                let servers =
+                    running()?.context("no servers are running: run `cargo xtask servers up`")?;
                 for (name, value) in servers.variables() {
                     println!("export {name}='{value}'");
                 }
@@ -59,17 +80,20 @@ impl Command {
     }
 }
 
-/// Servers that can be used.
+/// Running servers.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Servers {
     origin: Origin,
     /// Environment variables and their values.
     pub(crate) urls: BTreeMap<String, String>,
-    /// Programs that only some tests need: environment variables and paths.
+    /// Programs that some tests need: environment variables and paths.
     #[serde(default)]
     tools: BTreeMap<String, String>,
     /// Empty unless they are private.
     processes: Vec<Process>,
+    /// Their versions, for people to read; empty unless they are private.
+    #[serde(default)]
+    versions: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,88 +103,13 @@ enum Origin {
     Private,
 }
 
-/// Servers for the time of one command: stopped at its end if it started them.
-pub(crate) struct Borrowed {
-    pub(crate) servers: Servers,
-    ours: bool,
-}
-
-impl Borrowed {
-    pub(crate) fn up() -> Result<Self> {
-        let (servers, ours) = up()?;
-        Ok(Self { servers, ours })
-    }
-}
-
-impl Drop for Borrowed {
-    fn drop(&mut self) {
-        if self.ours
-            && let Err(error) = down()
-        {
-            eprintln!("the servers could not be stopped: {error:#}");
-        }
-    }
-}
-
-/// Servers that flush to disk, for benchmarks: those that the environment names, or new ones that end
-/// with this.
-pub(crate) struct Durable {
-    pub(crate) servers: Servers,
-}
-
-impl Durable {
-    pub(crate) fn up() -> Result<Self> {
-        if let Some(servers) = running()?.filter(|servers| servers.origin == Origin::Environment) {
-            return Ok(Self { servers });
-        }
-        let _turn = turn()?;
-        Ok(Self { servers: private::up(&folder(), Purpose::Bench)? })
-    }
-}
-
-impl Drop for Durable {
-    fn drop(&mut self) {
-        if self.servers.origin == Origin::Private {
-            self.servers.end();
-            if let Err(error) = private::remove_data(&folder(), Purpose::Bench) {
-                eprintln!("the servers' data could not be removed: {error:#}");
-            }
-        }
-    }
-}
-
-/// Private servers that are there to be broken; they end with this.
-pub(crate) struct Breakable {
-    pub(crate) servers: Servers,
-    /// One at a time: the next would end these.
-    _alone: File,
-}
-
-impl Breakable {
-    pub(crate) fn up() -> Result<Self> {
-        fs::create_dir_all(folder())?;
-        let alone = File::create(folder().join("chaos.lock"))?;
-        alone.lock()?;
-        let _turn = turn()?;
-        Ok(Self { servers: private::up(&folder(), Purpose::Chaos)?, _alone: alone })
-    }
-}
-
-impl Drop for Breakable {
-    fn drop(&mut self) {
-        if let Err(error) = private::end(&folder(), Purpose::Chaos) {
-            eprintln!("the servers could not be removed: {error:#}");
-        }
-    }
-}
-
-/// Finds or starts servers; says also whether they were started.
+/// Finds or starts servers. `true` if it started them.
 fn up() -> Result<(Servers, bool)> {
     let _turn = turn()?;
     if let Some(servers) = running()? {
         return Ok((servers, false));
     }
-    let servers = match compose::up(&folder()) {
+    let servers = match Compose::newest().up(&folder()) {
         Ok(servers) => servers,
         Err(why) => {
             eprintln!("docker compose is not used: {why:#}");
@@ -175,12 +124,12 @@ fn up() -> Result<(Servers, bool)> {
 fn down() -> Result<()> {
     let _turn = turn()?;
     let Some(servers) = recorded() else {
-        println!("no servers of ours");
+        println!("no servers to stop: `cargo xtask servers up` has started none");
         return Ok(());
     };
     match servers.origin {
         Origin::Environment => {}
-        Origin::Compose => compose::down()?,
+        Origin::Compose => Compose::newest().down()?,
         Origin::Private => {
             servers.end();
             private::remove_data(&folder(), Purpose::Tests)?;
@@ -190,7 +139,7 @@ fn down() -> Result<()> {
     Ok(())
 }
 
-/// Servers named by the environment, or those that we started before, if they still run.
+/// The servers that the environment names, or those that an earlier command started, if they still run.
 fn running() -> Result<Option<Servers>> {
     let urls: BTreeMap<String, String> = NEEDED
         .into_iter()
@@ -199,19 +148,25 @@ fn running() -> Result<Option<Servers>> {
         .collect();
     let named = NEEDED.iter().filter(|name| urls.contains_key(**name)).count();
     if named == NEEDED.len() {
-        let (tools, processes) = (BTreeMap::new(), Vec::new());
-        let servers = Servers { origin: Origin::Environment, urls, tools, processes };
+        let servers = Servers {
+            origin: Origin::Environment,
+            urls,
+            tools: BTreeMap::new(),
+            processes: Vec::new(),
+            versions: String::new(),
+        };
         for name in NEEDED {
             let url = &servers.urls[name];
-            let address = address(url).with_context(|| format!("{name} is no URL with a host"))?;
+            let address =
+                address(url).with_context(|| format!("{name} is not a URL with a host"))?;
             if !is_open(&address) {
-                bail!("{name} leads to {address}, where nothing listens");
+                bail!("{name} names {address}, but nothing listens there");
             }
         }
         return Ok(Some(servers));
     }
     if named > 0 {
-        bail!("set all of {}, or none", NEEDED.join(", "));
+        bail!("set all of {}, or none of them", NEEDED.join(", "));
     }
     let alive = |servers: &Servers| {
         servers.processes.iter().all(Process::is_running)
@@ -227,7 +182,12 @@ fn recorded() -> Option<Servers> {
 impl Servers {
     fn new(origin: Origin, urls: [(&str, String); 4], processes: Vec<Process>) -> Self {
         let urls = urls.into_iter().map(|(name, url)| (name.to_owned(), url)).collect();
-        Self { origin, urls, tools: BTreeMap::new(), processes }
+        Self { origin, urls, tools: BTreeMap::new(), processes, versions: String::new() }
+    }
+
+    fn with_versions(mut self, versions: String) -> Self {
+        self.versions = versions;
+        self
     }
 
     fn with_tools<const N: usize>(mut self, tools: [(&str, String); N]) -> Self {
@@ -243,29 +203,32 @@ impl Servers {
         });
     }
 
-    /// Their names and process numbers, if they were started by us: `postgres=1,mysql=2`.
+    /// Names and process numbers of private servers: `postgres=1,mysql=2`.
     pub(crate) fn pids(&self) -> String {
         let pids: Vec<String> = self.processes.iter().map(Process::text).collect();
         pids.join(",")
     }
 
-    /// Whether they were started for us alone.
+    /// Whether nobody else uses them.
     pub(crate) fn are_ours(&self) -> bool {
         self.origin != Origin::Environment
     }
 
-    /// What tests find in their environment.
+    /// The environment variables of tests.
     pub(crate) fn variables(&self) -> impl Iterator<Item = (&String, &String)> {
         self.urls.iter().chain(&self.tools)
     }
 
-    fn print_status(&self) {
+    pub(crate) fn print_status(&self) {
         let origin = match self.origin {
             Origin::Environment => "from the environment",
             Origin::Compose => "docker compose",
             Origin::Private => "private, in target/servers",
         };
         println!("servers ({origin}):");
+        if !self.versions.is_empty() {
+            println!("  {}", self.versions);
+        }
         for (name, url) in &self.urls {
             let address = address(url).unwrap_or_default();
             println!("  {name:<24} {address} {}", if is_open(&address) { "up" } else { "DOWN" });
@@ -273,7 +236,7 @@ impl Servers {
     }
 }
 
-/// Two commands at once must not both start servers.
+/// Two commands at the same time must not both start servers.
 fn turn() -> Result<File> {
     fs::create_dir_all(folder())?;
     let file = File::create(folder().join("lock"))?;
@@ -304,9 +267,9 @@ fn address(url: &str) -> Option<String> {
     Some(if host.contains(':') { host.to_owned() } else { format!("{host}:{port}") })
 }
 
-/// Writes a script that runs a command with more arguments, and gives its path.
+/// Writes a script that runs a command with further arguments; returns its path.
 fn script(path: &Path, command: &process::Command) -> Result<String> {
-    // A command prints itself as a shell would take it.
+    // The debug format of a command is shell syntax.
     fs::write(path, format!("#!/bin/sh\n{command:?} \"$@\"\n"))?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o755))?;
     Ok(path.display().to_string())

@@ -1,4 +1,4 @@
-//! `outbox-relay blocked`.
+//! `outbox-relay parked`.
 
 use std::fmt::Write;
 
@@ -8,45 +8,59 @@ use daemon::Failure;
 use event_store::{Decision, Error, OutboxId, Session, Waiting, WaitingStream};
 use serde::Serialize;
 
-use super::{Format, PATIENCE, actor, failure, open, say};
+use super::{Format, STATEMENT_LIMIT, actor, failure, open, say};
 use crate::Settings;
 
 #[derive(Subcommand, Debug)]
-pub(crate) enum Blocked {
-    /// List the streams that wait for a decision.
+pub(crate) enum Parked {
+    /// List the parked streams, each with the event that it waits for.
+    ///
+    /// The number in the first column identifies the event for show, retry and skip. Lists up to
+    /// 1,000 streams, those that have waited longest first.
+    #[command(after_help = "Example:\n  outbox-relay parked list --all")]
     List {
-        /// Also those that are tried again by themselves.
+        /// Also list held streams, which the relay retries without a decision.
         #[arg(long)]
         all: bool,
         #[command(flatten)]
         format: Format,
     },
-    /// Show one event that a stream waits for.
+    /// Show the event that a stream waits for, and why it could not be published.
+    #[command(after_help = "Example:\n  outbox-relay parked show 4711 --payload")]
     Show {
-        /// The number that `list` shows.
+        /// The number of the event in `outbox-relay parked list`.
         id: i64,
-        /// Print the payload too.
+        /// Print the payload too. It may be confidential.
         #[arg(long)]
         payload: bool,
         #[command(flatten)]
         format: Format,
     },
-    /// Try events again now.
+    /// Retry events now.
+    ///
+    /// The stream of a retried event continues if the event can be published. If it fails again, the
+    /// relay tries it up to `relay.max_attempts` times, and then parks the stream again. The decision
+    /// is recorded in `outbox_audit`.
+    #[command(after_help = "Example:\n  outbox-relay parked retry 4711 4712")]
     Retry {
-        /// The numbers that `list` shows.
+        /// The numbers of the events in `outbox-relay parked list`.
         #[arg(required_unless_present = "all")]
         ids: Vec<i64>,
-        /// All that are blocked.
+        /// Retry the events of all parked streams.
         #[arg(long, conflicts_with = "ids")]
         all: bool,
     },
-    /// Give an event up: it is never published, and its stream goes on.
+    /// Skip an event: the relay never publishes it, and its stream continues with the next event.
     ///
-    /// Read models still get an event of the event store: the projector finds it there.
+    /// An event of the event store still reaches the read models, because the projector reads
+    /// missing events from the event store. Other consumers do not receive it.
+    #[command(
+        after_help = "Example:\n  outbox-relay parked skip 4711 --reason 'larger than the broker allows'"
+    )]
     Skip {
-        /// The number that `list` shows.
+        /// The number of the event in `outbox-relay parked list`.
         id: i64,
-        /// Why; it is recorded in `outbox_audit`, with your name and the time.
+        /// Why; recorded in `outbox_audit` with your name and the time.
         #[arg(long, value_parser = clap::builder::NonEmptyStringValueParser::new())]
         reason: String,
     },
@@ -60,14 +74,14 @@ struct Shown {
     payload: Option<String>,
 }
 
-impl Blocked {
+impl Parked {
     pub(crate) async fn run(self, settings: &Settings) -> Result<(), Failure> {
-        let mut session = open(settings, PATIENCE).await?;
+        let mut session = open(settings, STATEMENT_LIMIT).await?;
         match self {
             Self::List { all, format } => {
-                let which = if all { Waiting::All } else { Waiting::Blocked };
+                let which = if all { Waiting::All } else { Waiting::Parked };
                 let streams = session.waiting(which).await.map_err(failure)?;
-                format.print(&streams, |streams| table(streams))?;
+                format.print(&streams, |streams| table(streams, which))?;
             }
             Self::Show { id, payload, format } => {
                 let shown = show(&mut session, id, payload).await.map_err(failure)?;
@@ -79,7 +93,7 @@ impl Blocked {
                 }
                 let mut result = Ok(());
                 for id in ids {
-                    // One that goes on already does not keep the others from it.
+                    // A failure for one event does not prevent the retry of the others.
                     result = result.and(retry(&mut session, id).await);
                 }
                 result.map_err(failure)?;
@@ -87,7 +101,7 @@ impl Blocked {
             Self::Skip { id, reason } => {
                 let decision = Decision { actor: &actor(), reason: Some(&reason) };
                 session.skip(OutboxId::from(id), decision).await.map_err(failure)?;
-                say(&format!("event {id} is skipped; its stream goes on"));
+                say(&format!("event {id} is skipped; its stream continues"));
             }
         }
         session.close().await;
@@ -97,13 +111,13 @@ impl Blocked {
 
 async fn retry(session: &mut Session, id: i64) -> Result<(), Error> {
     session.retry(OutboxId::from(id), Decision { actor: &actor(), reason: None }).await?;
-    say(&format!("event {id} is tried again"));
+    say(&format!("event {id} will be retried now"));
     Ok(())
 }
 
 async fn retry_all(session: &mut Session) -> Result<(), Error> {
     loop {
-        let streams = session.waiting(Waiting::Blocked).await?;
+        let streams = session.waiting(Waiting::Parked).await?;
         for stream in &streams {
             match retry(session, stream.id).await {
                 Ok(()) | Err(Error::NotWaiting { .. }) => {}
@@ -124,9 +138,10 @@ async fn show(session: &mut Session, id: i64, payload: bool) -> Result<Shown, Er
     Ok(Shown { stream, payload })
 }
 
-fn table(streams: &[WaitingStream]) -> String {
+fn table(streams: &[WaitingStream], which: Waiting) -> String {
     if streams.is_empty() {
-        return "no stream waits".to_owned();
+        let state = if which == Waiting::Parked { "parked" } else { "waiting" };
+        return format!("no stream is {state}");
     }
     let more = streams.len() >= Waiting::LIMIT;
     let mut text =
@@ -150,19 +165,20 @@ fn details(shown: &Shown) -> String {
         |time: chrono::DateTime<chrono::Utc>| time.to_rfc3339_opts(SecondsFormat::Secs, true);
     let version =
         stream.stream_version.map_or_else(String::new, |version| format!(", version {version}"));
-    let until = match stream.until {
-        Some(until) => format!("is tried again at {}", time(until)),
+    let next = match stream.until {
+        Some(until) => format!("is held; next retry at {}", time(until)),
         None => format!(
-            "is blocked: `outbox-relay blocked retry {id}` or `outbox-relay blocked skip {id} --reason ...`",
+            "is parked: run `outbox-relay parked retry {id}` or \
+             `outbox-relay parked skip {id} --reason ...`",
             id = stream.id
         ),
     };
     let payload =
         payload.as_ref().map_or_else(String::new, |payload| format!("\npayload   {payload}"));
     format!(
-        "event     {} ({}), {} bytes\nstream    {}{version}\nkey       {}\nproblem   {}: {}\n\
-         tried     {} times, waits since {}\nbehind    {} events wait, this one included\n\
-         the stream {until}{payload}",
+        "event     {} ({}), {} bytes\nstream    {}{version}\nkey       {}\nerror     {}: {}\n\
+         attempts  {}, the stream waits since {}\nwaiting   {} events, this one included\n\
+         the stream {next}{payload}",
         stream.event_id,
         stream.event_type,
         stream.bytes,

@@ -1,4 +1,5 @@
-//! Counting events by time, for who compares them with what became of them.
+//! Counts and lists events by category and time, so that the projector can compare them with the events
+//! it has applied.
 
 use std::time::Duration;
 
@@ -9,58 +10,59 @@ use sqlx::query;
 use uuid::Uuid;
 
 use crate::row::from_row;
+use crate::session::Mode;
 use crate::{Error, Session};
 
-/// Which events, and how they are counted together.
+/// A range of events, and the length of the intervals in which they are counted.
 #[derive(Debug, Clone, Copy)]
 pub struct Reach {
     /// After this position.
     pub after: Position,
-    /// Up to and including this one.
+    /// Up to and including this position.
     pub until: Position,
     /// Recorded at or after this time.
     pub since: DateTime<Utc>,
     /// Recorded before this time.
     pub before: DateTime<Utc>,
-    /// How much time is counted together.
+    /// The length of an interval. Intervals start at multiples of it since 1970.
     pub bucket: Duration,
 }
 
-/// Events of one category and time.
+/// The events of one category in one interval.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bucket {
     /// The category.
     pub category: String,
-    /// From this time on.
+    /// The start of the interval.
     pub from: DateTime<Utc>,
-    /// How many there are.
+    /// How many were appended.
     pub appended: i64,
-    /// How many of them are still to be published.
+    /// How many of them are not published yet.
     pub pending: i64,
 }
 
 from_row!(Bucket { category, from, appended, pending });
 
-/// An event of which somebody asks what became of it.
+/// An event that may not have been applied.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Lacking {
-    /// Where it is in the event store.
+    /// Its position.
     pub position: i64,
-    /// The event.
+    /// Its id.
     pub event_id: Uuid,
     /// Its stream.
     pub stream_id: String,
-    /// Its number there.
+    /// Its version in the stream.
     pub stream_version: i64,
     /// Its type.
     pub event_type: String,
     /// Its category.
     #[serde(skip)]
     pub category: String,
-    /// With which others it is counted.
+    /// The start of the interval in which it is counted.
     #[serde(skip)]
     pub bucket: DateTime<Utc>,
-    /// Whether it is still to be published.
+    /// Whether it is not published yet.
     #[serde(skip)]
     pub pending: bool,
 }
@@ -77,12 +79,14 @@ from_row!(Lacking {
 });
 
 impl Session {
-    /// The last position of which every event up to it was recorded before a time, or nearly so:
-    /// positions and times grow together but for appends that overlap, and an hour is allowed for these.
+    /// A position up to which every event was recorded before `time`.
+    ///
+    /// Found by binary search. Positions and times increase together except where appends overlap, so
+    /// the search aims one hour before `time`.
     ///
     /// # Errors
     ///
-    /// When PostgreSQL cannot be asked.
+    /// When the statement fails.
     pub async fn position_before(&mut self, time: DateTime<Utc>) -> Result<Position, Error> {
         let query = query(
             "WITH RECURSIVE search (low, high) AS (
@@ -102,16 +106,16 @@ impl Session {
              SELECT low FROM search WHERE low >= high LIMIT 1",
         )
         .bind(time);
-        let rows: Vec<(i64,)> = self.scan("looking for a time", query).await?;
+        let rows: Vec<(i64,)> = self.run(Mode::Scan, "searching a position by time", query).await?;
         let low = rows.first().map_or(0, |(low,)| *low);
         Position::new(low).map_err(|source| Error::Row { table: "events", id: low, source })
     }
 
-    /// Counts the events of some categories, and those of them that are still to be published.
+    /// Counts the events of some categories by category and interval.
     ///
     /// # Errors
     ///
-    /// When PostgreSQL cannot be asked.
+    /// When the statement fails.
     pub async fn count_by_bucket(
         &mut self,
         reach: &Reach,
@@ -138,14 +142,14 @@ impl Session {
         .bind(reach.before)
         .bind(reach.bucket.as_secs_f64())
         .bind(names);
-        self.scan("counting events by time", query).await
+        self.run(Mode::Scan, "counting events by time", query).await
     }
 
-    /// The events of streams beyond given versions.
+    /// The events of streams after the given versions.
     ///
     /// # Errors
     ///
-    /// When PostgreSQL cannot be asked.
+    /// When the statement fails.
     pub async fn events_beyond(
         &mut self,
         reach: &Reach,
@@ -163,7 +167,7 @@ impl Session {
                  SELECT * FROM events
                  WHERE events.stream_id = known.stream_id
                    AND events.stream_version > known.stream_version
-                 -- Or all positions would be looked at for each stream.
+                 -- Keeps PostgreSQL from scanning all positions once for each stream.
                  OFFSET 0
              ) AS e
              LEFT JOIN (SELECT DISTINCT position FROM outbox WHERE processed_at IS NULL) AS o
@@ -179,14 +183,14 @@ impl Session {
         .bind(reach.bucket.as_secs_f64())
         .bind(names)
         .bind(versions);
-        self.scan("listing events", query).await
+        self.run(Mode::Scan, "listing unapplied events", query).await
     }
 
-    /// The ids of the events at places in streams, in the order of these; `None` where there is no event.
+    /// The event id at each place, in the order of `places`; `None` where there is no event.
     ///
     /// # Errors
     ///
-    /// When PostgreSQL cannot be asked.
+    /// When the statement fails.
     pub async fn event_ids(
         &mut self,
         places: &[(&StreamId, domain_events::StreamVersion)],
@@ -203,7 +207,7 @@ impl Session {
         )
         .bind(names)
         .bind(versions);
-        let rows: Vec<(Option<Uuid>,)> = self.read("reading event ids", query).await?;
+        let rows: Vec<(Option<Uuid>,)> = self.run(Mode::Read, "reading event ids", query).await?;
         Ok(rows.into_iter().map(|(id,)| id).collect())
     }
 }
