@@ -55,6 +55,6 @@ pub(crate) fn die(name: &str) -> ! {
 /// Reads `FAILPOINTS` from the environment.
 #[cfg(feature = "failpoints")]
 pub(crate) fn setup() {
-    // Its end would forget the settings.
+    // Leaked: dropping the scenario would clear the settings.
     Box::leak(Box::new(fail::FailScenario::setup()));
 }

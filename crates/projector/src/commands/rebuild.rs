@@ -98,7 +98,7 @@ struct Start {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["throttle", "max_lag", "allow_parked"])]
     streams_file: Option<PathBuf>,
     /// Print JSON, for scripts.
-    // Not as `Format`: clap takes no notice of an optional group with another one in it.
+    // Not a flattened `Format`: clap ignores an optional group that contains another group.
     #[arg(long)]
     json: bool,
 }

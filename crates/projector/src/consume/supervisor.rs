@@ -302,7 +302,7 @@ struct FirstReplay<'r> {
 impl Pace for FirstReplay<'_> {
     type Error = Error;
 
-    /// One transaction for each lane: `owner` is pinged after each page, and handlers may be slow.
+    /// A page is one transaction for each lane: handlers may be slow, and `owner` is pinged only after each page.
     fn page(&self) -> u32 {
         let Supervisor { context, model, .. } = self.supervisor;
         let page = context.settings.batch_size * usize::from(model.lanes());
