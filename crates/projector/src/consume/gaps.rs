@@ -13,8 +13,6 @@ use crate::history::History;
 
 /// How long to wait for missing events to be delivered, before reading them from the event store.
 const GAP_WAIT: Duration = Duration::from_millis(50);
-/// The first pause after the event store could not be read.
-const RETRY_MIN: Duration = Duration::from_millis(100);
 
 /// The gaps of one queue. A *gap* is the range of events that is missing before a delivery of its stream.
 pub(super) struct Gaps {
@@ -62,7 +60,7 @@ impl Gaps {
             waiting: Vec::new(),
             since: now,
             due: now + GAP_WAIT,
-            backoff: Backoff::new(RETRY_MIN, self.retry_max),
+            backoff: Backoff::reconnect(self.retry_max),
         });
         gap.missing = missing.clone();
         if waiting >= self.limit {

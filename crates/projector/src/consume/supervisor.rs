@@ -45,7 +45,7 @@ pub(crate) async fn supervise(
     };
     supervisor.gaps.ok();
     let settings = &context.settings;
-    let mut backoff = Backoff::new(Duration::from_millis(100), settings.retry_max);
+    let mut backoff = Backoff::reconnect(settings.retry_max);
     let mut worked = false;
     loop {
         let Err(error) = Box::pin(supervisor.cycle(&mut worked, &mut backoff)).await else {

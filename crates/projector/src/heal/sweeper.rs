@@ -26,7 +26,7 @@ use crate::metrics::Healing;
 use crate::topology::Topology;
 
 /// How long to wait for open transactions that append events, before the sweep is postponed.
-const FENCE_PATIENCE: Duration = Duration::from_secs(2);
+const APPEND_PATIENCE: Duration = Duration::from_secs(2);
 /// `/readyz` reports streams that have lagged without progress for this long.
 const LAG_LIMIT: Duration = Duration::from_mins(1);
 /// With a longer interval, each sweep connects again: MySQL ends sessions that are idle for a minute.
@@ -117,7 +117,7 @@ impl Sweeper<'_> {
     }
 
     async fn limits(&mut self) -> Result<Limits, Error> {
-        let decided = match self.history.decided(FENCE_PATIENCE).await? {
+        let decided = match self.history.decided(APPEND_PATIENCE).await? {
             Decided::UpTo(decided) => decided,
             Decided::HeldUp(writers) => return Err(writers.into()),
         };

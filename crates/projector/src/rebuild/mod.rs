@@ -88,7 +88,7 @@ impl Rebuilder {
     pub(crate) async fn rebuild(&self, options: RebuildOptions) -> Result<(), Error> {
         let mut begun = false;
         let mut watched = Duration::ZERO;
-        let mut backoff = Backoff::new(Duration::from_millis(100), RETRY_MAX);
+        let mut backoff = Backoff::reconnect(RETRY_MAX);
         loop {
             match self.attempt(options, &mut begun).await {
                 Ok(Attempt::Ended) => return Ok(()),
