@@ -166,6 +166,9 @@ pub enum Error {
         /// The projection.
         projection: String,
     },
+    /// Another migrator did not end in time.
+    #[error("another `projector migrate` is running on this database: wait until it has ended")]
+    OtherMigrator,
     /// A migration could not be applied.
     #[error("the migration of the read models failed")]
     Migration(#[source] sqlx::migrate::MigrateError),

@@ -1,22 +1,15 @@
 //! Making tables.
 
 use std::collections::HashMap;
-use std::time::Duration;
 
 use domain_events::Category;
-use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
 use sqlx::{AssertSqlSafe, SqlSafeStr, query, query_as, query_scalar};
-use tokio::time::timeout;
 
-use super::all_tables;
+use super::{Migrations, all_tables};
 use crate::session::within;
 use crate::{Error, Ledger, Session};
 use projection::Projection;
 
-/// How long all of the projector's own migrations may take.
-const MIGRATION_LIMIT: Duration = Duration::from_mins(10);
-/// How long one migrator waits for another, in seconds.
-const TURN_SECONDS: u32 = 10;
 /// The table in which applied migrations are recorded; an application may keep sqlx's own.
 const TABLE: &str = "projector_migrations";
 
@@ -48,24 +41,14 @@ impl Session {
     ///
     /// When MySQL fails.
     pub async fn migrate(&mut self) -> Result<(), Error> {
-        let migrations = MIGRATIONS.map(|(version, description, sql)| {
-            let kind = MigrationType::Simple;
-            Migration::new(version, description.into(), kind, sql.into_sql_str(), false)
-        });
-        let mut migrator = Migrator::with_migrations(migrations.into());
-        migrator.dangerous_set_table_name(TABLE);
-        self.run_migrations(&migrator).await
-    }
-
-    async fn run_migrations(&mut self, migrator: &Migrator) -> Result<(), Error> {
-        let limit = MIGRATION_LIMIT;
-        timeout(limit, migrator.run_direct(None, &mut self.connection, false))
-            .await
-            .map_err(|_elapsed| Error::Timeout { operation: "the migration", limit })?
-            .map_err(|error| match error {
-                MigrateError::Execute(source) => Error::of("the migration", source),
-                other => Error::Migration(other),
-            })
+        let files = MIGRATIONS
+            .map(|(version, description, sql)| (version, description, sql.into_sql_str()));
+        if !self.take_turn().await? {
+            return Err(Error::OtherMigrator);
+        }
+        let result = self.run_migrations(&Migrations::new(TABLE, files.into())).await;
+        self.end_turn().await?;
+        result
     }
 
     /// Makes the tables of a projection that are missing. Several migrators take turns.
@@ -78,20 +61,11 @@ impl Session {
         projection: &Projection,
         ledger: &Ledger,
     ) -> Result<Migrated, Error> {
-        let lock = query_scalar(
-            "SELECT GET_LOCK(CONCAT('projector.', LEFT(SHA2(DATABASE(), 256), 40)), ?)",
-        )
-        .bind(TURN_SECONDS);
-        let locked: Option<i64> =
-            within("waiting for another migrator", lock.fetch_one(&mut self.connection)).await?;
-        if locked != Some(1) {
-            let reason = "another `projector migrate` is at work".to_owned();
-            return Err(Error::Tables { projection: projection.name.clone(), reason });
+        if !self.take_turn().await? {
+            return Err(Error::OtherMigrator);
         }
         let result = self.make_tables(projection, ledger).await;
-        let release =
-            query("SELECT RELEASE_LOCK(CONCAT('projector.', LEFT(SHA2(DATABASE(), 256), 40)))");
-        within("letting other migrators in", release.execute(&mut self.connection)).await?;
+        self.end_turn().await?;
         result
     }
 
@@ -189,7 +163,7 @@ impl Session {
             ));
         }
         let before = self.bookkeeping_version(ledger).await?;
-        self.run_migrations(&ledger.migrator()).await?;
+        self.run_migrations(&ledger.migrations()).await?;
         let upgraded =
             existing.contains_key(streams) && before != self.bookkeeping_version(ledger).await?;
         for table in &missing {
