@@ -1,5 +1,5 @@
-//! Properties that hold for every projection and parameter. Tests run them with the seeds, `cargo xtask fuzz` with
-//! random inputs.
+//! Properties that hold for every projection and parameter. Tests run them with the seeds, `cargo xtask
+//! fuzz` with random inputs.
 
 use std::collections::BTreeSet;
 use std::fs;

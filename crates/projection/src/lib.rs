@@ -1,9 +1,10 @@
 //! Projections as data: their files, and the plan of a batch of events.
 //!
-//! A projection is a directory: `projection.toml`, `tables.sql`, and one SQL file for each event type, which
-//! holds the handler of the type. This crate reads and checks the directory ([`load_all`]), finds the handler
-//! of an event ([`Projection::lookup`]), binds its parameters ([`Statement::bind`]), and describes the effect
-//! of a statement ([`Shape`]). [`plan`] decides which events of a batch are applied, and in which groups.
+//! A projection is a directory: `projection.toml`, `tables.sql`, and one SQL file for each event type,
+//! which holds the handler of the type. This crate reads and checks the directory ([`load_all`]), finds the
+//! handler of an event ([`Projection::lookup`]), binds its parameters ([`Statement::bind`]), and describes
+//! the effect of a statement ([`Shape`]). [`plan`] decides which events of a batch are applied, and in
+//! which groups.
 //!
 //! **Invariants:**
 //! - The crate contacts no server. It reads the files of projections and nothing else.

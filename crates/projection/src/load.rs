@@ -47,8 +47,8 @@ const IGNORED: &str = "README.md";
 /// `<projection>__checkpoint` and similar.
 const NAME_MAX: usize = 48;
 
-/// Reads the projections in `folder`: all of them, or those in `names` if it is not empty. `in_rust` lists the
-/// projections that a Rust type implements.
+/// Reads the projections in `folder`: all of them, or those in `names` if it is not empty. `in_rust` lists
+/// the projections that a Rust type implements.
 ///
 /// # Errors
 ///
@@ -141,8 +141,8 @@ fn load(directory: &Path, in_rust: &[String]) -> Result<Projection, Vec<Fault>> 
     }
 }
 
-/// Hashes the files that decide the content of the read model. `projection.toml` is left out: its partitions
-/// and lanes do not affect the content, and its categories are compared separately.
+/// Hashes the files that decide the content of the read model. `projection.toml` is left out: its
+/// partitions and lanes do not affect the content, and its categories are compared separately.
 fn definition_hash(directory: &Path) -> Result<String, Vec<Fault>> {
     let mut text = String::new();
     for file in entries(directory).map_err(|fault| vec![fault])? {
@@ -281,8 +281,8 @@ fn handlers(directory: &Path, tables: &[Table]) -> Result<Handlers, Vec<Fault>> 
 
 /// The event types and schema versions that a file handles, from the stem of its name.
 ///
-/// `OrderPlaced.v2` is schema version 2 of `OrderPlaced`. The name of an event type may itself end in a version
-/// (`order.placed.v1`), so the file also handles the first schema version of that type.
+/// `OrderPlaced.v2` is schema version 2 of `OrderPlaced`. The name of an event type may itself end in a
+/// version (`order.placed.v1`), so the file also handles the first schema version of that type.
 fn handled(stem: &str) -> Vec<(&str, SchemaVersion)> {
     let mut handled = vec![(stem, SchemaVersion::FIRST)];
     if let Some((event_type, digits)) = stem.rsplit_once(".v")
@@ -294,8 +294,8 @@ fn handled(stem: &str) -> Vec<(&str, SchemaVersion)> {
     handled
 }
 
-/// Finds tables that two projections define. A shared table would receive each event twice, and a rebuild of
-/// one projection would replace the rows of the other.
+/// Finds tables that two projections define. A shared table would receive each event twice, and a rebuild
+/// of one projection would replace the rows of the other.
 fn shared_tables(projections: &[Projection]) -> Vec<Fault> {
     let mut owners: HashMap<&str, &str> = HashMap::new();
     let mut faults = Vec::new();

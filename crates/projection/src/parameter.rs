@@ -171,8 +171,8 @@ fn is_plain(name: &str) -> bool {
 
 /// The key of an object member, as bytes.
 ///
-/// A JSON string may contain half a surrogate pair, which UTF-8 cannot express. A key of type `String` would
-/// fail to parse then, and hide the other members of the object.
+/// A JSON string may contain half a surrogate pair, which UTF-8 cannot express. A key of type `String`
+/// would fail to parse then, and hide the other members of the object.
 #[derive(PartialEq, Eq, Hash)]
 struct Key(Vec<u8>);
 

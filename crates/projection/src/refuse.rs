@@ -1,5 +1,5 @@
-//! Refuses statements that reach beyond the projection's own rows, or whose result differs when the read model
-//! is rebuilt.
+//! Refuses statements that reach beyond the projection's own rows, or whose result differs when the read
+//! model is rebuilt.
 
 use std::convert::Infallible;
 use std::ops::ControlFlow;
@@ -62,8 +62,8 @@ const UNREPEATABLE: [&str; 23] = [
 /// Prefixes of the functions that can be called without parentheses.
 const BARE: [&str; 3] = ["CURRENT_", "LOCALTIME", "UTC_"];
 
-/// Keywords before a name whose parenthesis lists columns. After any other word, the parenthesis contains the
-/// arguments of a function.
+/// Keywords before a name whose parenthesis lists columns. After any other word, the parenthesis contains
+/// the arguments of a function.
 const BEFORE_COLUMNS: [&str; 12] = [
     "AS",
     "CONSTRAINT",

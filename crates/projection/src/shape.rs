@@ -1,7 +1,8 @@
 //! The effect of a batchable statement.
 //!
-//! A batchable statement can run once for many events. A statement with any other element (a subquery, a join, a
-//! function that is not in the list, …) runs once for each event, and `projector check` shows the reason.
+//! A batchable statement can run once for many events. A statement with any other element (a subquery, a
+//! join, a function that is not in the list, …) runs once for each event, and `projector check` shows the
+//! reason.
 
 mod read;
 

@@ -38,8 +38,8 @@ pub struct Statement {
 /// The verbs of handlers. They change rows and nothing that commits or outlives the transaction.
 const VERBS: [&str; 4] = ["INSERT", "UPDATE", "DELETE", "REPLACE"];
 
-/// The greatest depth of a statement that is parsed. The recursive parser would exhaust the stack on a sum of a
-/// thousand terms.
+/// The greatest depth of a statement that is parsed. The recursive parser would exhaust the stack on a sum
+/// of a thousand terms.
 const NESTING_MAX: usize = 120;
 
 impl Statement {
@@ -103,8 +103,8 @@ pub(crate) fn split(file: &Arc<Path>, sql: &str) -> Result<Vec<Vec<Placed>>, Vec
     })
 }
 
-/// Parses a statement and checks it. `own` lists the tables that the statement may name; it is empty if they are
-/// not known.
+/// Parses a statement and checks it. `own` lists the tables that the statement may name; it is empty if
+/// they are not known.
 ///
 /// # Errors
 ///
@@ -218,8 +218,8 @@ fn extent(tokens: &[Placed]) -> (usize, usize) {
     (first.map_or(0, |placed| placed.bytes.start), last.map_or(0, |placed| placed.bytes.end))
 }
 
-/// Reads a parameter after its colon, such as `data.lines[0].price?`. Its parts must be adjacent; `end` is the
-/// byte behind the colon.
+/// Reads a parameter after its colon, such as `data.lines[0].price?`. Its parts must be adjacent; `end` is
+/// the byte behind the colon.
 ///
 /// Returns the parameter, the number of its tokens, and the byte behind it.
 fn parameter(tokens: &[Placed], mut end: usize) -> Result<(Parameter, usize, usize), String> {

@@ -97,8 +97,8 @@ pub(crate) fn statements(sql: &str) -> Result<Vec<Vec<Placed>>, Untokenisable> {
 
 /// An upper limit for the depth of the parsed statement.
 pub(crate) fn nesting(tokens: &[Placed]) -> usize {
-    // `here` counts since the last comma within the innermost open parenthesis; `outside` has the same count
-    // for each enclosing level.
+    // `here` counts since the last comma within the innermost open parenthesis; `outside` has the same
+    // count for each enclosing level.
     let (mut here, mut outside) = (0, Vec::new());
     let (mut depth, mut deepest) = (0, 0);
     for placed in tokens {

@@ -1,5 +1,5 @@
-//! The plan of a batch: which events are applied ([`Plan`]), and in which groups ([`schedule()`]). Pure functions
-//! without clock or I/O.
+//! The plan of a batch: which events are applied ([`Plan`]), and in which groups ([`schedule()`]). Pure
+//! functions without clock or I/O.
 
 mod schedule;
 mod sequence;

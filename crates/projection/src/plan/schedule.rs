@@ -1,7 +1,7 @@
 //! Groups the events of a batch for execution. Pure.
 //!
-//! The order of events matters within a stream, but not between streams. Events of different streams that have
-//! the same handler can therefore run as one set: one statement for all of them.
+//! The order of events matters within a stream, but not between streams. Events of different streams that
+//! have the same handler can therefore run as one set: one statement for all of them.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -34,7 +34,8 @@ pub fn schedule(tasks: &[Task]) -> Vec<Vec<usize>> {
     groups
 }
 
-/// Removes the largest group whose tasks are all first in their streams, or the first task that must run alone.
+/// Removes the largest group whose tasks are all first in their streams, or the first task that must run
+/// alone.
 fn next(tasks: &[Task], streams: &mut [VecDeque<usize>]) -> Vec<usize> {
     let mut ready: BTreeMap<usize, usize> = BTreeMap::new();
     for stream in streams.iter() {

@@ -1,9 +1,9 @@
-//! Decides the verdict on each event of a batch from the events that were applied before. Pure: no clock, no
-//! database.
+//! Decides the verdict on each event of a batch from the events that were applied before. Pure: no clock,
+//! no database.
 //!
-//! Deliveries arrive in any order, more than once, or not at all. Within a stream, versions decide: the event
-//! with the next version is applied, one with a lower version is a duplicate, and one with a higher version
-//! reveals a gap.
+//! Deliveries arrive in any order, more than once, or not at all. Within a stream, versions decide: the
+//! event with the next version is applied, one with a lower version is a duplicate, and one with a higher
+//! version reveals a gap.
 
 use std::collections::HashMap;
 
@@ -44,8 +44,8 @@ pub enum Verdict {
     Apply,
     /// It was already applied.
     Duplicate,
-    /// Another event with this version was applied. Either two event stores publish, or the event store lost
-    /// commits. The stream is parked.
+    /// Another event with this version was applied. Either two event stores publish, or the event store
+    /// lost commits. The stream is parked.
     Conflict {
         /// The event that was applied.
         applied: EventId,
@@ -68,7 +68,7 @@ struct Planned<'e> {
     event: &'e StoredEvent,
     verdict: Verdict,
     /// Its index in the events that were passed to [`Plan::of`].
-    given: usize,
+    index: usize,
 }
 
 /// The verdicts on the events of a batch, and their effect on the bookkeeping.
@@ -97,12 +97,12 @@ impl<'e> Plan<'e> {
     /// Decides the verdict on each event. Of two events with the same version, the first one in `events` is
     /// applied.
     pub fn of(heads: &Heads, events: &[&'e StoredEvent]) -> Self {
-        let planned = |(given, event): (usize, &&'e StoredEvent)| {
+        let planned = |(index, event): (usize, &&'e StoredEvent)| {
             // `decide` overwrites the verdict.
-            Planned { event, verdict: Verdict::Duplicate, given }
+            Planned { event, verdict: Verdict::Duplicate, index }
         };
         let mut planned: Vec<_> = events.iter().enumerate().map(planned).collect();
-        planned.sort_by_key(|one| (&one.event.stream_id, one.event.version, one.given));
+        planned.sort_by_key(|one| (&one.event.stream_id, one.event.version, one.index));
         let (mut steps, mut gaps) = (Vec::new(), Vec::new());
         for stream in planned.chunk_by_mut(|a, b| a.event.stream_id == b.event.stream_id) {
             let stream_id = &stream[0].event.stream_id;
@@ -138,12 +138,12 @@ impl<'e> Plan<'e> {
 
     /// The verdicts in the order of the events that were passed to [`Plan::of`].
     pub fn into_verdicts(mut self) -> Vec<Verdict> {
-        self.events.sort_by_key(|planned| planned.given);
+        self.events.sort_by_key(|planned| planned.index);
         self.events.into_iter().map(|planned| planned.verdict).collect()
     }
 
-    /// Changes the verdict on an event that cannot be applied to [`Verdict::Refused`], and that on the later
-    /// events of its stream to [`Verdict::Parked`].
+    /// Changes the verdict on an event that cannot be applied to [`Verdict::Refused`], and that on the
+    /// later events of its stream to [`Verdict::Parked`].
     pub fn refuse(&mut self, refused: Slot) {
         let StoredEvent { stream_id, version, .. } = self.event(refused);
         let mut last = None;
@@ -154,7 +154,8 @@ impl<'e> Plan<'e> {
             if index == refused.0 {
                 planned.verdict = Verdict::Refused;
             } else if planned.event.version >= *version {
-                // An event with the same version is either a copy of the refused one or in conflict with it.
+                // An event with the same version is either a copy of the refused one or in conflict with
+                // it.
                 planned.verdict = Verdict::Parked;
             } else if planned.verdict == Verdict::Apply {
                 let StoredEvent { version, event_id, .. } = *planned.event;
@@ -168,8 +169,8 @@ impl<'e> Plan<'e> {
     }
 }
 
-/// Decides the verdicts on the events of one stream, which must be sorted by version. Returns where the stream
-/// stands afterwards, and the range of missing versions.
+/// Decides the verdicts on the events of one stream, which must be sorted by version. Returns where the
+/// stream stands afterwards, and the range of missing versions.
 fn decide(from: Head, stream: &mut [Planned<'_>]) -> (Head, Option<StreamRange>) {
     let mut head = from;
     let mut missing_to = None;

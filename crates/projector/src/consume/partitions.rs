@@ -185,7 +185,7 @@ impl Partitions<'_> {
             of: partitions,
             partitions: held.map(|(number, _)| number).collect(),
         };
-        let instances = connected.here(&self.projection.model.ledger, &own).await?;
+        let instances = connected.heartbeat(&self.projection.model.ledger, &own).await?;
         let ids: Vec<_> = instances.iter().map(|instance| instance.id).collect();
         for ((number, seat), holder) in (1_u16..).zip(seats).zip(assign(&ids, partitions)) {
             let others = instances.iter().filter(|other| other.id != own.id);

@@ -199,7 +199,7 @@ impl Verification<'_> {
         catch_up_with(&mut batch, live, right, store, &behind).await?;
         let mut drift = Vec::new();
         for compared in &self.comparisons {
-            drift.extend(batch.look_again(compared).await?);
+            drift.extend(batch.recheck(compared).await?);
         }
         if repair && !drift.is_empty() {
             for compared in &self.comparisons {

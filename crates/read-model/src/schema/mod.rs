@@ -1,4 +1,4 @@
-//! Making, swapping, comparing and showing tables.
+//! Creates, swaps, compares and shows tables.
 
 mod compare;
 mod scratch;
@@ -6,7 +6,7 @@ mod shadow;
 mod show;
 mod tables;
 
-pub(crate) use compare::patiently;
+pub(crate) use compare::within_minutes;
 pub use compare::{Comparison, Drift, Rows};
 pub use scratch::{Checked, check};
 pub use shadow::{Databases, InService, Swap, Ticket, all_tables};

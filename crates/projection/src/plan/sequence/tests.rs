@@ -133,8 +133,8 @@ fn planned(database: &Database, batch: Vec<StoredEvent>, poison: &Poison) -> Bat
 }
 
 impl Database {
-    /// Commits unless another consumer has changed the bookkeeping of one of the streams. Returns whether the
-    /// batch was committed.
+    /// Commits unless another consumer has changed the bookkeeping of one of the streams. Returns whether
+    /// the batch was committed.
     fn commit(&mut self, batch: &Batch) -> bool {
         let moved = |(stream_id, _): &(StreamId, Head)| {
             self.heads.get(stream_id) != batch.heads.get(stream_id)
@@ -194,8 +194,9 @@ fn missing(gaps: &[StreamRange]) -> Vec<StoredEvent> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 110_000, ..ProptestConfig::default() })]
 
-    /// Each stream is applied from version 1 without a gap or a repetition, up to its first event that cannot be
-    /// applied. This holds for any order of deliveries, for any crash, and with two consumers at the same time.
+    /// Each stream is applied from version 1 without a gap or a repetition, up to its first event that
+    /// cannot be applied. This holds for any order of deliveries, for any crash, and with two consumers at
+    /// the same time.
     #[test]
     fn the_read_model_is_a_sequential_fold(
         events in deliveries(), steps in steps(),
