@@ -363,8 +363,8 @@ async fn a_missing_parameter_and_an_unknown_schema_hold_only_their_streams() {
         wait_for(stack, "order-3", "2").await;
         eventually("both reasons are logged", async || {
             let log = projector.log();
-            let missing = "Tested.sql:1:1: the event has no :data.n; write :data.n? to take NULL";
-            let newer = "no handler is for schema version 2 of Tested";
+            let missing = "Tested.sql:1:1: the event has no :data.n; write :data.n? to use NULL";
+            let newer = "schema version 2 of Tested has no handler";
             (log.contains(missing) && log.contains(newer)).then_some(())
         })
         .await;

@@ -199,7 +199,7 @@ async fn other_categories_are_refused() {
         eventually("readiness says why", async || {
             let (status, body) = daemon.get("/readyz").await?;
             let told =
-                "it was built from the categories order, and projection.toml has mail, order";
+                "its tables were built from the categories order, but projection.toml has mail, order";
             (status == 503 && body.contains(told)).then_some(())
         })
         .await;

@@ -1,4 +1,4 @@
-//! A projection: tables, and how events change them.
+//! The definition of a projection: its tables, and the handlers that change them.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,33 +9,33 @@ use domain_events::{Category, EventType, SchemaVersion};
 
 use crate::Statement;
 
-/// A read model and how events change it.
+/// The tables of a read model, and the handlers that apply events to them.
 #[derive(Debug, Clone)]
 pub struct Projection {
     /// The name of its directory: lower-case letters, digits and single underscores.
     pub name: String,
-    /// The categories whose streams it follows.
+    /// The categories whose streams the projection follows.
     pub categories: Vec<Category>,
-    /// How many queues share its events, by a hash of the stream.
+    /// The number of queues that share its events. A hash of the stream id selects the queue.
     pub partitions: u16,
-    /// How many transactions work on one queue side by side.
+    /// The number of transactions that may run in parallel for one queue.
     pub lanes: u16,
     /// Its tables, in the order in which they are created.
     pub tables: Vec<Table>,
-    /// Tells whether `tables.sql` has changed.
+    /// SHA-256 of `tables.sql` in hexadecimal digits. It changes when the file changes.
     pub tables_hash: String,
-    /// Tells whether any file has.
+    /// SHA-256 of all files that decide the content of the read model, in hexadecimal digits.
     pub definition_hash: String,
-    /// None where the projection is in Rust.
+    /// Empty when a Rust type implements the projection.
     pub(crate) handlers: Handlers,
-    /// Whether a Rust type applies its events, instead of SQL.
+    /// Whether a Rust type applies the events, instead of SQL handlers.
     pub is_rust: bool,
 }
 
-/// The name of the file for event types that have none of their own.
+/// The stem of the file that handles every event type without a file of its own.
 const DEFAULT: &str = "default";
 
-/// By event type and schema version.
+/// Handlers by event type and schema version.
 pub(crate) type Handlers = BTreeMap<String, BTreeMap<SchemaVersion, Arc<Handler>>>;
 
 /// A table of a read model.
@@ -47,33 +47,33 @@ pub struct Table {
     pub create: Statement,
 }
 
-/// What an event type does to the read model.
+/// The statements that apply one event type to the read model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Handler {
-    /// Run in order, in the transaction of the batch.
+    /// They run in this order, in the transaction of the batch.
     pub statements: Vec<Statement>,
 }
 
-/// The handler of an event.
+/// The result of looking up the handler of an event.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Lookup<'p> {
-    /// The newest handler that is not newer than the event.
+    /// The handler with the highest schema version that does not exceed that of the event.
     Found(&'p Arc<Handler>),
-    /// The projection has no handler for the type: the event changes nothing.
+    /// The projection has no handler for the event type: the event changes nothing.
     Unhandled,
-    /// The projection handles the type, but not this form of the payload: it is newer than every
-    /// handler, or older.
+    /// The projection handles the event type, but the event's schema version is above that of every
+    /// handler, or below.
     UnknownSchema,
 }
 
 /// A mistake in a projection's directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
-    /// The file, or the directory where no file is to blame.
+    /// The file, or the directory if the mistake is in no single file.
     pub file: PathBuf,
-    /// The line, from 1.
+    /// The line, counted from 1.
     pub line: Option<u64>,
-    /// What is wrong, and what to do.
+    /// The mistake, and how to correct it.
     pub reason: String,
 }
 
@@ -88,7 +88,7 @@ impl fmt::Display for Fault {
 }
 
 impl Projection {
-    /// Finds the handler of an event.
+    /// Finds the handler for an event type and schema version.
     pub fn lookup(&self, event_type: &EventType, schema_version: SchemaVersion) -> Lookup<'_> {
         let Some(versions) = self.handlers.get(event_type.as_str()) else {
             let default = self.handlers.get(DEFAULT).and_then(|versions| versions.values().next());
@@ -102,7 +102,7 @@ impl Projection {
         }
     }
 
-    /// Every handler, with its event type and schema version.
+    /// Every handler with its name: `OrderPlaced`, or `OrderPlaced.v2` for a higher schema version.
     pub fn handlers(&self) -> impl Iterator<Item = (String, &Handler)> {
         self.handlers.iter().flat_map(|(event_type, versions)| {
             versions.iter().map(move |(version, handler)| {

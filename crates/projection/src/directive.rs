@@ -1,24 +1,28 @@
-//! Directives: comments that begin with `projector:`, before the statement that they are for.
+//! Directives: comments that begin with `projector:` and stand before the statement that they apply to.
 
 use crate::tokens::Placed;
 
 const PREFIX: &str = "projector:";
 
-/// What the comments of a statement ask for.
+/// The directives of one statement.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Directives {
-    /// `rows = 1`: how many rows the statement must find.
+    /// `rows = 1`: the number of rows that the statement must find.
     pub(crate) rows: Option<u64>,
-    /// `one by one`: never run it for many events at once.
+    /// `one by one`: the statement is not batchable, so it runs once for each event.
     pub(crate) one_by_one: bool,
 }
 
-/// Reads the directives among the tokens of a statement; a mistake comes with its line.
+/// Reads the directives among the tokens of a statement.
+///
+/// # Errors
+///
+/// Each mistake with its line.
 pub(crate) fn directives(tokens: &[Placed]) -> Result<Directives, Vec<(u64, String)>> {
     let mut found = Directives::default();
     let mut faults = Vec::new();
     let mut begun = false;
-    // Behind the semicolon of another statement a directive would look like that one's.
+    // A directive behind the semicolon of another statement would look as if it applied to that statement.
     let mut own_line = tokens.first().is_none_or(|placed| placed.bytes.start == 0);
     for placed in tokens {
         begun |= !placed.is_space();
@@ -31,7 +35,7 @@ pub(crate) fn directives(tokens: &[Placed]) -> Result<Directives, Vec<(u64, Stri
         match *words {
             _ if misplaced => faults.push((
                 placed.line,
-                "a directive stands on a line of its own before its statement".to_owned(),
+                "a directive must stand on its own line, before its statement".to_owned(),
             )),
             ["rows", "=", number] if number.parse::<u64>().is_ok() => {
                 found.rows = number.parse().ok();
@@ -39,7 +43,7 @@ pub(crate) fn directives(tokens: &[Placed]) -> Result<Directives, Vec<(u64, Stri
             ["one", "by", "one"] => found.one_by_one = true,
             _ => faults.push((
                 placed.line,
-                format!("unknown directive{text}: known are `rows = 1` and `one by one`"),
+                format!("unknown directive{text}: use `rows = 1` or `one by one`"),
             )),
         }
     }

@@ -1,4 +1,5 @@
-//! What must hold for every projection and parameter; called with the seeds and by `cargo xtask fuzz`.
+//! Properties that hold for every projection and parameter. Tests run them with the seeds, `cargo xtask
+//! fuzz` with random inputs.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -18,27 +19,28 @@ use crate::statement::handler;
 use crate::tokens::{parsed, statements};
 use crate::{BindError, Fault, Lookup, Projection, Source, Statement, Value, load_all};
 
-/// In every event; and so in no message.
+/// A value of every event. No message may contain it.
 const SECRET: &str = "4111111111111111";
 const DATA: &str = r#"{"amount": 19.90, "currency": "EUR", "customer_id": "c-1", "note": null,
     "customer": {"id": "c-1", "name": "Zoë", "country": "DE", "card": "4111111111111111"},
     "lines": [{"sku": "4111111111111111", "quantity": 2, "price": 1e400}]}"#;
 
-/// Loads a projection, and binds an event to all that it would run. `run` gets what was loaded.
+/// Loads a projection, binds an event to each of its statements, and passes both to `run`.
 ///
-/// The input is files, each after a line `== name`.
+/// The input lists files; a line `== name` precedes the content of each.
 ///
 /// # Panics
 ///
-/// When something does not hold.
+/// When a property does not hold.
 pub fn projection(input: &[u8], run: impl FnOnce(&Projection, &StoredEvent)) {
     let folder = Folder::new();
     let directory = folder.0.join("fuzzed");
-    fs::create_dir(&directory).expect("the temporary folder takes folders");
+    fs::create_dir(&directory).expect("folders can be created in the temporary folder");
     let mut names = BTreeSet::new();
     for (name, content) in files(input) {
         names.insert(name.clone());
-        fs::write(directory.join(name), content).expect("the temporary folder takes files");
+        fs::write(directory.join(name), content)
+            .expect("files can be written to the temporary folder");
     }
     match load_all(&folder.0, &[], &[]) {
         Err(faults) => {
@@ -48,15 +50,18 @@ pub fn projection(input: &[u8], run: impl FnOnce(&Projection, &StoredEvent)) {
             }
         }
         Ok(projections) => {
-            let [projection] = &*projections else { panic!("there is one folder") };
+            let [projection] = &*projections else {
+                panic!("the folder has exactly one projection")
+            };
             assert!(names.contains("projection.toml") && names.contains("tables.sql"));
             assert_handlers_are_found(projection);
-            let event = event(Json::parse(DATA).expect("it is JSON"));
-            let tells = input.windows(SECRET.len()).any(|part| part == SECRET.as_bytes());
+            let event = event(Json::parse(DATA).expect("the text is JSON"));
+            let input_has_secret =
+                input.windows(SECRET.len()).any(|part| part == SECRET.as_bytes());
             for statement in projection.statements() {
                 assert_reads_back(statement);
                 if let Err(error) = statement.bind(&event) {
-                    assert!(tells || !error.to_string().contains(SECRET), "{error}");
+                    assert!(input_has_secret || !error.to_string().contains(SECRET), "{error}");
                 }
             }
             run(projection, &event);
@@ -64,13 +69,13 @@ pub fn projection(input: &[u8], run: impl FnOnce(&Projection, &StoredEvent)) {
     }
 }
 
-/// Reads a parameter, and looks it up in a payload.
+/// Reads a parameter and finds its value in a payload.
 ///
 /// The input is the parameter without its colon, a line break, and the payload.
 ///
 /// # Panics
 ///
-/// When something does not hold.
+/// When a property does not hold.
 pub fn parameter(input: &[u8]) {
     let Ok(text) = str::from_utf8(input) else { return };
     let (written, payload) = text.split_once('\n').unwrap_or((text, "{}"));
@@ -78,7 +83,7 @@ pub fn parameter(input: &[u8]) {
     assert_eq!(read(&parameter.to_string()).as_ref(), Some(&parameter));
 
     let Ok(data) = Json::parse(payload) else { return };
-    assert_finds_behind_noise(&data);
+    assert_finds_member_beside_others(&data);
     let found = parameter.value(&event(data));
     if let Err(error) = &found {
         assert_quotes_nothing(error, &parameter);
@@ -88,7 +93,7 @@ pub fn parameter(input: &[u8]) {
     }
 }
 
-/// What is in a folder for one call.
+/// A temporary folder, which is removed after one call.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -96,14 +101,14 @@ impl Folder {
         let thread = std::thread::current().id();
         let name = format!("projections-{}-{thread:?}", std::process::id());
         let folder = Self(std::env::temp_dir().join(name));
-        fs::create_dir(&folder.0).expect("the temporary folder takes folders");
+        fs::create_dir(&folder.0).expect("folders can be created in the temporary folder");
         folder
     }
 }
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        fs::remove_dir_all(&self.0).expect("the temporary folder takes files");
+        fs::remove_dir_all(&self.0).expect("the temporary folder can be removed");
     }
 }
 
@@ -123,7 +128,7 @@ fn files(input: &[u8]) -> Vec<(String, Vec<u8>)> {
     files
 }
 
-/// A mistake is in a file, at a line that the file has.
+/// Asserts that a mistake names a file of the projection and a line that exists in it.
 fn assert_has_place(fault: &Fault, directory: &Path) {
     assert!(fault.file.starts_with(directory), "{fault}");
     assert!(!fault.reason.is_empty(), "{fault}");
@@ -135,7 +140,8 @@ fn assert_has_place(fault: &Fault, directory: &Path) {
 
 fn assert_handlers_are_found(projection: &Projection) {
     for (event_type, versions) in &projection.handlers {
-        let event_type = EventType::new(event_type.as_str()).expect("a type was checked");
+        let event_type =
+            EventType::new(event_type.as_str()).expect("loading has checked the event type");
         for (version, handler) in versions {
             let found = projection.lookup(&event_type, *version);
             assert!(matches!(found, Lookup::Found(found) if Arc::ptr_eq(found, handler)));
@@ -143,13 +149,14 @@ fn assert_handlers_are_found(projection: &Projection) {
     }
 }
 
-/// With its parameters as they are displayed, a statement is read as the same again.
+/// Asserts that parsing is the inverse of displaying: a statement with its parameters as they are displayed
+/// parses to the same statement.
 fn assert_reads_back(statement: &Statement) {
     let (mut sql, mut written) = (statement.sql.to_string(), statement.sql.to_string());
     let places = placeholders(&statement.sql);
     assert_eq!(places.len(), statement.parameters.len(), "{sql}");
     for (place, parameter) in places.into_iter().zip(&statement.parameters).rev() {
-        // What comes right behind a placeholder would be a part of the parameter.
+        // Text directly behind the parameter would become a part of it.
         sql.replace_range(place..=place, "? ");
         written.replace_range(place..=place, &format!("{parameter} "));
     }
@@ -159,7 +166,7 @@ fn assert_reads_back(statement: &Statement) {
     assert_eq!((again.sql.trim(), &again.parameters), (sql.trim(), &statement.parameters));
 }
 
-/// Where the placeholders of a statement are, in bytes.
+/// The places of the placeholders in a statement, in bytes.
 ///
 /// # Panics
 ///
@@ -173,7 +180,7 @@ pub fn placeholders(sql: &str) -> Vec<usize> {
         .collect()
 }
 
-/// The columns that a `CREATE TABLE` makes, in lower case, with their types.
+/// The columns of a `CREATE TABLE` and their types, in lower case.
 pub fn columns(create: &Statement) -> Vec<(String, String)> {
     let Ok(Parsed::CreateTable(table)) = parsed(&create.sql) else { return Vec::new() };
     let columns = table.columns.iter().map(|column| {
@@ -182,7 +189,7 @@ pub fn columns(create: &Statement) -> Vec<(String, String)> {
     columns.collect()
 }
 
-/// The parameter, if the text is one and nothing else.
+/// The parameter, if the text is exactly one parameter.
 fn read(written: &str) -> Option<Parameter> {
     const BEFORE: &str = "DELETE FROM t WHERE a = ";
     let found = handler(&Arc::from(Path::new("A.sql")), &format!("{BEFORE}{written}"), &[]).ok()?;
@@ -191,24 +198,24 @@ fn read(written: &str) -> Option<Parameter> {
     statement.parameters.first().filter(|_| alone).cloned()
 }
 
-/// Whatever else an object has, its members are found.
-fn assert_finds_behind_noise(data: &Json) {
+/// Asserts that a member is found beside any other members.
+fn assert_finds_member_beside_others(data: &Json) {
     let text = data.as_str().trim();
     let Some(members) = text.strip_prefix('{').and_then(|text| text.strip_suffix('}')) else {
         return;
     };
     let comma = if members.trim().is_empty() { "" } else { "," };
     let data = Json::parse(format!("{{{members}{comma} \"last\": [{text}, 7]}}"));
-    let parameter = read(":data.last[1]?").expect("it is one");
-    let found = parameter.value(&event(data.expect("it is JSON")));
+    let parameter = read(":data.last[1]?").expect("the text is a parameter");
+    let found = parameter.value(&event(data.expect("the text is JSON")));
     assert_eq!(found, Ok(Value::Integer(7)));
 }
 
-/// The message is made of the parameter alone.
+/// Asserts that the message contains no text of the event, only the parameter.
 fn assert_quotes_nothing(error: &BindError, parameter: &Parameter) {
     let message = error.to_string().replace(&parameter.to_string(), ":");
     let known = [
-        "the event has no :; write :? to take NULL for it",
+        "the event has no :; write :? to use NULL instead",
         ": is a number with more than 65 digits, which MySQL cannot hold",
         ": is not valid JSON",
     ];
@@ -222,7 +229,7 @@ fn part<'j>(value: &'j JsonValue, path: &[Step]) -> Option<&'j JsonValue> {
     })
 }
 
-/// Compares with what a JSON library finds.
+/// Asserts that a value equals the one that a JSON library finds.
 fn assert_is(found: Result<&Value, &BindError>, expected: Option<&JsonValue>, parameter: &str) {
     let same = match (found, expected) {
         (Err(BindError::Missing { .. }), None) => !parameter.ends_with('?'),
@@ -238,7 +245,7 @@ fn assert_is(found: Result<&Value, &BindError>, expected: Option<&JsonValue>, pa
         }
         (Ok(Value::Unsigned(number)), Some(value)) => value.as_u64() == Some(*number),
         (Ok(Value::Decimal(number)), Some(value)) => {
-            let near: f64 = number.to_plain_string().parse().expect("it is a number");
+            let near: f64 = number.to_plain_string().parse().expect("the text is a number");
             value.as_f64().is_some_and(|value| (value - near).abs() <= value.abs() * 1e-12)
         }
         (Err(BindError::NotBindable { .. }), Some(value)) => value.is_number(),
@@ -248,12 +255,13 @@ fn assert_is(found: Result<&Value, &BindError>, expected: Option<&JsonValue>, pa
 }
 
 fn event(data: Json) -> StoredEvent {
-    let at = DateTime::<Utc>::from_timestamp(1_769_851_800, 0).expect("it is a time");
+    let at = DateTime::<Utc>::from_timestamp(1_769_851_800, 0).expect("the timestamp is in range");
     StoredEvent {
-        event_id: EventId::parse("018f4e3a-0000-7000-8000-000000000001").expect("it is an id"),
-        event_type: EventType::new("OrderPaid").expect("it is a type"),
+        event_id: EventId::parse("018f4e3a-0000-7000-8000-000000000001")
+            .expect("the event id is valid"),
+        event_type: EventType::new("OrderPaid").expect("the event type is valid"),
         schema_version: SchemaVersion::FIRST,
-        stream_id: StreamId::new("order-1").expect("it is an id"),
+        stream_id: StreamId::new("order-1").expect("the stream id is valid"),
         version: StreamVersion::FIRST,
         position: Position::START,
         data,

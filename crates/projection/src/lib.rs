@@ -1,14 +1,16 @@
-//! What a projection is, and what a batch of events does to it.
+//! Projections as data: their files, and the plan of a batch of events.
 //!
-//! A projection is a directory: `projection.toml`, `tables.sql`, and one SQL file for each event type.
-//! This crate reads and checks such a directory ([`load_all`]), finds the handler of an event
-//! ([`Projection::lookup`]), binds its parameters ([`Statement::bind`]), and reads what a statement does
-//! ([`Shape`]). [`plan`] decides which events of a batch are applied, and in which groups.
+//! A projection is a directory: `projection.toml`, `tables.sql`, and one SQL file for each event type,
+//! which holds the handler of the type. This crate reads and checks the directory ([`load_all`]), finds the
+//! handler of an event ([`Projection::lookup`]), binds its parameters ([`Statement::bind`]), and describes
+//! the effect of a statement ([`Shape`]). [`plan`] decides which events of a batch are applied, and in
+//! which groups.
 //!
 //! **Invariants:**
-//! - Nothing here knows a server: beside the files of a projection it reads nothing.
+//! - The crate contacts no server. It reads the files of projections and nothing else.
 //! - A value of an event reaches SQL as a bound parameter, never as text. (`no_payload_becomes_sql`)
-//! - Within a stream, versions decide what is applied. (`the_read_model_is_a_sequential_fold`)
+//! - Within a stream, versions alone decide which events are applied.
+//!   (`the_read_model_is_a_sequential_fold`)
 
 mod definition;
 mod directive;

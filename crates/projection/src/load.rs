@@ -1,4 +1,4 @@
-//! Reading projections from disk.
+//! Reads projections from their directories.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;
@@ -19,10 +19,10 @@ use crate::tokens::Placed;
 struct Definition {
     /// The categories whose streams the projection follows.
     categories: Vec<String>,
-    /// How many queues share its events.
+    /// The number of queues that share its events.
     #[serde(default = "one")]
     partitions: u16,
-    /// How many transactions work on one queue side by side.
+    /// The number of transactions that may run in parallel for one queue.
     #[serde(default = "two")]
     lanes: u16,
 }
@@ -35,21 +35,24 @@ fn two() -> u16 {
     2
 }
 
-/// More would only cost connections.
+/// Each partition costs a queue and a consumer on every instance.
 const PARTITIONS_MAX: u16 = 64;
+/// Each lane costs a MySQL connection for every partition.
 const LANES_MAX: u16 = 16;
 const DEFINITION: &str = "projection.toml";
 const TABLES: &str = "tables.sql";
-/// Needs no explanation.
+/// Authors may describe a projection in its directory.
 const IGNORED: &str = "README.md";
-/// Bookkeeping tables are called `<projection>__checkpoint` and the like; MySQL allows 64.
+/// In bytes. MySQL allows 64 characters for a table name, and the bookkeeping tables are named
+/// `<projection>__checkpoint` and similar.
 const NAME_MAX: usize = 48;
 
-/// Reads every projection of a folder, or those named. `in_rust` names those that a Rust type implements.
+/// Reads the projections in `folder`: all of them, or those in `names` if it is not empty. `in_rust` lists
+/// the projections that a Rust type implements.
 ///
 /// # Errors
 ///
-/// With every mistake in every file.
+/// Every mistake in every file.
 pub fn load_all(
     folder: &Path,
     names: &[String],
@@ -65,7 +68,11 @@ pub fn load_all(
     }
     directories.retain(|path| names.is_empty() || names.contains(&file_name(path)));
     if directories.is_empty() && faults.is_empty() {
-        faults.push(fault(folder, None, "there is no projection here: each is a folder"));
+        faults.push(fault(
+            folder,
+            None,
+            "the directory contains no projection: each projection is a subdirectory",
+        ));
     }
     let mut projections = Vec::new();
     for directory in directories {
@@ -84,8 +91,8 @@ fn load(directory: &Path, in_rust: &[String]) -> Result<Projection, Vec<Fault>> 
     let mut faults = Vec::new();
     if !is_name(&name) {
         let reason = format!(
-            "{name} is no name for a projection: use lower-case letters, digits and single \
-             underscores, at most {NAME_MAX}, starting with a letter"
+            "{name} is not a valid name for a projection: use at most {NAME_MAX} lower-case letters, \
+             digits and single underscores, starting with a letter"
         );
         faults.push(fault(directory, None, &reason));
     }
@@ -105,11 +112,12 @@ fn load(directory: &Path, in_rust: &[String]) -> Result<Projection, Vec<Fault>> 
     let is_rust = in_rust.contains(&name);
     match (handlers.is_empty(), is_rust) {
         (true, false) if faults.is_empty() => {
-            let reason = "there is no handler: add <EventType>.sql";
+            let reason = "the projection has no handler: add <EventType>.sql";
             faults.push(fault(directory, None, reason));
         }
         (false, true) => {
-            let reason = "it is a projection in Rust, so it has no .sql file but tables.sql";
+            let reason =
+                "a Rust type implements this projection: remove its .sql files except tables.sql";
             faults.push(fault(directory, None, reason));
         }
         _ => {}
@@ -133,7 +141,8 @@ fn load(directory: &Path, in_rust: &[String]) -> Result<Projection, Vec<Fault>> 
     }
 }
 
-/// Of all that decides what the read model holds; the numbers of queues and lanes do not.
+/// Hashes the files that decide the content of the read model. `projection.toml` is left out: its
+/// partitions and lanes do not affect the content, and its categories are compared separately.
 fn definition_hash(directory: &Path) -> Result<String, Vec<Fault>> {
     let mut text = String::new();
     for file in entries(directory).map_err(|fault| vec![fault])? {
@@ -152,7 +161,7 @@ fn definition(file: &Path) -> Result<(Vec<Category>, u16, u16), Vec<Fault>> {
         vec![fault(file, line, error.message())]
     })?;
     if definition.categories.is_empty() {
-        return Err(vec![fault(file, None, "categories is empty: name at least one")]);
+        return Err(vec![fault(file, None, "categories is empty: name at least one category")]);
     }
     for (key, number, max) in [
         ("partitions", definition.partitions, PARTITIONS_MAX),
@@ -163,9 +172,9 @@ fn definition(file: &Path) -> Result<(Vec<Category>, u16, u16), Vec<Fault>> {
         }
     }
     let category = |text: String| {
-        let shown = text.clone();
+        let given = text.clone();
         Category::new(text)
-            .map_err(|error| vec![fault(file, None, &format!("category {shown:?}: {error}"))])
+            .map_err(|error| vec![fault(file, None, &format!("category {given:?}: {error}"))])
     };
     let categories = definition.categories.into_iter().map(category).collect::<Result<_, _>>()?;
     Ok((categories, definition.partitions, definition.lanes))
@@ -179,28 +188,31 @@ fn tables(file: &Path) -> Result<(Vec<Table>, String), Vec<Fault>> {
     for tokens in split(&shared, &sql)? {
         let line = tokens.iter().find(|placed| !placed.is_space()).map_or(1, |placed| placed.line);
         let Some(name) = created_table(&tokens) else {
-            let reason = "expected CREATE TABLE and the name of a table of this projection, \
-                          without a schema; its other statements are made by `projector migrate`";
+            let reason = "expected CREATE TABLE and a table name without a database: tables.sql may \
+                          contain nothing else";
             faults.push(fault(file, Some(line), reason));
             continue;
         };
         if !is_name(&name) {
-            let reason = format!("{name} is no name for a table: the same rule as for projections");
+            let reason = format!(
+                "{name} is not a valid name for a table: use at most {NAME_MAX} lower-case letters, digits \
+                 and single underscores, starting with a letter"
+            );
             faults.push(fault(file, Some(line), &reason));
         }
         match parse(&shared, &sql, &tokens, line, &[]) {
             Ok(create) if create.parameters.is_empty() => tables.push(Table { name, create }),
-            Ok(_) => faults.push(fault(file, Some(line), "a table has no parameters")),
+            Ok(_) => faults.push(fault(file, Some(line), "CREATE TABLE cannot have parameters")),
             Err(found) => faults.extend(found),
         }
     }
     if tables.is_empty() && faults.is_empty() {
-        faults.push(fault(file, None, "there is no CREATE TABLE"));
+        faults.push(fault(file, None, "the file has no CREATE TABLE"));
     }
     if faults.is_empty() { Ok((tables, hash(&sql))) } else { Err(faults) }
 }
 
-/// The table that `CREATE TABLE [IF NOT EXISTS] name` makes.
+/// The table that `CREATE TABLE [IF NOT EXISTS] name` creates.
 fn created_table(tokens: &[Placed]) -> Option<String> {
     let mut solid = tokens.iter().filter(|placed| !placed.is_space()).peekable();
     let mut expect = |word: &str| solid.next_if(|placed| placed.keyword().as_deref() == Some(word));
@@ -225,13 +237,13 @@ fn handlers(directory: &Path, tables: &[Table]) -> Result<Handlers, Vec<Fault>> 
             continue;
         }
         let Some(stem) = name.strip_suffix(".sql").filter(|_| file.is_file()) else {
-            let reason = "unexpected: a projection has projection.toml, tables.sql and one .sql \
+            let reason = "unexpected file: a projection has projection.toml, tables.sql and one .sql \
                           file for each event type";
             faults.push(fault(&file, None, reason));
             continue;
         };
         if stem.rsplit_once(".v").is_some_and(|(_, digits)| digits == "0") {
-            faults.push(fault(&file, None, "schema versions begin with 1"));
+            faults.push(fault(&file, None, "schema versions begin at 1"));
             continue;
         }
         let read = read(&file).and_then(|sql| handler(&Arc::from(&*file), &sql, tables));
@@ -254,9 +266,9 @@ fn handlers(directory: &Path, tables: &[Table]) -> Result<Handlers, Vec<Fault>> 
                         handlers.entry(event_type.to_owned()).or_default();
                     match versions.insert(version, Arc::clone(&handler)) {
                         None => Ok(()),
-                        Some(_) => {
-                            Err(format!("schema version {version} of {event_type} has two files"))
-                        }
+                        Some(_) => Err(format!(
+                            "two files handle schema version {version} of {event_type}"
+                        )),
                     }
                 });
             if let Err(reason) = taken {
@@ -267,10 +279,10 @@ fn handlers(directory: &Path, tables: &[Table]) -> Result<Handlers, Vec<Fault>> 
     if faults.is_empty() { Ok(handlers) } else { Err(faults) }
 }
 
-/// The event types and schema versions that a file name stands for.
+/// The event types and schema versions that a file handles, from the stem of its name.
 ///
-/// `OrderPlaced.v2` is version 2 of `OrderPlaced`; but a type may itself end so (`order.placed.v1`),
-/// and then the file is for that type too.
+/// `OrderPlaced.v2` is schema version 2 of `OrderPlaced`. The name of an event type may itself end in a
+/// version (`order.placed.v1`), so the file also handles the first schema version of that type.
 fn handled(stem: &str) -> Vec<(&str, SchemaVersion)> {
     let mut handled = vec![(stem, SchemaVersion::FIRST)];
     if let Some((event_type, digits)) = stem.rsplit_once(".v")
@@ -282,14 +294,15 @@ fn handled(stem: &str) -> Vec<(&str, SchemaVersion)> {
     handled
 }
 
-/// Two projections must not share a table: each owns its rows alone.
+/// Finds tables that two projections define. A shared table would receive each event twice, and a rebuild
+/// of one projection would replace the rows of the other.
 fn shared_tables(projections: &[Projection]) -> Vec<Fault> {
     let mut owners: HashMap<&str, &str> = HashMap::new();
     let mut faults = Vec::new();
     for projection in projections {
         for table in &projection.tables {
             if let Some(owner) = owners.insert(&table.name, &projection.name) {
-                let reason = format!("table {} is defined by {owner} already", table.name);
+                let reason = format!("projection {owner} already defines table {}", table.name);
                 faults.push(fault(&table.create.file, Some(table.create.line), &reason));
             }
         }

@@ -1,4 +1,4 @@
-//! Named parameters: which part of an event a placeholder stands for.
+//! Named parameters, such as `:stream_id` or `:data.customer.name`: each names a part of an event.
 
 use std::borrow::Borrow;
 use std::collections::HashMap;
@@ -12,16 +12,16 @@ use serde_json::value::RawValue;
 use crate::Value;
 use crate::value::NotBindable;
 
-/// Stands for a part of an event.
+/// The name of a part of an event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parameter {
-    /// What it starts from.
+    /// The field of the event that the name begins with.
     pub source: Source,
     pub(crate) path: Vec<Step>,
     optional: bool,
 }
 
-/// What a parameter starts from.
+/// The field of an event that a parameter begins with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
     /// `:stream_id`
@@ -40,9 +40,9 @@ pub enum Source {
     OccurredAt,
     /// `:recorded_at`
     RecordedAt,
-    /// `:data` or a part of it.
+    /// `:data`, or a part such as `:data.lines[0]`.
     Data,
-    /// `:metadata` or a part of it.
+    /// `:metadata`, or a part of it.
     Metadata,
 }
 
@@ -53,13 +53,13 @@ pub(crate) enum Step {
     Index(usize),
 }
 
-/// An event lacks what a parameter stands for, or has something that MySQL cannot hold.
+/// An event lacks the part that a parameter names, or the part has a value that MySQL cannot hold.
 ///
-/// Names the parameter and never the value.
+/// The message contains the parameter, never the value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BindError {
-    /// There is no such field.
-    #[error("the event has no {parameter}; write {parameter}? to take NULL for it")]
+    /// The event has no such part.
+    #[error("the event has no {parameter}; write {parameter}? to use NULL instead")]
     Missing {
         /// The parameter, as written.
         parameter: String,
@@ -69,7 +69,7 @@ pub enum BindError {
     NotBindable {
         /// The parameter, as written.
         parameter: String,
-        /// Why.
+        /// The reason.
         reason: NotBindable,
     },
 }
@@ -92,7 +92,7 @@ impl Source {
         SOURCES.iter().find(|(known, _)| *known == name).map(|(_, source)| *source).ok_or_else(
             || {
                 let known: Vec<_> = SOURCES.iter().map(|(name, _)| format!(":{name}")).collect();
-                format!("unknown parameter :{name}; known are {}", known.join(", "))
+                format!("unknown parameter :{name}; the parameters are {}", known.join(", "))
             },
         )
     }
@@ -103,15 +103,19 @@ impl Parameter {
         let parameter = Self { source, path, optional };
         let has_parts = matches!(source, Source::Data | Source::Metadata);
         if !has_parts && (!parameter.path.is_empty() || optional) {
-            return Err(format!("only :data and :metadata have parts, so {parameter} cannot be"));
+            return Err(format!(
+                "only :data and :metadata have parts, so {parameter} does not exist"
+            ));
         }
         if has_parts && parameter.path.is_empty() && optional {
-            return Err(format!("every event has it, so {parameter} needs no question mark"));
+            return Err(format!(
+                "every event has this field: write {parameter} without the question mark"
+            ));
         }
         Ok(parameter)
     }
 
-    /// The value for an event.
+    /// The value of this part in an event.
     ///
     /// # Errors
     ///
@@ -142,11 +146,11 @@ impl Parameter {
     }
 }
 
-/// Walks into a JSON text without building values, so that numbers keep their digits.
+/// Finds a part of a JSON text. It parses no values on the way, so numbers keep their digits.
 fn find<'j>(json: &'j str, path: &[Step]) -> Option<&'j str> {
     let Some((step, rest)) = path.split_first() else { return Some(json) };
     let part = match step {
-        // A key that is there twice counts with its last value, as in PostgreSQL's jsonb.
+        // The last of two equal keys counts, as in PostgreSQL's jsonb.
         Step::Field(name) => {
             let members: HashMap<Key, &RawValue> = serde_json::from_str(json).ok()?;
             members.get(name.as_bytes()).copied()?
@@ -165,8 +169,10 @@ fn is_plain(name: &str) -> bool {
     name.starts_with(is_letter) && name.chars().all(|c| is_letter(c) || c.is_ascii_digit())
 }
 
-/// The key of a member, as bytes: half a surrogate pair, which JSON can write and UTF-8 cannot, must
-/// not hide the members beside it.
+/// The key of an object member, as bytes.
+///
+/// A JSON string may contain half a surrogate pair, which UTF-8 cannot express. A key of type `String`
+/// would fail to parse then, and hide the other members of the object.
 #[derive(PartialEq, Eq, Hash)]
 struct Key(Vec<u8>);
 

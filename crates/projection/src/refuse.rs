@@ -1,5 +1,5 @@
-//! What a statement must not have, because it would reach beyond the projection's own rows, or give
-//! another result when the read model is rebuilt.
+//! Refuses statements that reach beyond the projection's own rows, or whose result differs when the read
+//! model is rebuilt.
 
 use std::convert::Infallible;
 use std::ops::ControlFlow;
@@ -10,7 +10,7 @@ use sqlparser::tokenizer::Token;
 use crate::Table;
 use crate::tokens::Placed;
 
-/// They change or read the session, or the server.
+/// Functions that read or change the session or the server.
 const SESSION: [&str; 18] = [
     "BENCHMARK",
     "DATABASE",
@@ -32,7 +32,7 @@ const SESSION: [&str; 18] = [
     "WAIT_UNTIL_SQL_THREAD_AFTER_GTIDS",
 ];
 
-/// They give something else each time.
+/// Functions whose result differs from call to call.
 const UNREPEATABLE: [&str; 23] = [
     "CONNECTION_ID",
     "CURDATE",
@@ -59,10 +59,11 @@ const UNREPEATABLE: [&str; 23] = [
     "UUID_SHORT",
 ];
 
-/// Those that need no parentheses begin so.
+/// Prefixes of the functions that can be called without parentheses.
 const BARE: [&str; 3] = ["CURRENT_", "LOCALTIME", "UTC_"];
 
-/// What stands before a name that has its columns behind it, as a function has its arguments.
+/// Keywords before a name whose parenthesis lists columns. After any other word, the parenthesis contains
+/// the arguments of a function.
 const BEFORE_COLUMNS: [&str; 12] = [
     "AS",
     "CONSTRAINT",
@@ -78,7 +79,7 @@ const BEFORE_COLUMNS: [&str; 12] = [
     "TABLE",
 ];
 
-/// Mistakes in a statement, with their lines.
+/// Finds forbidden functions and variables, with their lines.
 pub(crate) fn refusals(tokens: &[Placed]) -> Vec<(u64, String)> {
     let solid: Vec<&Placed> = tokens.iter().filter(|placed| !placed.is_space()).collect();
     let mut faults = Vec::new();
@@ -86,23 +87,23 @@ pub(crate) fn refusals(tokens: &[Placed]) -> Vec<(u64, String)> {
         let next = |offset: usize| solid.get(index + offset).map(|placed| &placed.token);
         let before = index.checked_sub(1).map(|before| solid[before]);
         let bare = placed.keyword().unwrap_or_default();
-        // MySQL calls a function by its name in backticks too.
+        // MySQL also calls a function whose name is in backticks.
         let word = placed.name().unwrap_or_default().to_uppercase();
         let names = before.and_then(Placed::keyword);
         let called = next(1) == Some(&Token::LParen)
             && !names.is_some_and(|before| BEFORE_COLUMNS.contains(&&*before));
         let before_period = before.is_some_and(|before| before.token == Token::Period);
-        // Told elsewhere.
+        // `statement::parse` already refuses assignments.
         let assigned = next(1) == Some(&Token::Assignment) || next(2) == Some(&Token::Assignment);
         if assigned {
             continue;
         }
         let mut fault = |reason: String| faults.push((placed.line, reason));
         if bare.starts_with('@') || matches!(placed.token, Token::AtSign | Token::AtAt) {
-            fault("a variable of the session outlives the event and is not allowed".to_owned());
+            fault("a session variable outlives the event and is not allowed".to_owned());
         } else if bare == "AUTO_INCREMENT" {
             fault(
-                "AUTO_INCREMENT changes with every rebuild of the read model: take a key from the event"
+                "AUTO_INCREMENT changes with every rebuild of the read model: use a key from the event"
                     .to_owned(),
             );
         } else if SESSION.contains(&&*word) && called {
@@ -120,10 +121,10 @@ pub(crate) fn refusals(tokens: &[Placed]) -> Vec<(u64, String)> {
     faults
 }
 
-/// Why a statement reaches for tables that are not those of the projection; `own` is empty where these
-/// are not known.
+/// The reason to refuse a statement that names tables of others, or `None`. `own` lists the tables of the
+/// projection; it is empty if they are unknown, and then only other databases are refused.
 ///
-/// What could not be parsed is looked at by its words.
+/// For a statement that could not be parsed, the words before each name decide.
 pub(crate) fn foreign_table(
     parsed: Result<&Statement, &String>,
     tokens: &[Placed],
@@ -131,11 +132,11 @@ pub(crate) fn foreign_table(
 ) -> Option<String> {
     let is_own = |name: &str| own.iter().any(|table| table.name.eq_ignore_ascii_case(name));
     let qualified = |name: &str| {
-        format!("{name} is in another database: a projection changes its own tables only")
+        format!("{name} is in another database: a projection reads and changes only its own tables")
     };
     let unknown = |name: &str| {
         format!(
-            "{name} is not a table of this projection: it reads and changes its own tables only"
+            "{name} is not a table of this projection: it reads and changes only its own tables"
         )
     };
     let Ok(parsed) = parsed else {
@@ -148,18 +149,15 @@ pub(crate) fn foreign_table(
     let ControlFlow::Continue(()) = parsed.visit(&mut relations);
     relations.named.iter().find_map(|name| match &name.0[..] {
         [ObjectNamePart::Identifier(one)] => {
-            let given = |known: &&String| known.eq_ignore_ascii_case(&one.value);
-            let known = own.is_empty()
-                || is_own(&one.value)
-                || is_no_table(&one.value)
-                || relations.given.iter().any(|known| given(&known));
+            let is_cte = relations.ctes.iter().any(|cte| cte.eq_ignore_ascii_case(&one.value));
+            let known = own.is_empty() || is_own(&one.value) || is_no_table(&one.value) || is_cte;
             (!known).then(|| unknown(&one.value))
         }
         _ => Some(qualified(&name.to_string())),
     })
 }
 
-/// What stands where tables do, but is none.
+/// Names that can stand in the place of a table.
 fn is_no_table(name: &str) -> bool {
     ["DUAL", "JSON_TABLE", "LATERAL"].iter().any(|known| known.eq_ignore_ascii_case(name))
 }
@@ -168,8 +166,8 @@ fn is_no_table(name: &str) -> bool {
 #[derive(Default)]
 struct Relations {
     named: Vec<ObjectName>,
-    /// Common table expressions, which it makes itself.
-    given: Vec<String>,
+    /// Its common table expressions.
+    ctes: Vec<String>,
 }
 
 impl Visitor for Relations {
@@ -177,7 +175,7 @@ impl Visitor for Relations {
 
     fn pre_visit_query(&mut self, query: &Query) -> ControlFlow<Infallible> {
         let with = query.with.iter().flat_map(|with| &with.cte_tables);
-        self.given.extend(with.map(|table| table.alias.name.value.clone()));
+        self.ctes.extend(with.map(|table| table.alias.name.value.clone()));
         ControlFlow::Continue(())
     }
 
@@ -192,7 +190,7 @@ enum Foreign {
     Unknown(String),
 }
 
-/// The first name, by what stands around it, of a table that is not the projection's own.
+/// Finds the first table that is not the projection's own, from the words around each name.
 fn foreign_words(
     tokens: &[Placed],
     is_own: impl Fn(&str) -> bool,
@@ -201,8 +199,8 @@ fn foreign_words(
     let solid: Vec<&Placed> = tokens.iter().filter(|placed| !placed.is_space()).collect();
     let before = |index: usize| index.checked_sub(1).map(|before| solid[before]);
     let keyword = |index: usize| before(index).and_then(Placed::keyword).unwrap_or_default();
-    // Behind AS, a parenthesis or a table.
-    let given: Vec<&str> = (0..solid.len())
+    // An alias stands behind AS, a parenthesis or a table.
+    let aliases: Vec<&str> = (0..solid.len())
         .filter(|index| {
             let behind = before(*index);
             keyword(*index) == "AS"
@@ -215,8 +213,8 @@ fn foreign_words(
         )
         .filter_map(|index| solid[index].name())
         .collect();
-    let known = |name: &str| is_own(name) || is_no_table(name) || given.contains(&name);
-    // The words before the parentheses that are open.
+    let known = |name: &str| is_own(name) || is_no_table(name) || aliases.contains(&name);
+    // The word before each open parenthesis.
     let mut open = Vec::new();
     for (index, placed) in solid.iter().enumerate() {
         match placed.token {
@@ -234,7 +232,7 @@ fn foreign_words(
             let rest = solid.get(index + 2).and_then(|it| it.name()).unwrap_or_default();
             return Some(Foreign::Qualified(format!("{name}.{rest}")));
         }
-        // EXTRACT(YEAR FROM column)
+        // FROM names no table in EXTRACT(YEAR FROM column).
         let argument = ["EXTRACT", "MID", "SUBSTR", "SUBSTRING", "TRIM"];
         let argument = open.last().is_some_and(|word| argument.contains(&&**word));
         let place = match &*keyword(index) {
@@ -251,7 +249,7 @@ fn foreign_words(
     None
 }
 
-/// What a statement that begins with WITH goes on to do.
+/// The verb of a statement that begins with WITH.
 pub(crate) fn verb_after_with(tokens: &[Placed]) -> Option<String> {
     let mut depth = 0_usize;
     tokens.iter().filter(|placed| !placed.is_space()).find_map(|placed| {

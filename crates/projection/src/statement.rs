@@ -1,4 +1,4 @@
-//! One SQL statement with named parameters.
+//! SQL statements with named parameters.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -14,31 +14,32 @@ use crate::shape::{Action, Shape, shape};
 use crate::tokens::{Placed, nesting, parsed, statements};
 use crate::{BindError, Fault, Table, Value};
 
-/// A statement ready to be prepared: its named parameters are placeholders.
+/// A statement that MySQL can prepare: placeholders replace its named parameters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Statement {
-    /// Its number within the projection.
+    /// Its number within the projection, from 0. For `CREATE TABLE`, always 0.
     pub id: usize,
-    /// The SQL, with `?` for each parameter, and its lines as in the file.
+    /// The SQL, with `?` for each parameter. Its line breaks are those of the file.
     pub sql: Arc<str>,
     /// The parameters in the order of their placeholders.
     pub parameters: Vec<Parameter>,
-    /// The file it is from.
+    /// The file that contains it.
     pub file: Arc<Path>,
-    /// The line it starts at, from 1.
+    /// The line of its first token, from 1.
     pub line: u64,
-    /// The column it starts at, from 1, in characters.
+    /// The column of its first token, from 1, in characters.
     pub column: u64,
-    /// How many rows it must find, if that is said.
+    /// The number of rows that it must find, from its directive `rows`.
     pub rows: Option<u64>,
-    /// What it does, or why it is not batchable.
+    /// Its effect, or the reason why it is not batchable.
     pub shape: Result<Shape, String>,
 }
 
-/// What a handler may do: change rows, nothing that commits or outlives the transaction.
+/// The verbs of handlers. They change rows and nothing that commits or outlives the transaction.
 const VERBS: [&str; 4] = ["INSERT", "UPDATE", "DELETE", "REPLACE"];
 
-/// So deep a parsed statement may be, at most: a sum of a thousand terms would exhaust the stack.
+/// The greatest depth of a statement that is parsed. The recursive parser would exhaust the stack on a sum
+/// of a thousand terms.
 const NESTING_MAX: usize = 120;
 
 impl Statement {
@@ -46,13 +47,17 @@ impl Statement {
     ///
     /// # Errors
     ///
-    /// When the event lacks a value that is not optional, or has one that MySQL cannot hold.
+    /// When the event lacks a required part, or has a value that MySQL cannot hold.
     pub fn bind(&self, event: &StoredEvent) -> Result<Vec<Value>, BindError> {
         self.parameters.iter().map(|parameter| parameter.value(event)).collect()
     }
 }
 
-/// Reads the statements of a handler of a projection with the given tables.
+/// Reads the statements of a handler. `own` lists the tables of its projection.
+///
+/// # Errors
+///
+/// Every mistake in the file.
 pub(crate) fn handler(
     file: &Arc<Path>,
     sql: &str,
@@ -98,8 +103,12 @@ pub(crate) fn split(file: &Arc<Path>, sql: &str) -> Result<Vec<Vec<Placed>>, Vec
     })
 }
 
-/// Turns named parameters into placeholders; `own` are the tables that the statement may name, if they
-/// are known.
+/// Parses a statement and checks it. `own` lists the tables that the statement may name; it is empty if
+/// they are not known.
+///
+/// # Errors
+///
+/// Every mistake in the statement.
 pub(crate) fn parse(
     file: &Arc<Path>,
     sql: &str,
@@ -107,58 +116,16 @@ pub(crate) fn parse(
     line: u64,
     own: &[Table],
 ) -> Result<Statement, Vec<Fault>> {
-    let mut faults = Vec::new();
-    let mut parameters = Vec::new();
-    let (start, end) = extent(tokens);
-    let (mut text, mut marked) = (String::new(), String::new());
-    let mut copied = start;
-    let mut index = 0;
-    while let Some(placed) = tokens.get(index) {
-        let fault =
-            |reason: String| Fault { file: file.to_path_buf(), line: Some(placed.line), reason };
-        match &placed.token {
-            Token::Placeholder(_) => {
-                faults.push(fault("write a named parameter such as :stream_id, not ?".to_owned()));
-                index += 1;
-            }
-            Token::Assignment => {
-                let reason = "a user variable outlives the event: := is not allowed";
-                faults.push(fault(reason.to_owned()));
-                index += 1;
-            }
-            Token::Colon => match parameter(&tokens[index + 1..], placed.bytes.end) {
-                Ok((parameter, length, end)) => {
-                    let before = &sql[copied..placed.bytes.start];
-                    text.push_str(before);
-                    text.push('?');
-                    marked.push_str(before);
-                    write!(marked, "`?{}`", parameters.len())
-                        .expect("writing to a String cannot fail");
-                    copied = end;
-                    parameters.push(parameter);
-                    index += 1 + length;
-                }
-                Err(reason) => {
-                    faults.push(fault(reason));
-                    // What is left of the parameter would only be blamed again.
-                    let rest = &tokens[index..];
-                    let end = rest.iter().position(|placed| placed.is_space() || placed.ends());
-                    index += end.unwrap_or(rest.len());
-                }
-            },
-            _ => index += 1,
-        }
-    }
-    text.push_str(&sql[copied..end]);
-    marked.push_str(&sql[copied..end]);
     let fault = |(line, reason)| Fault { file: file.to_path_buf(), line: Some(line), reason };
+    let Substituted { text, marked, parameters, mistakes } = substitute(sql, tokens);
+    let mut faults: Vec<Fault> = mistakes.into_iter().map(fault).collect();
     let Directives { rows, one_by_one } = directives(tokens).unwrap_or_else(|found| {
         faults.extend(found.into_iter().map(fault));
         Directives::default()
     });
     faults.extend(refusals(tokens).into_iter().map(fault));
     let parsed = if nesting(tokens) > NESTING_MAX {
-        Err("an expression of it is too long to be batchable".to_owned())
+        Err("one of its expressions is too long".to_owned())
     } else {
         parsed(&marked)
     };
@@ -169,15 +136,15 @@ pub(crate) fn parse(
         return Err(faults);
     }
     let shape = if one_by_one {
-        Err("a directive says so".to_owned())
+        Err("it has the directive `one by one`".to_owned())
     } else if tokens.iter().filter_map(Placed::name).any(|name| name.starts_with('?')) {
-        Err("a name begins with ?, as parameters do while it is looked at".to_owned())
+        Err("one of its names begins with ?, which marks parameters during parsing".to_owned())
     } else {
         parsed.and_then(|parsed| shape(&parsed))
     };
     let finds = |shape: &Shape| !matches!(shape.action, Action::Insert { .. });
     if rows.is_some() && shape.as_ref().is_ok_and(|shape| !finds(shape)) {
-        let reason = "an INSERT finds no rows: the directive is for UPDATE and DELETE".to_owned();
+        let reason = "an INSERT finds no rows: use `rows` only with UPDATE and DELETE".to_owned();
         return Err(vec![fault((line, reason))]);
     }
     let column = tokens.iter().find(|placed| !placed.is_space()).map_or(1, |placed| placed.column);
@@ -185,7 +152,65 @@ pub(crate) fn parse(
     Ok(Statement { id: 0, sql: text.into(), parameters, file, line, column, rows, shape })
 }
 
-/// From the first to the last token that is not white space.
+/// A statement whose named parameters have been replaced.
+#[derive(Default)]
+struct Substituted {
+    /// The SQL with `?` for each parameter, for MySQL.
+    text: String,
+    /// The SQL with a column named `?0`, `?1`, … for each parameter, for the parser.
+    marked: String,
+    /// The parameters in the order of their placeholders.
+    parameters: Vec<Parameter>,
+    /// The mistakes, with their lines.
+    mistakes: Vec<(u64, String)>,
+}
+
+/// Replaces the named parameters of a statement.
+fn substitute(sql: &str, tokens: &[Placed]) -> Substituted {
+    let mut done = Substituted::default();
+    let (start, end) = extent(tokens);
+    let mut copied = start;
+    let mut index = 0;
+    while let Some(placed) = tokens.get(index) {
+        let mut mistake = |reason: String| done.mistakes.push((placed.line, reason));
+        match &placed.token {
+            Token::Placeholder(_) => {
+                mistake("write a named parameter such as :stream_id, not ?".to_owned());
+                index += 1;
+            }
+            Token::Assignment => {
+                mistake("a user variable outlives the event: := is not allowed".to_owned());
+                index += 1;
+            }
+            Token::Colon => match parameter(&tokens[index + 1..], placed.bytes.end) {
+                Ok((parameter, length, end)) => {
+                    let before = &sql[copied..placed.bytes.start];
+                    done.text.push_str(before);
+                    done.text.push('?');
+                    done.marked.push_str(before);
+                    write!(done.marked, "`?{}`", done.parameters.len())
+                        .expect("writing to a String cannot fail");
+                    copied = end;
+                    done.parameters.push(parameter);
+                    index += 1 + length;
+                }
+                Err(reason) => {
+                    mistake(reason);
+                    // The rest of a wrong parameter would only cause a second mistake.
+                    let rest = &tokens[index..];
+                    let end = rest.iter().position(|placed| placed.is_space() || placed.ends());
+                    index += end.unwrap_or(rest.len());
+                }
+            },
+            _ => index += 1,
+        }
+    }
+    done.text.push_str(&sql[copied..end]);
+    done.marked.push_str(&sql[copied..end]);
+    done
+}
+
+/// The range of bytes from the first to the last token that is not white space.
 fn extent(tokens: &[Placed]) -> (usize, usize) {
     let mut solid = tokens.iter().filter(|placed| !placed.is_space());
     let first = solid.next();
@@ -193,9 +218,10 @@ fn extent(tokens: &[Placed]) -> (usize, usize) {
     (first.map_or(0, |placed| placed.bytes.start), last.map_or(0, |placed| placed.bytes.end))
 }
 
-/// Reads a parameter after its colon: `data.lines[0].price?`, each part right behind the other.
+/// Reads a parameter after its colon, such as `data.lines[0].price?`. Its parts must be adjacent; `end` is
+/// the byte behind the colon.
 ///
-/// Gives the parameter, the number of its tokens and the byte it ends at.
+/// Returns the parameter, the number of its tokens, and the byte behind it.
 fn parameter(tokens: &[Placed], mut end: usize) -> Result<(Parameter, usize, usize), String> {
     let mut tokens = tokens.iter().take_while(|placed| {
         let adjacent = placed.bytes.start == end;
@@ -204,7 +230,7 @@ fn parameter(tokens: &[Placed], mut end: usize) -> Result<(Parameter, usize, usi
     });
     let first = tokens.next().filter(|placed| placed.keyword().is_some());
     let (Some(root), Some(first)) = (first.and_then(Placed::name), first) else {
-        return Err("expected the name of a parameter after the colon".to_owned());
+        return Err("expected a parameter name after the colon".to_owned());
     };
     let source = Source::named(root)?;
     let (mut path, mut optional) = (Vec::new(), false);
@@ -219,7 +245,7 @@ fn parameter(tokens: &[Placed], mut end: usize) -> Result<(Parameter, usize, usi
                 let Some(name) = field.name() else {
                     return Err(format!("expected a name after :{root}…."));
                 };
-                // Within backticks, two stand for one.
+                // Within backticks, a doubled backtick is a backtick of the name.
                 path.push(Step::Field(name.replace("``", "`")));
                 end = field.bytes.end;
                 2

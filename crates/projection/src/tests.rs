@@ -11,7 +11,7 @@ use super::*;
 
 const TABLES: &str = "CREATE TABLE orders (id VARCHAR(255) PRIMARY KEY)";
 
-/// A projection with the given handlers, read back.
+/// Writes a projection with the given files and loads it.
 fn load(files: &[(&str, &str)]) -> Result<Projection, Vec<String>> {
     let folder = tempfile::tempdir().unwrap();
     let directory = folder.path().join("orders");
@@ -21,14 +21,14 @@ fn load(files: &[(&str, &str)]) -> Result<Projection, Vec<String>> {
     for (name, content) in files {
         fs::write(directory.join(name), content).unwrap();
     }
-    let shown = |fault: &Fault| {
+    let text = |fault: &Fault| {
         let file = fault.file.file_name().unwrap().to_string_lossy().into_owned();
         let line = fault.line.map(|line| format!(":{line}")).unwrap_or_default();
         format!("{file}{line}: {}", fault.reason)
     };
     load_all(folder.path(), &[], &[])
         .map(|mut projections| projections.remove(0))
-        .map_err(|faults| faults.iter().map(shown).collect())
+        .map_err(|faults| faults.iter().map(text).collect())
 }
 
 fn statements(sql: &str) -> Vec<Statement> {
@@ -138,11 +138,11 @@ fn comments_hold_no_parameters() {
 }
 
 #[test]
-fn what_is_missing_is_named_and_not_shown() {
+fn an_error_names_the_parameter_and_not_the_value() {
     let error = bind("x = :data.customer.email", r#"{"customer": {"card": "4111"}}"#).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "the event has no :data.customer.email; write :data.customer.email? to take NULL for it"
+        "the event has no :data.customer.email; write :data.customer.email? to use NULL instead"
     );
     let error = bind("x = :data.n", r#"{"n": 1e400}"#).unwrap_err().to_string();
     assert!(error.starts_with(":data.n is a number with more than 65 digits"), "{error}");
@@ -153,19 +153,23 @@ fn every_mistake_has_its_file_line_and_reason() {
     for (name, content, expected) in [
         ("A.sql", "\n\nDROP TABLE orders", "A.sql:3: a handler can only INSERT, UPDATE, DELETE"),
         ("A.sql", "UPDATE orders SET a = 1;\nCOMMIT;", "A.sql:2: a handler can only INSERT"),
-        ("A.sql", "DELETE FROM orders\nWHERE a = :x", "A.sql:2: unknown parameter :x; known are"),
+        (
+            "A.sql",
+            "DELETE FROM orders\nWHERE a = :x",
+            "A.sql:2: unknown parameter :x; the parameters are",
+        ),
         ("A.sql", "DELETE FROM orders WHERE a = ?", "A.sql:1: write a named parameter"),
-        ("A.sql", "DELETE FROM orders WHERE a = :", "A.sql:1: expected the name of a parameter"),
+        ("A.sql", "DELETE FROM orders WHERE a = :", "A.sql:1: expected a parameter name"),
         ("A.sql", "DELETE FROM orders WHERE a = :data.", "A.sql:1: expected a name after :data"),
         ("A.sql", "DELETE FROM orders WHERE a = :data[x]", "A.sql:1: expected an index such as"),
         ("A.sql", "DELETE FROM orders WHERE a = :stream_id?", "A.sql:1: only :data and :metadata"),
         ("A.sql", "DELETE FROM orders WHERE a = :event_id.x", "A.sql:1: only :data and :metadata"),
         ("A.sql", "UPDATE orders SET a = (@n := 1)", "A.sql:1: a user variable outlives"),
         ("A.sql", "UPDATE orders SET a = 'x", "A.sql:1: Unterminated string literal"),
-        ("A.sql", "UPDATE orders SET /*!50000 a */ = 1", "A.sql:1: a comment that MySQL executes"),
+        ("A.sql", "UPDATE orders SET /*!50000 a */ = 1", "A.sql:1: MySQL executes this comment"),
         ("A.sql", "-- nothing", "A.sql: the file has no statement"),
         ("A.sql", "UPDATE other.orders SET a = 1", "A.sql:1: other.orders is in another database"),
-        ("A.sql", "DELETE FROM orders\nWHERE a = @x", "A.sql:2: a variable of the session"),
+        ("A.sql", "DELETE FROM orders\nWHERE a = @x", "A.sql:2: a session variable outlives"),
         ("A.sql", "UPDATE orders SET a = GET_LOCK('x', 1)", "A.sql:1: GET_LOCK() reaches beyond"),
         ("A.sql", "UPDATE orders SET a = NOW()", "A.sql:1: NOW changes with every rebuild"),
         ("A.sql", "UPDATE orders SET a = CURRENT_DATE", "A.sql:1: CURRENT_DATE changes with"),
@@ -177,7 +181,7 @@ fn every_mistake_has_its_file_line_and_reason() {
         (
             "A.sql",
             "DELETE FROM orders; -- projector: rows = 1\nDELETE FROM orders",
-            "A.sql:1: a directive stands on a line of its own",
+            "A.sql:1: a directive must stand on its own line",
         ),
         (
             "A.sql",
@@ -195,15 +199,19 @@ fn every_mistake_has_its_file_line_and_reason() {
             "projection.toml: lanes must be 1 to 16",
         ),
         ("A B.sql", "DELETE FROM orders", "A B.sql: an event type must be"),
-        ("notes.txt", "", "notes.txt: unexpected: a projection has"),
+        ("notes.txt", "", "notes.txt: unexpected file: a projection has"),
         ("projection.toml", "category = \"order\"", "projection.toml:1: unknown field `category`"),
         ("projection.toml", "categories = []", "projection.toml: categories is empty"),
         ("projection.toml", "\ncategories = 1", "projection.toml:2: invalid type"),
         ("projection.toml", "categories = [\"a-b\"]", "projection.toml: category \"a-b\": a cat"),
         ("tables.sql", "CREATE TABLE a.b (x INT)", "tables.sql:1: expected CREATE TABLE"),
         ("tables.sql", "\nDROP TABLE a", "tables.sql:2: expected CREATE TABLE"),
-        ("tables.sql", "CREATE TABLE a__b (x INT)", "tables.sql:1: a__b is no name for a table"),
-        ("tables.sql", "", "tables.sql: there is no CREATE TABLE"),
+        (
+            "tables.sql",
+            "CREATE TABLE a__b (x INT)",
+            "tables.sql:1: a__b is not a valid name for a table",
+        ),
+        ("tables.sql", "", "tables.sql: the file has no CREATE TABLE"),
     ] {
         let handler = ("OrderPlaced.sql", "DELETE FROM orders");
         let faults = load(&[handler, (name, content)]).unwrap_err();
@@ -213,13 +221,13 @@ fn every_mistake_has_its_file_line_and_reason() {
 }
 
 #[test]
-fn all_mistakes_are_told_at_once() {
+fn all_mistakes_are_reported_at_once() {
     let faults = load(&[("A.sql", "DROP TABLE a; COMMIT"), ("x.txt", "")]).unwrap_err();
     assert_eq!(faults.len(), 3, "{faults:?}");
 }
 
 #[test]
-fn the_newest_handler_that_is_not_newer_than_the_event_is_taken() {
+fn lookup_finds_the_highest_schema_version_up_to_that_of_the_event() {
     let sql = |n: u8| format!("DELETE FROM orders WHERE id = {n}");
     let projection = load(&[
         ("OrderPlaced.sql", &sql(1)),
@@ -242,12 +250,12 @@ fn the_newest_handler_that_is_not_newer_than_the_event_is_taken() {
     let with_default = load(&[("default.sql", &sql(7)), ("OrderPaid.sql", &sql(1))]).unwrap();
     let lookup = with_default.lookup(&EventType::new("Anything").unwrap(), SchemaVersion::FIRST);
     assert!(matches!(lookup, Lookup::Found(handler) if handler.statements[0].sql.ends_with('7')));
-    // A type that itself ends in a version, and the plain type of that version.
+    // One file handles the type `order.placed.v1` and version 1 of the type `order.placed`.
     assert_eq!((found("order.placed.v1", 1), found("order.placed", 1)), (9, 9));
 }
 
 #[test]
-fn two_projections_do_not_share_a_table() {
+fn two_projections_cannot_define_the_same_table() {
     let folder = tempfile::tempdir().unwrap();
     for name in ["one", "two"] {
         let directory = folder.path().join(name);
@@ -257,7 +265,7 @@ fn two_projections_do_not_share_a_table() {
         fs::write(directory.join("OrderPlaced.sql"), "DELETE FROM orders").unwrap();
     }
     let faults = load_all(folder.path(), &[], &[]).unwrap_err();
-    assert_eq!(faults[0].reason, "table orders is defined by one already");
+    assert_eq!(faults[0].reason, "projection one already defines table orders");
     let only = load_all(folder.path(), &["two".to_owned()], &[]).unwrap();
     assert_eq!(only[0].name, "two");
     let missing = load_all(folder.path(), &["three".to_owned()], &[]).unwrap_err();
@@ -265,7 +273,7 @@ fn two_projections_do_not_share_a_table() {
 }
 
 #[test]
-fn a_directive_is_for_the_statement_after_it() {
+fn a_directive_applies_to_the_statement_after_it() {
     let found = statements(
         "-- projector: rows = 1
          UPDATE orders SET a = 1 WHERE id = :stream_id;
@@ -278,7 +286,7 @@ fn a_directive_is_for_the_statement_after_it() {
 }
 
 proptest! {
-    /// Whatever a handler's file holds, it is read or refused, but never makes the daemon panic.
+    /// Any text of a handler's file is either accepted or refused.
     #[test]
     fn no_text_makes_a_handler_panic(sql in any::<String>()) {
         drop(statement::handler(&Arc::from(std::path::Path::new("A.sql")), &sql, &[]));
@@ -286,7 +294,7 @@ proptest! {
         drop(statement::handler(&Arc::from(std::path::Path::new("A.sql")), &likely, &[]));
     }
 
-    /// A value reaches its placeholder whatever text surrounds it.
+    /// A path finds its value beside any other text.
     #[test]
     fn a_path_finds_its_value(
         keys in proptest::collection::vec("[a-z][a-z0-9_]{0,8}", 1..5), number in any::<i64>(),

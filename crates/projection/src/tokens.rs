@@ -1,4 +1,4 @@
-//! SQL as tokens, each with its place in the text.
+//! Splits SQL into tokens, each with its place in the text.
 
 use std::any::TypeId;
 use std::ops::Range;
@@ -10,7 +10,7 @@ use sqlparser::keywords::Keyword;
 use sqlparser::parser::Parser;
 use sqlparser::tokenizer::{Location, Token, Tokenizer, Whitespace};
 
-/// A token and the bytes it stands at.
+/// A token with its place: a range of bytes, and a line and column counted from 1.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Placed {
     pub(crate) token: Token,
@@ -19,19 +19,19 @@ pub(crate) struct Placed {
     pub(crate) column: u64,
 }
 
-/// SQL that is not even tokens.
+/// The SQL cannot be split into tokens, or contains a comment that MySQL executes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Untokenisable {
     pub(crate) line: u64,
     pub(crate) reason: String,
 }
 
-/// MySQL, but a comment is a comment: `/*! … */` is refused rather than read as SQL.
+/// MySQL's dialect, except that `/*! … */` is a comment and not SQL. [`statements`] refuses such a comment.
 #[derive(Debug)]
 struct PlainMySql(MySqlDialect);
 
 impl Dialect for PlainMySql {
-    // The tokeniser asks for the type too, for comments that begin with '#' for example.
+    // The tokeniser compares the type of the dialect, for example for comments that begin with '#'.
     fn dialect(&self) -> TypeId {
         self.0.dialect()
     }
@@ -61,9 +61,9 @@ impl Dialect for PlainMySql {
     }
 }
 
-/// Splits SQL into statements of tokens, white space and comments included.
+/// Splits SQL into statements, and each statement into tokens, including white space and comments.
 ///
-/// Empty statements are left out.
+/// Empty statements are omitted.
 pub(crate) fn statements(sql: &str) -> Result<Vec<Vec<Placed>>, Untokenisable> {
     let dialect = PlainMySql(MySqlDialect {});
     let tokens = Tokenizer::new(&dialect, sql)
@@ -81,7 +81,7 @@ pub(crate) fn statements(sql: &str) -> Result<Vec<Vec<Placed>>, Untokenisable> {
             Token::Whitespace(Whitespace::MultiLineComment(comment))
                 if comment.starts_with(['!', '+']) || comment.starts_with("M!") =>
             {
-                let reason = "a comment that MySQL executes is not allowed".to_owned();
+                let reason = "MySQL executes this comment: remove it".to_owned();
                 return Err(Untokenisable { line, reason });
             }
             token => {
@@ -95,9 +95,10 @@ pub(crate) fn statements(sql: &str) -> Result<Vec<Vec<Placed>>, Untokenisable> {
     Ok(statements)
 }
 
-/// How deep a statement is when it is parsed, at most.
+/// An upper limit for the depth of the parsed statement.
 pub(crate) fn nesting(tokens: &[Placed]) -> usize {
-    // Since the last comma: within the innermost parenthesis, and outside each that is open.
+    // `here` counts since the last comma within the innermost open parenthesis; `outside` has the same
+    // count for each enclosing level.
     let (mut here, mut outside) = (0, Vec::new());
     let (mut depth, mut deepest) = (0, 0);
     for placed in tokens {
@@ -126,7 +127,11 @@ pub(crate) fn nesting(tokens: &[Placed]) -> usize {
     deepest
 }
 
-/// Parses one statement; string literals keep their escapes.
+/// Parses one statement. String literals keep their escapes.
+///
+/// # Errors
+///
+/// The reason why the statement is not batchable.
 pub(crate) fn parsed(sql: &str) -> Result<Statement, String> {
     let tokens = Tokenizer::new(&PlainMySql(MySqlDialect {}), sql)
         .with_unescape(false)
@@ -134,7 +139,7 @@ pub(crate) fn parsed(sql: &str) -> Result<Statement, String> {
         .map_err(|error| error.message)?;
     let mut parser = Parser::new(&MySqlDialect {}).with_tokens_with_locations(tokens);
     let statement = parser.parse_statement().ok();
-    // It stops before what it does not know.
+    // The parser returns a statement even if it did not understand the rest of the text.
     statement
         .filter(|_| parser.peek_token_ref().token == Token::EOF)
         .ok_or_else(|| "its syntax is not batchable".to_owned())
@@ -157,7 +162,7 @@ impl Placed {
         }
     }
 
-    /// Whether what follows is on another line.
+    /// Whether the next token begins a new line.
     pub(crate) fn ends_line(&self) -> bool {
         matches!(
             self.token,
@@ -165,12 +170,12 @@ impl Placed {
         )
     }
 
-    /// Whether this ends an expression.
+    /// Whether this token ends an expression.
     pub(crate) fn ends(&self) -> bool {
         matches!(self.token, Token::Comma | Token::RParen)
     }
 
-    /// Whether what stands before this may become a part of what begins with it, as with operators.
+    /// Whether the parser may nest deeper at this token, for example at an operator.
     fn may_nest(&self) -> bool {
         match &self.token {
             Token::Word(word) => word.keyword != Keyword::NoKeyword,
@@ -182,7 +187,7 @@ impl Placed {
         }
     }
 
-    /// The keyword or name, in upper case, unless it is quoted.
+    /// The word in upper case, unless it is quoted.
     pub(crate) fn keyword(&self) -> Option<String> {
         match &self.token {
             Token::Word(word) if word.quote_style.is_none() => Some(word.value.to_uppercase()),
@@ -190,7 +195,7 @@ impl Placed {
         }
     }
 
-    /// The name, quoted by backticks or not at all.
+    /// The word as written, with or without backticks around it.
     pub(crate) fn name(&self) -> Option<&str> {
         match &self.token {
             Token::Word(word) => Some(&word.value),
@@ -199,9 +204,9 @@ impl Placed {
     }
 }
 
-/// From the tokeniser's lines and columns to bytes.
+/// Converts the tokeniser's lines and columns to bytes.
 ///
-/// Walks through the text once, because the tokens of a long line are many.
+/// It goes through the text once: searching from the start for each token would take quadratic time.
 struct Places<'s> {
     rest: Chars<'s>,
     end: usize,
@@ -213,7 +218,7 @@ impl<'s> Places<'s> {
         Self { rest: sql.chars(), end: sql.len(), here: Location::new(1, 1) }
     }
 
-    /// Lines and columns count from 1, columns in characters; no place is before that of the last call.
+    /// The byte at a location. Locations must be given in ascending order; columns count characters.
     fn offset(&mut self, location: Location) -> usize {
         while self.here < location {
             match self.rest.next() {

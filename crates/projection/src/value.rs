@@ -1,47 +1,47 @@
-//! Values to bind.
+//! The values that are bound to placeholders.
 
 use std::str::FromStr;
 
 use bigdecimal::BigDecimal;
 use chrono::NaiveDateTime;
 
-/// A value that MySQL can take as a parameter.
+/// A value that MySQL accepts as a parameter.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Value {
     /// `NULL`
     Null,
-    /// A JSON boolean; 0 or 1.
+    /// A JSON boolean, which MySQL stores as 0 or 1.
     Boolean(bool),
-    /// A JSON number without fraction or exponent.
+    /// A JSON number without fraction or exponent, up to 2^63 - 1.
     Integer(i64),
-    /// The same, above 2^63 - 1.
+    /// A JSON number without fraction or exponent, above 2^63 - 1.
     Unsigned(u64),
-    /// Any other JSON number, exact: never a float.
+    /// Any other JSON number. Its digits are exact: it is never a float.
     Decimal(BigDecimal),
     /// A JSON string.
     Text(String),
-    /// A JSON object or array, as text.
+    /// A JSON object or array, as JSON text.
     Json(String),
-    /// A time in UTC, with microseconds.
+    /// A time in UTC, in microseconds.
     Time(NaiveDateTime),
 }
 
 /// A JSON value that has no counterpart in MySQL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NotBindable {
-    /// `DECIMAL` has 65 digits at most.
+    /// The number has more than the 65 digits of a `DECIMAL`.
     #[error("is a number with more than 65 digits, which MySQL cannot hold")]
     NumberTooLong,
-    /// Not JSON; only a message that is not from the relay can have it.
+    /// The text is not JSON. Only a message from another publisher than the relay can contain it.
     #[error("is not valid JSON")]
     NotJson,
 }
 
-/// The digits of MySQL's `DECIMAL`.
+/// The most digits of a `DECIMAL`, from the MySQL 8.4 Reference Manual, section "Fixed-Point Types".
 const DECIMAL_DIGITS: usize = 65;
 
 impl Value {
-    /// Tells its type.
+    /// A letter for the type. `Text` and `Json` share one, because both are bound as strings.
     pub fn letter(&self) -> char {
         match self {
             Self::Null => 'n',
@@ -54,7 +54,7 @@ impl Value {
         }
     }
 
-    /// The value of a JSON text.
+    /// Converts one JSON value.
     pub(crate) fn of_json(json: &str) -> Result<Self, NotBindable> {
         let json = json.trim();
         Ok(match json.as_bytes().first() {
@@ -77,7 +77,7 @@ fn number(json: &str) -> Result<Value, NotBindable> {
     if let Ok(number) = json.parse() {
         return Ok(Value::Unsigned(number));
     }
-    // Before the number is built: 1e999999999 has a billion digits.
+    // Checked before conversion: 1e999999999 would expand to a billion digits.
     let digits = json.bytes().take_while(|byte| !matches!(byte, b'e' | b'E')).count();
     let exponent = json.split_once(['e', 'E']).map_or(Ok(0), |(_, text)| i64::from_str(text));
     let small = exponent.is_ok_and(|exponent| exponent.unsigned_abs() <= DECIMAL_DIGITS as u64);
@@ -89,7 +89,7 @@ fn number(json: &str) -> Result<Value, NotBindable> {
     if plain.bytes().filter(u8::is_ascii_digit).count() > DECIMAL_DIGITS {
         return Err(NotBindable::NumberTooLong);
     }
-    // With a fixed scale, so that it is written without an exponent.
+    // The driver writes a number with an exponent unless its scale is that of its plain notation.
     let scale = plain.split_once('.').map_or(0, |(_, fraction)| fraction.len());
     Ok(Value::Decimal(number.with_scale(i64::try_from(scale).unwrap_or(0))))
 }
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_too_long_for_mysql_is_refused() {
+    fn a_number_that_is_too_long_for_mysql_is_refused() {
         let long = "1".repeat(66);
         for json in ["1e400", "1e-400", "1e999999999999999999999", &long, "1e65"] {
             assert_eq!(Value::of_json(json), Err(NotBindable::NumberTooLong), "{json}");
@@ -135,7 +135,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_decimal_is_written_as_in_the_payload(
+        fn a_decimal_keeps_the_digits_of_the_payload(
             whole in "(0|[1-9][0-9]{0,30})", fraction in "[0-9]{1,30}", negative in any::<bool>(),
         ) {
             let nothing = whole == "0" && fraction.bytes().all(|digit| digit == b'0');
@@ -146,7 +146,7 @@ mod tests {
         }
 
         #[test]
-        fn a_string_survives(text in any::<String>()) {
+        fn a_string_keeps_every_character(text in any::<String>()) {
             let json = serde_json::to_string(&text).unwrap();
             prop_assert_eq!(Value::of_json(&json), Ok(Value::Text(text)));
         }

@@ -1,4 +1,4 @@
-//! The transaction of one batch: effects and bookkeeping together.
+//! The transaction of one batch, which contains its effects and its bookkeeping.
 
 use std::time::Instant;
 
@@ -16,20 +16,20 @@ use crate::{Error, Gate, Ledger, LockMode, ParkedStream, Session};
 use projection::plan::{Heads, Step};
 use projection::{Projection, Statement, Value};
 
-/// An open transaction. Dropping it leaves the rollback to the server; prefer [`Batch::rollback`].
+/// An open transaction. When it is dropped, the server rolls it back later; prefer [`Batch::rollback`].
 pub struct Batch<'s> {
     transaction: Transaction<'s, MySql>,
     ledger: &'s Ledger,
     used: &'s mut Instant,
 }
 
-/// Proof that a batch was committed. Only with it may deliveries be acknowledged.
+/// Proof that a batch was committed. It is required to acknowledge deliveries.
 #[derive(Debug)]
 pub struct Committed(());
 
 impl Session {
-    /// Begins a batch. Its first statement locks the gate, so that a session that holds the gate
-    /// exclusively knows that no batch has touched a table.
+    /// Begins a batch. Its first statement locks the gate: while a session holds the gate exclusively, no
+    /// other batch holds a lock on a table of the projection.
     pub(crate) async fn begin<'s>(
         &'s mut self,
         ledger: &'s Ledger,
@@ -42,18 +42,19 @@ impl Session {
         Ok((batch, gate))
     }
 
-    /// Closes the gate of a projection, whatever its tables are: no batch runs until this one ends.
+    /// Closes the gate of a projection: no other batch begins until the returned one ends. The tables in
+    /// service are not checked, so the batch may not run handlers.
     ///
     /// # Errors
     ///
-    /// When MySQL fails, or a batch does not end in time.
+    /// When MySQL fails, or a running batch does not end in time.
     pub async fn close_gate<'s>(&'s mut self, ledger: &'s Ledger) -> Result<Batch<'s>, Error> {
         Ok(self.begin(ledger, LockMode::Exclusive).await?.0)
     }
 }
 
 impl Batch<'_> {
-    /// Locks streams, which must be sorted, and reads where they stand.
+    /// Locks streams, which must be sorted, and reads where each stands.
     ///
     /// # Errors
     ///
@@ -78,25 +79,26 @@ impl Batch<'_> {
         }
     }
 
-    /// Runs a statement for many events at once; if `finds_all`, each row must find one.
+    /// Runs a statement once for many events. If `expects_rows`, it must find as many rows as there are
+    /// values.
     pub(crate) async fn execute_set(
         &mut self,
         statement: &Statement,
         form: &SetForm,
         rows: Vec<Row>,
-        finds_all: bool,
+        expects_rows: bool,
     ) -> Result<(), Error> {
         let wanted = rows.len() as u64;
         let rows = Json::Array(rows.into_iter().map(Json::Array).collect()).to_string();
         let query = sqlx::query(form.sql()).bind(rows);
         let found = self.run(statement, query).await?;
-        if finds_all && found != wanted {
+        if expects_rows && found != wanted {
             return Err(Error::unexpected_rows(statement, found, wanted));
         }
         Ok(())
     }
 
-    /// Runs a statement of a projection in Rust, and gives how many rows it found.
+    /// Runs a statement of a projection in Rust. Returns the number of rows that it found.
     pub(crate) async fn execute_plain(
         &mut self,
         sql: &'static str,
@@ -105,7 +107,7 @@ impl Batch<'_> {
         let query = values.iter().fold(sqlx::query(typed(sql, values)), bind);
         match timeout(STATEMENT_LIMIT, query.execute(&mut *self.transaction)).await {
             Ok(done) => done.map(|done| done.rows_affected()).map_err(Error::of_code),
-            Err(_elapsed) => Err(late()),
+            Err(_elapsed) => Err(timed_out()),
         }
     }
 
@@ -118,16 +120,17 @@ impl Batch<'_> {
         let query = values.iter().fold(sqlx::query(typed(sql, values)), bind);
         match timeout(STATEMENT_LIMIT, query.fetch_all(&mut *self.transaction)).await {
             Ok(rows) => rows.map_err(Error::of_code),
-            Err(_elapsed) => Err(late()),
+            Err(_elapsed) => Err(timed_out()),
         }
     }
 
-    /// Gives the rows that were found. The driver asks MySQL to count those that changed nothing too.
+    /// Returns the number of rows that the statement found. The driver sets `CLIENT_FOUND_ROWS`, so MySQL
+    /// also counts rows that already had the new values.
     async fn run(&mut self, statement: &Statement, query: Bound<'_>) -> Result<u64, Error> {
         match timeout(STATEMENT_LIMIT, query.execute(&mut *self.transaction)).await {
             Ok(Ok(done)) => Ok(done.rows_affected()),
             Ok(Err(source)) => Err(Error::of_handler(statement, source)),
-            Err(_elapsed) => Err(late()),
+            Err(_elapsed) => Err(timed_out()),
         }
     }
 
@@ -136,12 +139,12 @@ impl Batch<'_> {
         &mut self.transaction
     }
 
-    /// From here on can be undone.
+    /// Sets a savepoint for [`Batch::undo`].
     pub(crate) async fn save(&mut self) -> Result<(), Error> {
-        self.plain("marking a place in a batch", "SAVEPOINT event").await
+        self.plain("setting a savepoint", "SAVEPOINT event").await
     }
 
-    /// Undoes what was done since [`Batch::save`].
+    /// Rolls back to the savepoint of [`Batch::save`].
     pub(crate) async fn undo(&mut self) -> Result<(), Error> {
         self.plain("undoing an event", "ROLLBACK TO SAVEPOINT event").await
     }
@@ -151,7 +154,7 @@ impl Batch<'_> {
         within(operation, self.transaction.execute(sqlx::raw_sql(sql))).await.map(drop)
     }
 
-    /// Moves the bookkeeping on.
+    /// Updates the bookkeeping of streams.
     ///
     /// # Errors
     ///
@@ -163,7 +166,7 @@ impl Batch<'_> {
         self.ledger.advance(&mut self.transaction, steps).await
     }
 
-    /// Records why streams cannot go on.
+    /// Records parked streams and their reasons.
     pub(crate) async fn park(&mut self, streams: &[ParkedStream]) -> Result<(), Error> {
         for stream in streams {
             self.ledger.park(&mut self.transaction, stream).await?;
@@ -171,13 +174,13 @@ impl Batch<'_> {
         Ok(())
     }
 
-    /// How many streams were parked within the last seconds, by any instance.
+    /// The number of streams that any instance has parked within the last `seconds`.
     pub(crate) async fn recently_parked(&mut self, seconds: u64) -> Result<u64, Error> {
         self.ledger.recently_parked(&mut self.transaction, seconds).await
     }
 
-    /// Which tables are in service. Not before the gate: who waits for that must not hold a table that is
-    /// to be swapped.
+    /// The epoch of the tables in service. It is read only after the gate is passed: reading it locks a
+    /// table, and a batch that waits for the gate must not block the swap of that table.
     pub(crate) async fn epoch(&mut self) -> Result<Option<Uuid>, Error> {
         self.ledger.epoch(&mut self.transaction).await
     }
@@ -200,7 +203,7 @@ impl Batch<'_> {
         within("deleting the rows of a stream", delete).await.map(drop)
     }
 
-    /// Forgets where a stream stands, so that it begins anew.
+    /// Deletes the bookkeeping of a stream, so that it starts again at its first version.
     ///
     /// # Errors
     ///
@@ -209,7 +212,7 @@ impl Batch<'_> {
         self.ledger.forget(&mut self.transaction, stream_id).await
     }
 
-    /// Lets a parked stream go on, in this transaction.
+    /// Clears the parked state of a stream.
     ///
     /// # Errors
     ///
@@ -218,8 +221,8 @@ impl Batch<'_> {
         self.ledger.unpark(&mut self.transaction, stream_id).await
     }
 
-    /// Notes, while it has the gate alone, that other tables are in service: instances look at them
-    /// again.
+    /// Records that other tables are in service, so that every instance reads them again. The batch must
+    /// hold the gate exclusively.
     ///
     /// # Errors
     ///
@@ -234,11 +237,11 @@ impl Batch<'_> {
         .bind(&projection.tables_hash)
         .bind(&projection.name)
         .execute(&mut *self.transaction);
-        within("noting the generation", note).await.map(drop)
+        within("recording the generation", note).await.map(drop)
     }
 
-    /// Commits. After an error it is not known whether the server did; applying the same events
-    /// again is harmless either way.
+    /// Commits. After an error, the batch may or may not be committed. Either way, the caller can safely
+    /// apply the same events again: the bookkeeping recognises duplicates.
     ///
     /// # Errors
     ///
@@ -249,7 +252,7 @@ impl Batch<'_> {
         Ok(Committed(()))
     }
 
-    /// Undoes everything. After an error the session must be dropped.
+    /// Rolls the transaction back. After an error, the session must be dropped.
     ///
     /// # Errors
     ///
@@ -261,16 +264,17 @@ impl Batch<'_> {
     }
 }
 
-/// The statement, marked with the types of its values, so that each combination is prepared for itself.
+/// Appends a comment with the types of the values, so that each combination of types is a statement of its
+/// own.
 ///
-/// MySQL settles the types of a prepared statement's parameters when it is executed first. After an
-/// integer for a JSON column, every text for it fails on that connection (error 3144).
+/// MySQL fixes the parameter types of a prepared statement at its first execution. After an integer for a
+/// JSON column, every text for that column fails on the same connection (error 3144).
 fn typed(sql: &str, values: &[Value]) -> AssertSqlSafe<String> {
     let types: String = values.iter().map(Value::letter).collect();
     AssertSqlSafe(format!("{sql} /* {types} */"))
 }
 
-fn late() -> Error {
+fn timed_out() -> Error {
     Error::Timeout { operation: "applying an event", limit: STATEMENT_LIMIT }
 }
 

@@ -1,4 +1,4 @@
-//! What can go wrong with MySQL, by what the caller can do about it.
+//! The failures of MySQL, divided by the caller's possible reactions.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -16,61 +16,61 @@ use crate::error_codes::{
 /// A failure of MySQL. No variant carries a payload, a password or a URL.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The URL cannot be used; nothing was tried.
+    /// The URL is not valid. No connection was attempted.
     #[error("the MySQL URL is not valid: expected mysql://user:password@host:port/database")]
     Url,
-    /// There is no connection: the server is away, or the way to it.
+    /// The server, or the network to it, is not available.
     #[error("MySQL at {address} cannot be reached")]
     Unreachable {
         /// Host, port and database.
         address: String,
-        /// What the network or the server said.
+        /// The error of the network or the server.
         #[source]
         source: sqlx::Error,
     },
-    /// The server refused user, password or database.
+    /// The server refused the user, the password or the database.
     #[error("MySQL at {address} refused the login: check user, password and database")]
     Login {
         /// Host, port and database.
         address: String,
-        /// What the server said.
+        /// The error of the server.
         #[source]
         source: sqlx::Error,
     },
-    /// The server does not work as the bookkeeping needs it to.
-    #[error("MySQL has {name} = {found}, and {wanted} is needed")]
+    /// A session variable has another value than the one that this program has set.
+    #[error("MySQL has {name} = {found}, but this program needs {wanted}")]
     Setting {
         /// The session variable.
         name: &'static str,
-        /// Its value.
+        /// The value that was read back.
         found: String,
-        /// The value it was set to.
+        /// The value that was set.
         wanted: &'static str,
     },
-    /// No answer in time; the connection must not be used again.
+    /// The server did not answer in time. The connection must not be used again.
     #[error("{operation} in MySQL gave no answer within {limit:?}")]
     Timeout {
-        /// What was being done.
+        /// The operation, such as `reading the checkpoint`.
         operation: &'static str,
         /// The deadline.
         limit: Duration,
     },
-    /// MySQL lacks a projection, or a table of it.
+    /// A projection is not registered in MySQL, or one of its tables is missing.
     #[error("{missing} is missing in MySQL: run `projector migrate`")]
     NotMigrated {
-        /// Which table or projection.
+        /// The table or projection.
         missing: String,
     },
-    /// A statement of ours names a table that MySQL does not have.
-    #[error("a table is missing in MySQL, as {operation} showed: run `projector migrate`")]
+    /// One of this program's own statements names a missing table.
+    #[error("{operation} in MySQL failed because a table is missing: run `projector migrate`")]
     NoTable {
-        /// What was being done.
+        /// The operation, such as `reading the checkpoint`.
         operation: &'static str,
-        /// What the server said.
+        /// The error of the server.
         #[source]
         source: sqlx::Error,
     },
-    /// The bookkeeping of a projection is of an older version than this program needs.
+    /// The version of a projection's bookkeeping is older than this program needs.
     #[error(
         "the bookkeeping of {projection} has version {found}, and this program needs {needed}: run \
          `projector migrate`"
@@ -78,58 +78,58 @@ pub enum Error {
     OutdatedBookkeeping {
         /// The projection.
         projection: String,
-        /// The version that MySQL has; 0 when none was recorded.
+        /// The recorded version; 0 if there is none.
         found: i64,
-        /// The version that is needed.
+        /// The lowest version that suffices.
         needed: i64,
     },
-    /// The tables `projector_…` are of an older version than this program needs.
+    /// The version of the tables `projector_…` is older than this program needs.
     #[error(
         "the tables projector_… in MySQL have version {found}, and this program needs {needed}: run \
          `projector migrate`"
     )]
     Outdated {
-        /// The version that MySQL has; 0 when none was recorded.
+        /// The recorded version; 0 if there is none.
         found: i64,
-        /// The version that is needed.
+        /// The lowest version that suffices.
         needed: i64,
     },
-    /// A row of the bookkeeping holds what none of our programs writes.
-    #[error("the row {key} of table {table} cannot be read: was it changed by hand?")]
+    /// A row of the bookkeeping has a value that this program never writes.
+    #[error("row {key} of table {table} has an invalid value: was it changed by hand?")]
     Row {
         /// The table.
         table: String,
-        /// Which row.
+        /// The key of the row.
         key: String,
-        /// What is wrong with it.
+        /// The reason.
         #[source]
         source: InvalidId,
     },
-    /// A rebuild is in a state that this program does not know.
+    /// A rebuild has a state that this program does not know.
     #[error(
-        "projector_rebuilds has the unknown state {state}: is another projector newer than this one?"
+        "projector_rebuilds has the unknown state {state}: is another projector a newer version?"
     )]
     UnknownState {
         /// The state.
         state: String,
     },
-    /// A row of `projector_instances` holds what none of our programs writes.
-    #[error("the row of {host} in projector_instances cannot be read: delete it")]
+    /// A row of `projector_instances` has a value that this program never writes.
+    #[error("the row of {host} in projector_instances has an invalid value: delete the row")]
     Instance {
-        /// The instance's host and process.
+        /// The host and process of the instance.
         host: String,
     },
-    /// The tables of a projection and its bookkeeping do not belong together.
+    /// The tables of a projection do not match its bookkeeping or its files.
     #[error("projection {projection}: {reason}")]
     Tables {
         /// The projection.
         projection: String,
-        /// What is wrong, and what to do.
+        /// The problem, and its solution.
         reason: String,
     },
-    /// A table cannot take part in a transaction.
+    /// The engine of a table does not support transactions.
     #[error(
-        "table {table} has engine {engine}, whose changes cannot be undone: \
+        "table {table} has the engine {engine}, which has no transactions: \
          use ENGINE = InnoDB in tables.sql"
     )]
     Engine {
@@ -138,61 +138,63 @@ pub enum Error {
         /// Its engine.
         engine: String,
     },
-    /// There may be no scratch database.
+    /// The login may not create a scratch database.
     #[error(
-        "this login may not make a scratch database to try the SQL in: \
+        "this login may not create a scratch database for the check: \
          GRANT ALL ON `projector\\_check\\_%`.* to it, or use --offline"
     )]
     NoScratch,
-    /// Rows cannot be told apart.
+    /// A comparison needs a primary key to match rows.
     #[error("table {table} has no primary key, so its rows cannot be compared")]
     NoPrimaryKey {
         /// The table.
         table: String,
     },
-    /// There may be no database beside the read models.
-    #[error("this login may not make the database {database}: GRANT ALL ON `{database}`.* to it")]
+    /// The login may not create a database for a rebuild.
+    #[error("this login may not create the database {database}: GRANT ALL ON `{database}`.* to it")]
     NoDatabase {
         /// The database.
         database: String,
     },
-    /// Nobody knows from which files the tables in service were built.
+    /// A rebuild was interrupted between its swap of the tables and recording it. The files from which the
+    /// tables in service were built are not recorded.
     #[error(
-        "a rebuild of {projection} was interrupted after it had put other tables in service: start a \
-         projector with the files that it was called with, or `projector rebuild {projection}` again, \
-         which ends it"
+        "a rebuild of {projection} was interrupted after it had put other tables in service: to complete \
+         it, start a projector with the files of the rebuild, or run `projector rebuild start \
+         {projection}` again"
     )]
-    SwapNotNoted {
+    SwapNotRecorded {
         /// The projection.
         projection: String,
     },
     /// Another migrator did not end in time.
     #[error("another `projector migrate` is running on this database: wait until it has ended")]
     OtherMigrator,
-    /// A migration could not be applied.
+    /// A migration of the tables failed.
     #[error("the migration of the read models failed")]
     Migration(#[source] sqlx::migrate::MigrateError),
-    /// A statement lost against another transaction, or its server went away. Trying again helps.
-    #[error("{operation} in MySQL has to be tried again")]
+    /// A statement conflicted with another transaction, or the server became unavailable. A retry can
+    /// succeed.
+    #[error("{operation} in MySQL failed for now; a retry can succeed")]
     Transient {
-        /// What was being done.
+        /// The operation, such as `reading the checkpoint`.
         operation: &'static str,
-        /// What the server said.
+        /// The error of the server.
         #[source]
         source: sqlx::Error,
     },
-    /// Another instance moved a stream meanwhile. Trying again helps.
-    #[error("another instance applied events of the same streams; the batch is tried again")]
+    /// Another instance has applied events of the same streams since they were read. A retry can succeed.
+    #[error("another instance has applied events of the same streams; the batch is retried")]
     Overtaken,
-    /// The statement of a handler was refused.
+    /// The server refused the statement of a handler.
     #[error(transparent)]
     Refused(Refusal),
-    /// Another statement failed.
+    /// One of this program's own statements failed.
     #[error("{operation} in MySQL failed")]
     Statement {
-        /// What was being done.
+        /// The operation, such as `reading the checkpoint`.
         operation: &'static str,
-        /// What the server said.
+        /// The error of the server.
         #[source]
         source: sqlx::Error,
     },
@@ -201,13 +203,13 @@ pub enum Error {
 /// A statement of a handler that the server refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
-    /// The handler's file.
+    /// The file of the handler.
     pub file: PathBuf,
-    /// The line of the statement.
+    /// The line of the statement, from 1; 0 for a projection in Rust.
     pub line: u64,
-    /// The column of the statement.
+    /// The column of the statement, from 1, in characters; 0 for a projection in Rust.
     pub column: u64,
-    /// MySQL's error number; 0 when it was not MySQL that refused.
+    /// MySQL's error number; 0 if this program refused the statement.
     pub number: u16,
     /// MySQL's message, without values from the event.
     pub message: String,
@@ -227,12 +229,12 @@ impl fmt::Display for Refusal {
 }
 
 impl Error {
-    /// Whether trying again cannot help until somebody changes the configuration.
+    /// Whether a retry is pointless until a person changes the configuration.
     pub fn is_configuration(&self) -> bool {
         matches!(self, Self::Url | Self::Login { .. })
     }
 
-    /// Whether trying again can help without anybody doing anything.
+    /// Whether a retry can succeed without a person's intervention.
     pub fn is_transient(&self) -> bool {
         matches!(
             self,
@@ -243,7 +245,7 @@ impl Error {
         )
     }
 
-    /// An error of one of our own statements.
+    /// The error of one of this program's own statements.
     pub(crate) fn of(operation: &'static str, source: sqlx::Error) -> Self {
         match number(&source) {
             Some(ER_NO_SUCH_TABLE) => Self::NoTable { operation, source },
@@ -252,12 +254,12 @@ impl Error {
         }
     }
 
-    /// A row of ours that cannot be read.
+    /// The error of a bookkeeping row with an invalid value.
     pub(crate) fn row(table: &str, key: &str, source: InvalidId) -> Self {
         Self::Row { table: table.to_owned(), key: key.to_owned(), source }
     }
 
-    /// A statement found another number of rows than its directive says.
+    /// The error of a statement that did not find as many rows as its directive requires.
     pub(crate) fn unexpected_rows(statement: &Statement, found: u64, wanted: u64) -> Self {
         let message = format!("found {found} rows, and its directive says rows = {wanted}");
         Self::refused(statement, 0, message)
@@ -269,12 +271,12 @@ impl Error {
         Self::Refused(Refusal { file, line: *line, column: *column, number, message })
     }
 
-    /// An error of a handler's statement.
+    /// The error of a handler's statement.
     pub(crate) fn of_handler(statement: &Statement, source: sqlx::Error) -> Self {
         Self::classified(source, |number, message| Self::refused(statement, number, message))
     }
 
-    /// An error of a statement of a projection in Rust.
+    /// The error of a statement of a projection in Rust.
     pub(crate) fn of_code(source: sqlx::Error) -> Self {
         let (file, line, column) = (PathBuf::new(), 0, 0);
         Self::classified(source, |number, message| {
@@ -288,7 +290,7 @@ impl Error {
                 refused(number, without_values(number, error.message()))
             }
             (sqlx::Error::Encode(_) | sqlx::Error::Protocol(_), _) => {
-                refused(0, "a value cannot be sent to MySQL".to_owned())
+                refused(0, "a value cannot be encoded for MySQL".to_owned())
             }
             _ => Self::Transient { operation: "applying an event", source },
         }
@@ -303,9 +305,10 @@ pub(crate) fn number(error: &sqlx::Error) -> Option<u16> {
         .map(MySqlDatabaseError::number)
 }
 
-/// MySQL quotes values in its messages; only names of its own may reach a log.
+/// Removes values from a message of MySQL: they come from events, and must not reach a log. Names of
+/// tables, columns and keys remain.
 fn without_values(number: u16, message: &str) -> String {
-    // Wrong column count, unknown column or table, syntax: they quote the handler, not the event.
+    // These messages quote the handler, not the event.
     let about_handler = matches!(
         number,
         ER_BAD_FIELD_ERROR | ER_PARSE_ERROR | ER_WRONG_VALUE_COUNT_ON_ROW | ER_NO_SUCH_TABLE
@@ -320,7 +323,7 @@ fn without_values(number: u16, message: &str) -> String {
     if about_handler || only_a_name {
         return message.to_owned();
     }
-    // "Duplicate entry 'value' for key 'name'": the name is last, whatever the value holds.
+    // "Duplicate entry 'value' for key 'name'": the value may contain quotes, but the name is always last.
     let after = match message.rfind("' for ") {
         Some(end) if end > first => &message[end..],
         _ => &message[last..],
@@ -333,8 +336,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_do_not_reach_the_log() {
-        for (number, message, shown) in [
+    fn messages_contain_no_values() {
+        for (number, message, expected) in [
             (
                 1062,
                 "Duplicate entry 'alice@example.org' for key 'orders.PRIMARY'",
@@ -364,7 +367,7 @@ mod tests {
             (1054, "Unknown column 'nam' in 'field list'", "Unknown column 'nam' in 'field list'"),
             (1365, "Division by 0", "Division by 0"),
         ] {
-            assert_eq!(without_values(number, message), shown);
+            assert_eq!(without_values(number, message), expected);
         }
     }
 }

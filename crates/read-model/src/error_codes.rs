@@ -1,6 +1,7 @@
-//! MySQL's error numbers that decide something here, by their names in the MySQL 8.4 Error Reference.
+//! The MySQL error numbers that this crate distinguishes, by their names in the MySQL 8.4 Error Message
+//! Reference.
 //!
-//! Numbers below 1000 are those of its file functions (`EE_…`), the others those of the server (`ER_…`).
+//! Names with `EE_` are global errors, below 1000; names with `ER_` are errors of the server.
 
 pub(crate) const ER_DBACCESS_DENIED_ERROR: u16 = 1044;
 pub(crate) const ER_ACCESS_DENIED_ERROR: u16 = 1045;
@@ -17,8 +18,8 @@ pub(crate) const ER_LOCK_DEADLOCK: u16 = 1213;
 pub(crate) const ER_QUERY_INTERRUPTED: u16 = 1317;
 pub(crate) const ER_ACCESS_DENIED_NO_PASSWORD_ERROR: u16 = 1698;
 
-/// Errors for which no statement and no event is to blame: locks, restarts, a read-only server, a full
-/// disk. Trying again helps.
+/// Errors that neither a statement nor an event causes: locks, restarts, a read-only server, a full disk. A
+/// retry can succeed.
 const TRANSIENT: [(u16, &str); 41] = [
     (3, "EE_WRITE"),
     (20, "EE_DISK_FULL"),
@@ -63,7 +64,7 @@ const TRANSIENT: [(u16, &str); 41] = [
     (4031, "ER_CLIENT_INTERACTION_TIMEOUT"),
 ];
 
-/// Whether trying again can help.
+/// Whether a retry can succeed.
 pub(crate) fn is_transient(number: u16) -> bool {
     TRANSIENT.iter().any(|(known, _)| *known == number)
 }

@@ -1,4 +1,5 @@
-//! What must hold for every projection; called with the seeds and by `cargo xtask fuzz`.
+//! Properties that hold for every projection. Tests run them with the seeds, `cargo xtask fuzz` with random
+//! inputs.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -8,18 +9,18 @@ use projection::{Projection, Statement, Table};
 
 use crate::batching::{Column, Forms, Kind, SetForm, TableInfo};
 
-/// Loads a projection, binds an event to all that it would run, and writes the sets that it would run.
+/// Loads a projection, binds an event to each of its statements, and writes the statements for sets.
 ///
-/// The input is files, each after a line `== name`.
+/// The input lists files; a line `== name` precedes the content of each.
 ///
 /// # Panics
 ///
-/// When something does not hold.
+/// When a property does not hold.
 pub fn projection(input: &[u8]) {
     projection::fuzzing::projection(input, run_sets);
 }
 
-/// What becomes of statements that run for many events at once, up to what MySQL is sent.
+/// Checks each batch form, up to the SQL and the values that MySQL would receive.
 fn run_sets(projection: &Projection, event: &StoredEvent) {
     let table = |table: &Table| (table.name.clone(), table_info(&table.create));
     let tables: HashMap<_, _> = projection.tables.iter().map(table).collect();
@@ -38,12 +39,12 @@ fn run_set(form: &SetForm, statement: &Statement, event: &StoredEvent) {
     assert_eq!(placeholders(sql.as_str()).len(), 1, "{}", sql.as_str());
     let row = statement.bind(event).ok().and_then(|values| form.row(&values));
     if let Some(row) = row {
-        let (rows, gathered) = form.gather(&[&row, &row]);
-        assert!((1..=2).contains(&gathered) && (1..=gathered).contains(&rows.len()));
+        let (rows, count) = form.combine(&[&row, &row]);
+        assert!((1..=2).contains(&count) && (1..=count).contains(&rows.len()));
     }
 }
 
-/// About what MySQL would say of a table; the first column is its key.
+/// An approximation of what MySQL would report about a table. The first column is the primary key.
 fn table_info(create: &Statement) -> TableInfo {
     let columns = columns(create);
     let key: BTreeSet<_> = columns.iter().take(1).map(|(name, _)| name.clone()).collect();

@@ -1,17 +1,18 @@
-//! Read models in MySQL, and their bookkeeping. All MySQL SQL is in this crate, but for the statements of
+//! Read models in MySQL and their bookkeeping. This crate contains all MySQL SQL, except the handlers of
 //! projections.
 //!
 //! [`Session`] is one connection. [`Ledger`] is the bookkeeping of one projection: where each of its
-//! streams stands. [`ReadModel::begin`] opens a [`Batch`] that may change the tables in service, and
-//! [`apply`] applies events in one: it locks their streams, lets [`projection::plan`] decide, runs the
-//! handlers, moves the bookkeeping, and commits. The crate knows neither queues nor the event store.
+//! streams stands. [`ReadModel::begin`] opens a [`Batch`], one transaction, that may change the tables in
+//! service. The function [`apply()`] applies events in one batch: it locks their streams, lets
+//! [`projection::plan`] decide, runs the handlers, updates the bookkeeping, and commits. The crate knows
+//! neither queues nor the event store.
 //!
 //! **Invariants:**
-//! - A session that returned an error is thrown away, except after [`Error::Refused`].
-//! - The bookkeeping moves in the transaction of the effects that it stands for.
-//! - Handlers run in an [`Admitted`] batch only: it has passed the gate, and the tables in service are
-//!   those that its handlers are for. (`projector_rebuild`)
-//! - Only a commit makes a [`Committed`], without which no delivery is acknowledged.
+//! - The caller drops a session that returned an error, except after [`Error::Refused`].
+//! - The bookkeeping changes in the same transaction as the effects that it records.
+//! - Handlers run only in an [`Admitted`] batch: it has passed the gate, and the tables in service match
+//!   its handlers. (`projector_rebuild::a_retry_does_not_apply_previous_handlers_to_a_rebuilt_read_model`)
+//! - Only a commit returns a [`Committed`], which is required to acknowledge a delivery.
 
 mod apply;
 mod batch;

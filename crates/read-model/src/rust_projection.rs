@@ -1,4 +1,4 @@
-//! Projections in Rust, for what SQL cannot say.
+//! Projections in Rust, for logic that SQL cannot express.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -12,19 +12,21 @@ use projection::Value;
 
 use crate::{Batch, Error, Refusal};
 
-/// What a projection does, in Rust.
+/// The handler of all events of a projection, in Rust.
 ///
-/// Its folder has `projection.toml` and `tables.sql`, and no handlers. Everything else is as for SQL:
-/// exactly-once effects, healing, parking. Its events are applied one by one, one batch at a time.
+/// The directory of the projection has `projection.toml` and `tables.sql`, and no handlers. Exactly-once
+/// effects, healing and parking work as with SQL. Its events run one by one, and its batches never run in
+/// parallel.
 pub trait RustProjection: Send + Sync {
     /// Applies one event, in the transaction of its batch.
     ///
-    /// It must depend on nothing but the event and the projection's own tables, so that the read model
-    /// can be built anew.
+    /// The result must depend only on the event and the projection's own tables, so that a rebuild gives
+    /// the same read model.
     ///
     /// # Errors
     ///
-    /// [`CodeError::Refused`] parks the event's stream. Errors of [`Tables`] are to be passed on.
+    /// [`CodeError::Refused`] parks the stream of the event. Implementations must return the errors of
+    /// [`Tables`].
     fn apply<'a>(
         &'a self,
         event: &'a StoredEvent,
@@ -38,12 +40,12 @@ impl fmt::Debug for dyn RustProjection {
     }
 }
 
-/// The projections in Rust, by the name of their folders.
+/// The projections in Rust, by the names of their directories.
 #[derive(Clone, Default)]
 pub struct Registry(HashMap<String, Arc<dyn RustProjection>>);
 
 impl Registry {
-    /// Adds a projection.
+    /// Adds the projection with this name.
     #[must_use]
     pub fn with(mut self, name: &str, projection: impl RustProjection + 'static) -> Self {
         self.0.insert(name.to_owned(), Arc::new(projection));
@@ -70,7 +72,7 @@ pub struct Tables<'t> {
     batch: &'t mut dyn Run,
 }
 
-/// A batch without its lifetime.
+/// The statements of a [`Batch`], without its lifetime parameter.
 trait Run: Send {
     fn execute<'a>(
         &'a mut self,
@@ -108,16 +110,16 @@ impl<'t> Tables<'t> {
         Self { batch }
     }
 
-    /// Runs a statement, with `?` for each value, and gives how many rows it found.
+    /// Runs a statement with `?` for each value. Returns the number of rows that it found.
     ///
     /// # Errors
     ///
-    /// [`CodeError::Refused`] when MySQL refuses it, otherwise [`CodeError::Server`].
+    /// [`CodeError::Refused`] if MySQL refuses the statement, otherwise [`CodeError::Server`].
     pub async fn execute(&mut self, sql: &'static str, values: &[Value]) -> Result<u64, CodeError> {
         Ok(self.batch.execute(sql, values).await?)
     }
 
-    /// Reads rows.
+    /// Runs a query with `?` for each value. Returns its rows.
     ///
     /// # Errors
     ///
@@ -134,15 +136,15 @@ impl<'t> Tables<'t> {
 /// Why a projection in Rust did not apply an event.
 #[derive(Debug, thiserror::Error)]
 pub enum CodeError {
-    /// The event cannot be applied; the reason, without values of the event.
+    /// The event cannot be applied. The text is the reason, which must not contain values of the event.
     #[error("{0}")]
     Refused(String),
-    /// MySQL let us down; the event is tried again.
+    /// MySQL failed. The batch is retried.
     #[error(transparent)]
     Server(#[from] ServerError),
 }
 
-/// A failure of MySQL that is not the event's fault.
+/// A failure of MySQL that the event does not cause.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
 pub struct ServerError(pub(crate) Error);

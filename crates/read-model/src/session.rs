@@ -16,21 +16,23 @@ use crate::error_codes::{
     ER_DBACCESS_DENIED_ERROR,
 };
 
-/// How long a connection may take to open, with login.
+/// The longest time to open a connection, including the login.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
-/// How long one statement may take: so long does it take to notice a server that went silent. Longer
-/// than the lock wait, so that the server gives up first.
+/// The longest time for one statement, and so the time until a silent server is noticed. It exceeds
+/// `innodb_lock_wait_timeout`, so that the server ends a wait for a lock first.
 pub(crate) const STATEMENT_LIMIT: Duration = Duration::from_secs(5);
-/// A connection that was idle for longer is tried before it is used: the server closes it after
-/// `wait_timeout`, so that a dead projector's locks do not outlive it by much.
+/// A connection that was idle for longer gets a ping before its next use, because the server closes it
+/// after `wait_timeout`. That setting is short so that the server soon releases the locks of a crashed
+/// projector.
 const IDLE_LIMIT: Duration = Duration::from_secs(20);
-/// Handlers and bookkeeping are prepared once per connection.
+/// The most prepared statements of one connection. It suffices for all handlers and the bookkeeping, which
+/// are prepared once.
 const PREPARED_STATEMENTS: usize = 1_000;
 
-/// Session variables that effects and bookkeeping depend on, with what they must be.
+/// Session variables that effects and bookkeeping depend on, with their values. Durations are in seconds.
 const SETTINGS: [(&str, &str); 6] = [
     ("transaction_isolation", "READ-COMMITTED"),
-    // The defaults of MySQL 9, and an error for every value that a column cannot hold.
+    // The defaults of MySQL 9 plus STRICT_ALL_TABLES: a value that a column cannot hold is an error.
     (
         "sql_mode",
         "ONLY_FULL_GROUP_BY,STRICT_TRANS_TABLES,STRICT_ALL_TABLES,NO_ZERO_IN_DATE,NO_ZERO_DATE,\
@@ -42,7 +44,7 @@ const SETTINGS: [(&str, &str); 6] = [
     ("wait_timeout", "60"),
 ];
 
-/// How to reach the read models.
+/// The server, the login and the database of the read models.
 #[derive(Clone)]
 pub struct Options {
     connect: MySqlConnectOptions,
@@ -50,15 +52,16 @@ pub struct Options {
 }
 
 impl Options {
-    /// Takes a URL such as `mysql://user:password@host:3306/database?ssl-mode=VERIFY_IDENTITY`.
+    /// Parses a URL such as `mysql://user:password@host:3306/database?ssl-mode=VERIFY_IDENTITY`.
     ///
     /// # Errors
     ///
-    /// [`Error::Url`] when the URL cannot be used.
+    /// [`Error::Url`] when the URL is not valid.
     pub fn parse(url: &SecretString) -> Result<Self, Error> {
         let connect = MySqlConnectOptions::from_str(url.expose_secret())
             .map_err(|_quotes_the_url| Error::Url)?
-            // The server's own dialect, so that a handler means what it means elsewhere.
+            // The driver would set PIPES_AS_CONCAT, and `||` in a handler would mean something else than in
+            // other clients.
             .pipes_as_concat(false)
             .statement_cache_capacity(PREPARED_STATEMENTS)
             .disable_statement_logging();
@@ -81,18 +84,20 @@ impl Options {
     }
 }
 
-/// One connection, with settings that were read back.
+/// One connection whose session variables have been verified.
 ///
-/// After an error that is not [`Error::Refused`], drop it and connect anew.
+/// After any error except [`Error::Refused`], drop the session and open another one.
 pub struct Session {
     pub(crate) connection: MySqlConnection,
+    /// The time of the last use that is known to have succeeded.
     pub(crate) used: Instant,
-    /// What it owns. MySQL counts how often a lock is taken, and frees it when it is given up as often.
+    /// The locks that the session holds. MySQL counts repeated acquisitions of a lock and would need as
+    /// many releases, so a lock that is already held is not acquired again.
     pub(crate) owned: HashSet<String>,
 }
 
 impl Session {
-    /// Connects.
+    /// Opens a connection and sets its session variables.
     ///
     /// # Errors
     ///
@@ -104,40 +109,41 @@ impl Session {
             .map_err(|_elapsed| Error::Timeout { operation: "connecting", limit })?
             .map_err(|source| connect_error(options, source))?;
         let mut session = Self { connection, used: Instant::now(), owned: HashSet::new() };
-        session.settle().await?;
+        session.set_variables().await?;
         Ok(session)
     }
 
-    /// This session, or a new one when it no longer works.
+    /// Returns this session, or a new one if its connection was lost while idle.
     ///
     /// # Errors
     ///
     /// When MySQL fails.
     pub async fn or_new(mut self, options: &Options) -> Result<Self, Error> {
-        let in_doubt = self.used.elapsed() >= IDLE_LIMIT;
-        if in_doubt && within("a ping", self.connection.ping()).await.is_err() {
+        let may_be_closed = self.used.elapsed() >= IDLE_LIMIT;
+        if may_be_closed && within("checking the connection", self.connection.ping()).await.is_err()
+        {
             return Self::connect(options).await;
         }
         Ok(self)
     }
 
-    /// Keeps the server from ending an idle session, with the locks that it has.
+    /// Pings the server, which would otherwise close an idle session and release its locks after 60 s.
     ///
     /// # Errors
     ///
     /// When MySQL fails.
     pub async fn ping(&mut self) -> Result<(), Error> {
-        within("a ping", self.connection.ping()).await
+        within("checking the connection", self.connection.ping()).await
     }
 
-    /// Says goodbye to the server.
+    /// Closes the connection.
     pub async fn close(self) {
-        // Whatever the answer, the connection is gone.
+        // Dropping the connection closes it even if the server does not answer.
         drop(timeout(Duration::from_secs(1), self.connection.close()).await);
     }
 
-    /// Sets the session variables and reads them back: a proxy or a server may not follow.
-    async fn settle(&mut self) -> Result<(), Error> {
+    /// Sets the session variables and reads them back, because a proxy may ignore the change.
+    async fn set_variables(&mut self) -> Result<(), Error> {
         let assignments: Vec<_> = SETTINGS
             .iter()
             .map(|(name, value)| match value.parse::<u32>() {
@@ -166,7 +172,7 @@ impl Session {
     }
 }
 
-/// How a row becomes a type whose fields are named as its columns.
+/// Implements `FromRow` for a type whose fields have the names of the columns.
 macro_rules! from_row {
     ($type:ty { $($field:ident),+ $(,)? }) => {
         impl sqlx::FromRow<'_, sqlx::mysql::MySqlRow> for $type {
@@ -178,7 +184,7 @@ macro_rules! from_row {
 }
 pub(crate) use from_row;
 
-/// Awaits one of our own statements, with a deadline.
+/// Awaits one of this program's own statements, for at most [`STATEMENT_LIMIT`].
 pub(crate) async fn within<T>(
     operation: &'static str,
     statement: impl Future<Output = Result<T, sqlx::Error>>,

@@ -1,5 +1,7 @@
--- Up to which position history must be replayed before the queue is followed; NULL when that is done.
--- Earlier versions of `projector migrate` made the column without recording it, so each ALTER looks first.
+-- The position up to which history must be replayed before deliveries are applied; NULL if no replay is due.
+--
+-- Earlier versions of `projector migrate` added columns without recording a migration, so each ALTER first checks
+-- whether its column exists.
 SET @projector_ddl = IF(
     EXISTS (SELECT 1 FROM information_schema.columns
             WHERE table_schema = DATABASE() AND table_name = '{projection}__checkpoint' AND column_name = 'replay_until'),

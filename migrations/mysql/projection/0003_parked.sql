@@ -1,4 +1,5 @@
--- A stream that cannot go on is parked. Daemons of the version before insert rows without the flag.
+-- A stream is parked if an event could not be applied. The column has a default because daemons of the previous
+-- version insert rows without it.
 SET @projector_ddl = IF(
     EXISTS (SELECT 1 FROM information_schema.columns
             WHERE table_schema = DATABASE() AND table_name = '{projection}__streams' AND column_name = 'parked'),
@@ -9,7 +10,7 @@ PREPARE projector_ddl FROM @projector_ddl;
 EXECUTE projector_ddl;
 DEALLOCATE PREPARE projector_ddl;
 
--- How many events were lost on the way and read from the event store.
+-- The number of healed events: those that no delivery brought and that were read from the event store.
 SET @projector_ddl = IF(
     EXISTS (SELECT 1 FROM information_schema.columns
             WHERE table_schema = DATABASE() AND table_name = '{projection}__checkpoint' AND column_name = 'healed'),
@@ -20,7 +21,7 @@ PREPARE projector_ddl FROM @projector_ddl;
 EXECUTE projector_ddl;
 DEALLOCATE PREPARE projector_ddl;
 
--- Which event stopped a stream, and why.
+-- One row for each parked stream: the event that could not be applied, and the reason.
 CREATE TABLE IF NOT EXISTS {projection}__parked (
     stream_id        VARCHAR(255) CHARACTER SET utf8mb4 COLLATE utf8mb4_0900_bin NOT NULL PRIMARY KEY,
     version          BIGINT UNSIGNED NOT NULL,
@@ -28,9 +29,9 @@ CREATE TABLE IF NOT EXISTS {projection}__parked (
     event_type       VARCHAR(255) CHARACTER SET utf8mb4 COLLATE utf8mb4_0900_bin NOT NULL,
     position         BIGINT UNSIGNED NULL,
     kind             VARCHAR(20) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
-    -- With file and line; never a value of the event.
+    -- A sentence with file and line. It never contains a value of the event.
     reason           TEXT CHARACTER SET utf8mb4 NOT NULL,
-    -- In a conflict: the event with the same version that was applied.
+    -- In a conflict, the applied event with the same version.
     applied_event_id BINARY(16) NULL,
     attempts         INT UNSIGNED NOT NULL,
     parked_at        DATETIME(6) NOT NULL,

@@ -1,6 +1,7 @@
--- Distinguishes these tables from those that a rebuild puts in their place.
+-- Identifies these tables: tables that a rebuild puts in their place have another epoch.
 --
--- In three steps: MySQL refuses to add a column whose default is not the same on a replica (error 1674).
+-- MySQL refuses to add a column whose default can differ on a replica (error 1674). The column therefore starts with
+-- a constant default, the existing row gets its epoch, and then the default changes.
 SET @projector_ddl = IF(
     EXISTS (SELECT 1 FROM information_schema.columns
             WHERE table_schema = DATABASE() AND table_name = '{projection}__checkpoint' AND column_name = 'epoch'),

@@ -1,4 +1,5 @@
-//! What to do with the events of a batch, and in which groups. Pure.
+//! The plan of a batch: which events are applied ([`Plan`]), and in which groups ([`schedule()`]). Pure
+//! functions without clock or I/O.
 
 mod schedule;
 mod sequence;

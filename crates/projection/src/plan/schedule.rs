@@ -1,23 +1,23 @@
-//! In which groups events are applied. Pure.
+//! Groups the events of a batch for execution. Pure.
 //!
-//! Within a stream the order is kept; between streams there is none. So events of many streams that
-//! have the same handler can be one set.
+//! The order of events matters within a stream, but not between streams. Events of different streams that
+//! have the same handler can therefore run as one set: one statement for all of them.
 
 use std::collections::{BTreeMap, VecDeque};
 
-/// An event to be applied.
+/// One event to apply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Task {
-    /// Its stream, by any number.
+    /// A number that identifies its stream.
     pub stream: usize,
-    /// Its handler, by any number, if many of its events can be one set.
+    /// A number that identifies the kind of set that the event can join; `None` if it must run alone.
     pub set: Option<usize>,
-    /// Whether such a set can hold several events of one stream.
+    /// Whether a set of this kind may hold several events of one stream.
     pub keeps_order: bool,
 }
 
-/// Groups tasks, given by stream and in each stream in order. Each group is the numbers of its tasks;
-/// the tasks of a group have one handler, or it is one task.
+/// Groups tasks. The tasks of one stream must be adjacent and in order. Each group lists the indexes of its
+/// tasks; they have the same `set`, unless the group is a single task.
 pub fn schedule(tasks: &[Task]) -> Vec<Vec<usize>> {
     let mut streams: Vec<VecDeque<usize>> = Vec::new();
     for (index, task) in tasks.iter().enumerate() {
@@ -34,13 +34,14 @@ pub fn schedule(tasks: &[Task]) -> Vec<Vec<usize>> {
     groups
 }
 
-/// Takes the largest group that can be taken now.
+/// Removes the largest group whose tasks are all first in their streams, or the first task that must run
+/// alone.
 fn next(tasks: &[Task], streams: &mut [VecDeque<usize>]) -> Vec<usize> {
     let mut ready: BTreeMap<usize, usize> = BTreeMap::new();
     for stream in streams.iter() {
         match tasks[stream[0]].set {
             Some(set) => *ready.entry(set).or_default() += 1,
-            // Alone anyway, and what is behind it waits for it.
+            // A task that must run alone is taken at once, so the counts are not needed.
             None => break,
         }
     }
@@ -72,14 +73,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_task_comes_once_and_each_stream_in_order(
+        fn every_task_runs_once_and_each_stream_in_order(
             raw in proptest::collection::vec((0_usize..6, proptest::option::of(0_usize..4)), 0..60),
         ) {
             let mut raw = raw;
             raw.sort_by_key(|(stream, _)| *stream);
             let tasks: Vec<_> = raw
                 .into_iter()
-                // The last set cannot hold two events of a stream.
+                // Set 3 cannot hold two events of one stream.
                 .map(|(stream, set)| Task { stream, set, keeps_order: set != Some(3) })
                 .collect();
             let groups = schedule(&tasks);
@@ -104,7 +105,7 @@ mod tests {
     #[test]
     fn the_largest_group_comes_first() {
         let task = |stream, set| Task { stream, set: Some(set), keeps_order: true };
-        // Placed and paid; placed; paid.
+        // Stream 0 has two events, one for each set; streams 1 and 2 have one each.
         let tasks = [task(0, 0), task(0, 1), task(1, 0), task(2, 1)];
         assert_eq!(schedule(&tasks), [vec![0, 2], vec![1, 3]]);
     }

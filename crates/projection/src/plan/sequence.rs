@@ -1,13 +1,15 @@
-//! What to do with events, given what was applied before. Pure: no clock, no database.
+//! Decides the verdict on each event of a batch from the events that were applied before. Pure: no clock,
+//! no database.
 //!
-//! Deliveries come in any order, more than once, or not at all. Within a stream, versions decide:
-//! the next one is applied, an old one is a duplicate, and one too high shows a gap.
+//! Deliveries arrive in any order, more than once, or not at all. Within a stream, versions decide: the
+//! event with the next version is applied, one with a lower version is a duplicate, and one with a higher
+//! version reveals a gap.
 
 use std::collections::HashMap;
 
 use domain_events::{EventId, StoredEvent, StreamId, StreamRange, StreamVersion};
 
-/// The last event of a stream that was applied.
+/// The last applied event of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Last {
     /// Its version.
@@ -16,43 +18,43 @@ pub struct Last {
     pub event_id: EventId,
 }
 
-/// Where a stream stands.
+/// Where a stream stands: its last applied event, and whether it is parked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Head {
-    /// The last event that was applied; `None` before the first.
+    /// The last applied event; `None` before the first.
     pub last: Option<Last>,
-    /// Whether the next event could not be applied, and waits for a person.
+    /// Whether the stream is parked: an event could not be applied, and a person must decide.
     pub is_parked: bool,
 }
 
 impl Head {
-    /// The version that is applied next.
+    /// The version to apply next.
     pub fn next(self) -> StreamVersion {
         self.last.map_or(StreamVersion::FIRST, |last| last.version.next())
     }
 }
 
-/// Where each stream stands that was seen before.
+/// Where each known stream stands.
 pub type Heads = HashMap<StreamId, Head>;
 
-/// What to do with one event.
+/// The decision on one event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// Its turn has come.
+    /// It has the next version of its stream, and is applied.
     Apply,
-    /// It was applied before.
+    /// It was already applied.
     Duplicate,
-    /// Another event with this version was applied: there are two event stores, or one lost commits.
-    /// The stream is parked.
+    /// Another event with this version was applied. Either two event stores publish, or the event store
+    /// lost commits. The stream is parked.
     Conflict {
         /// The event that was applied.
         applied: EventId,
     },
     /// Events before it are missing.
     Gap,
-    /// It cannot be applied; its stream is parked.
+    /// It cannot be applied. Its stream is parked.
     Refused,
-    /// Its stream is parked. It stays in the event store, and is read there when the stream goes on.
+    /// Its stream is parked before it. When the stream goes on, the event is read from the event store.
     Parked,
 }
 
@@ -60,46 +62,47 @@ pub enum Verdict {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Slot(usize);
 
-/// An event with what to do with it.
+/// An event with its verdict.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Planned<'e> {
     event: &'e StoredEvent,
     verdict: Verdict,
-    /// Its place among the events as they were given.
-    given: usize,
+    /// Its index in the events that were passed to [`Plan::of`].
+    index: usize,
 }
 
-/// What to do with a batch of events.
+/// The verdicts on the events of a batch, and their effect on the bookkeeping.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Plan<'e> {
-    /// By stream, in each stream by version, and of one version in the order given.
+    /// Sorted by stream, then by version, then by the order in which they were passed.
     events: Vec<Planned<'e>>,
-    /// The streams whose bookkeeping moves, in the order of their names.
+    /// The streams whose bookkeeping changes, sorted by stream id.
     pub steps: Vec<Step<'e>>,
     /// The versions that are missing.
     pub gaps: Vec<StreamRange>,
 }
 
-/// How the bookkeeping of one stream moves.
+/// The change of one stream's bookkeeping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Step<'e> {
     /// The stream.
     pub stream_id: &'e StreamId,
-    /// Where it stands.
+    /// Where it stands before the batch.
     pub from: Head,
-    /// Where it will stand.
+    /// Where it stands after the batch.
     pub to: Head,
 }
 
 impl<'e> Plan<'e> {
-    /// Decides what to do with events. Of two events with one version, the first one given is applied.
+    /// Decides the verdict on each event. Of two events with the same version, the first one in `events` is
+    /// applied.
     pub fn of(heads: &Heads, events: &[&'e StoredEvent]) -> Self {
-        let planned = |(given, event): (usize, &&'e StoredEvent)| {
-            // Overwritten below.
-            Planned { event, verdict: Verdict::Duplicate, given }
+        let planned = |(index, event): (usize, &&'e StoredEvent)| {
+            // `decide` overwrites the verdict.
+            Planned { event, verdict: Verdict::Duplicate, index }
         };
         let mut planned: Vec<_> = events.iter().enumerate().map(planned).collect();
-        planned.sort_by_key(|one| (&one.event.stream_id, one.event.version, one.given));
+        planned.sort_by_key(|one| (&one.event.stream_id, one.event.version, one.index));
         let (mut steps, mut gaps) = (Vec::new(), Vec::new());
         for stream in planned.chunk_by_mut(|a, b| a.event.stream_id == b.event.stream_id) {
             let stream_id = &stream[0].event.stream_id;
@@ -113,12 +116,12 @@ impl<'e> Plan<'e> {
         Self { events: planned, steps, gaps }
     }
 
-    /// The events to apply, each stream in order.
+    /// The events to apply. Those of one stream are in the order of their versions.
     pub fn due(&self) -> Vec<Slot> {
         (0..self.events.len()).map(Slot).filter(|slot| self.is_due(*slot)).collect()
     }
 
-    /// Whether an event is still to be applied.
+    /// Whether an event has the verdict [`Verdict::Apply`].
     pub fn is_due(&self, slot: Slot) -> bool {
         self.events[slot.0].verdict == Verdict::Apply
     }
@@ -128,19 +131,19 @@ impl<'e> Plan<'e> {
         self.events[slot.0].event
     }
 
-    /// Every event with its verdict, each stream in order.
+    /// Every event with its verdict. Those of one stream are in the order of their versions.
     pub fn verdicts(&self) -> impl Iterator<Item = (&'e StoredEvent, Verdict)> {
         self.events.iter().map(|planned| (planned.event, planned.verdict))
     }
 
-    /// The verdicts in the order in which the events were given.
+    /// The verdicts in the order of the events that were passed to [`Plan::of`].
     pub fn into_verdicts(mut self) -> Vec<Verdict> {
-        self.events.sort_by_key(|planned| planned.given);
+        self.events.sort_by_key(|planned| planned.index);
         self.events.into_iter().map(|planned| planned.verdict).collect()
     }
 
-    /// Takes back an event that turned out not to be applicable, and those that follow it in its stream:
-    /// the stream is parked before it.
+    /// Changes the verdict on an event that cannot be applied to [`Verdict::Refused`], and that on the
+    /// later events of its stream to [`Verdict::Parked`].
     pub fn refuse(&mut self, refused: Slot) {
         let StoredEvent { stream_id, version, .. } = self.event(refused);
         let mut last = None;
@@ -151,7 +154,8 @@ impl<'e> Plan<'e> {
             if index == refused.0 {
                 planned.verdict = Verdict::Refused;
             } else if planned.event.version >= *version {
-                // One with the same version is the same event again, or in conflict with it.
+                // An event with the same version is either a copy of the refused one or in conflict with
+                // it.
                 planned.verdict = Verdict::Parked;
             } else if planned.verdict == Verdict::Apply {
                 let StoredEvent { version, event_id, .. } = *planned.event;
@@ -165,8 +169,8 @@ impl<'e> Plan<'e> {
     }
 }
 
-/// Decides for the events of one stream, sorted by version. Gives where the stream will stand, and what
-/// is missing.
+/// Decides the verdicts on the events of one stream, which must be sorted by version. Returns where the
+/// stream stands afterwards, and the range of missing versions.
 fn decide(from: Head, stream: &mut [Planned<'_>]) -> (Head, Option<StreamRange>) {
     let mut head = from;
     let mut missing_to = None;

@@ -201,7 +201,7 @@ impl Partitions<'_> {
             of: partitions,
             partitions: held.map(|(number, _)| number).collect(),
         };
-        let instances = connected.here(&self.projection.model.ledger, &own).await?;
+        let instances = connected.heartbeat(&self.projection.model.ledger, &own).await?;
         let ids: Vec<_> = instances.iter().map(|instance| instance.id).collect();
         for ((number, slot), holder) in (1_u16..).zip(slots).zip(assign(&ids, partitions)) {
             let others = instances.iter().filter(|other| other.id != own.id);

@@ -200,7 +200,7 @@ impl Verification<'_> {
         catch_up_with(&mut batch, live, expected, store, &lagging).await?;
         let mut drift = Vec::new();
         for compared in &self.comparisons {
-            drift.extend(batch.look_again(compared).await?);
+            drift.extend(batch.recheck(compared).await?);
         }
         if repair && !drift.is_empty() {
             for compared in &self.comparisons {

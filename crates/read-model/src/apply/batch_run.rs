@@ -1,4 +1,4 @@
-//! One batch: what its events need, in which groups they run, and which of them cannot.
+//! Runs one batch: binds the values of its events, runs the events in groups, and refuses those that fail.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -13,13 +13,15 @@ use crate::batching::{Forms, Row, SetForm};
 use crate::rust_projection::{CodeError, RustProjection, ServerError, Tables};
 use crate::{Error, ParkKind, ParkedStream};
 
-/// A set is not longer than this, in bytes of JSON; the server limits a packet.
+/// The largest set, in bytes of text values. It keeps a statement far below the server's
+/// `max_allowed_packet`, which is 64 MiB by default in MySQL 8.4.
 const SET_BYTES: usize = 4 << 20;
 
-/// What keeps a batch from being committed.
+/// Why a batch is not committed.
 pub(crate) enum Interruption {
-    /// A statement was refused, and it is not known for which event.
+    /// MySQL refused a statement, and without savepoints the batch cannot continue.
     Refused,
+    /// The circuit breaker tripped, with its reason.
     Storm(String),
     Server(Error),
 }
@@ -30,13 +32,13 @@ impl From<Error> for Interruption {
     }
 }
 
-/// What became of one event.
-enum Ran {
+/// The outcome of one event.
+enum Outcome {
     Applied,
     Refused(Reason),
 }
 
-/// What applies an event.
+/// The code that applies an event.
 #[derive(Clone, Copy)]
 enum Action<'w> {
     Sql(&'w Arc<Handler>),
@@ -44,7 +46,7 @@ enum Action<'w> {
 }
 
 impl Action<'_> {
-    /// The forms of its statements, if it can be part of a set.
+    /// The batch forms of its statements, if the event can join a set.
     fn forms<'f>(&self, forms: &'f Forms) -> Option<Vec<&'f SetForm>> {
         match self {
             Self::Sql(handler) => forms.of(handler).ok(),
@@ -53,49 +55,53 @@ impl Action<'_> {
     }
 }
 
-/// An event with what its handler needs.
+/// An event with its handler and the values of its statements.
 struct Bound<'w> {
     slot: Slot,
     stream_id: &'w StreamId,
     action: Action<'w>,
-    /// For each statement.
+    /// The values of each statement.
     values: Vec<Vec<Value>>,
-    /// For each statement, if the event can be part of a set.
+    /// The row of each statement's batch form, if the event can join a set.
     rows: Option<Vec<Row>>,
 }
 
-/// What events must have in common to be one set.
+/// Events with equal keys can be one set.
 #[derive(PartialEq, Eq, Hash)]
-enum Alike {
-    /// Their handler.
+enum SetKey {
+    /// Events with the same handler.
     Handler(*const Handler),
-    /// The statement that stands for their only ones.
-    Statement(usize),
+    /// Events of any handlers whose only statements merge into the same statement.
+    Merged(usize),
 }
 
-/// A batch being applied.
+/// A batch that is being applied.
 pub(super) struct BatchRun<'w> {
     model: &'w ReadModel,
     forms: Arc<Forms>,
     events: &'w [&'w StoredEvent],
-    /// Whether each statement is preceded by a savepoint, so that a refused event can be undone alone.
-    careful: bool,
-    /// For each stream that cannot go on, the event that stopped it.
+    /// Whether a savepoint precedes each group and each single event, so that either can be undone alone.
+    savepoints: bool,
+    /// For each stream with a refused event, the reason.
     faults: BTreeMap<&'w StreamId, Reason>,
 }
 
 impl<'w> BatchRun<'w> {
-    pub(super) fn of(model: &'w ReadModel, events: &'w [&'w StoredEvent], careful: bool) -> Self {
-        Self { model, forms: model.forms(), events, careful, faults: BTreeMap::new() }
+    pub(super) fn of(
+        model: &'w ReadModel,
+        events: &'w [&'w StoredEvent],
+        savepoints: bool,
+    ) -> Self {
+        Self { model, forms: model.forms(), events, savepoints, faults: BTreeMap::new() }
     }
 
-    /// Locks the streams, decides, runs the handlers, and moves the bookkeeping.
+    /// Locks the streams, makes the plan, runs the handlers, and updates the bookkeeping.
     pub(super) async fn fill(
         &mut self,
         batch: &mut Admitted<'_>,
         breaker: Breaker,
     ) -> Result<Plan<'w>, Interruption> {
-        // Sorted, so that two batches lock the streams they share in one order.
+        // Sorted, so that two batches lock their common streams in the same order.
         let streams: BTreeSet<&StreamId> =
             self.events.iter().map(|event| &event.stream_id).collect();
         let streams: Vec<&StreamId> = streams.into_iter().collect();
@@ -107,14 +113,16 @@ impl<'w> BatchRun<'w> {
         if !parked.is_empty() {
             recheck(batch, &plan, &parked).await?;
             let recently = batch.recently_parked(breaker.window).await?;
-            storm(breaker, &parked, recently, streams.len())?;
+            if let Some(reason) = breaker.trips(&parked, recently, streams.len()) {
+                return Err(Interruption::Storm(reason));
+            }
         }
         batch.advance(&plan.steps).await?;
         batch.park(&parked).await?;
         Ok(plan)
     }
 
-    /// Finds handlers and their values, for all events. Refuses those of which that is enough to know.
+    /// Finds the handler and its values for each event. Refuses the events for which that fails.
     fn bind(&mut self, plan: &mut Plan<'w>) -> Vec<Bound<'w>> {
         let mut bound = Vec::new();
         for slot in plan.due() {
@@ -165,7 +173,7 @@ impl<'w> BatchRun<'w> {
         self.faults.insert(&plan.event(slot).stream_id, reason);
     }
 
-    /// Runs the handlers.
+    /// Runs the handlers, in sets where possible. Refuses the events that fail.
     async fn run(
         &mut self,
         batch: &mut Admitted<'_>,
@@ -183,7 +191,7 @@ impl<'w> BatchRun<'w> {
             }
             for bound in group {
                 if plan.is_due(bound.slot)
-                    && let Ran::Refused(reason) =
+                    && let Outcome::Refused(reason) =
                         self.run_one(batch, bound, plan.event(bound.slot)).await?
                 {
                     self.refuse(bound.slot, reason, plan);
@@ -193,8 +201,9 @@ impl<'w> BatchRun<'w> {
         Ok(())
     }
 
+    /// The tasks for [`schedule`], in the order of `bound`.
     fn tasks(&self, bound: &[Bound<'w>]) -> Vec<Task> {
-        let mut sets: HashMap<Alike, usize> = HashMap::new();
+        let mut sets: HashMap<SetKey, usize> = HashMap::new();
         let mut tasks: Vec<Task> = Vec::with_capacity(bound.len());
         for (index, one) in bound.iter().enumerate() {
             let before = index.checked_sub(1).map(|index| bound[index].stream_id);
@@ -202,34 +211,34 @@ impl<'w> BatchRun<'w> {
             let stream = tasks.last().map_or(0, |task| task.stream + begins);
             let next = sets.len();
             let forms = one.action.forms(&self.forms).unwrap_or_default();
-            let alike = match (&*forms, one.action) {
+            let key = match (&*forms, one.action) {
                 ([form], Action::Sql(handler)) => match form.merges_as() {
-                    Some(statement) => Some(Alike::Statement(statement)),
-                    None => Some(Alike::Handler(Arc::as_ptr(handler))),
+                    Some(statement) => Some(SetKey::Merged(statement)),
+                    None => Some(SetKey::Handler(Arc::as_ptr(handler))),
                 },
-                (_, Action::Sql(handler)) => Some(Alike::Handler(Arc::as_ptr(handler))),
+                (_, Action::Sql(handler)) => Some(SetKey::Handler(Arc::as_ptr(handler))),
                 (_, Action::Code(_)) => None,
             };
-            let alike = alike.filter(|_| one.rows.is_some());
-            let set = alike.map(|alike| *sets.entry(alike).or_insert(next));
+            let key = key.filter(|_| one.rows.is_some());
+            let set = key.map(|key| *sets.entry(key).or_insert(next));
             let keeps_order = forms.iter().all(|form| form.keeps_order());
             tasks.push(Task { stream, set, keeps_order });
         }
         tasks
     }
 
-    /// Applies a group at once; says whether that worked.
+    /// Applies a group as sets. Returns false if MySQL refused one, after undoing them all.
     async fn run_set(
         &mut self,
         batch: &mut Admitted<'_>,
         group: &[&Bound<'w>],
     ) -> Result<bool, Interruption> {
-        if self.careful {
+        if self.savepoints {
             batch.save().await?;
         }
         match self.run_parts(batch, group).await {
             Ok(()) => Ok(true),
-            Err(Error::Refused(_)) if self.careful => {
+            Err(Error::Refused(_)) if self.savepoints => {
                 batch.undo().await?;
                 Ok(false)
             }
@@ -238,15 +247,15 @@ impl<'w> BatchRun<'w> {
         }
     }
 
-    /// A group in as few parts as possible: events that meet in a row may have to follow each other.
+    /// Applies a group in as few sets as possible. Events that change the same row may need different sets.
     async fn run_parts(&self, batch: &mut Admitted<'_>, group: &[&Bound<'w>]) -> Result<(), Error> {
         let Action::Sql(handler) = group[0].action else { return Ok(()) };
         let Ok(forms) = self.forms.of(handler) else { return Ok(()) };
-        // Only some of the handlers may ask for it. Then a wrong count makes the events run one by one.
-        let finds: Vec<bool> = (0..forms.len())
+        // Merged handlers may differ here. A wrong count fails the set, and its events run one by one then.
+        let expects: Vec<bool> = (0..forms.len())
             .map(|number| {
                 let mut all = group.iter().filter_map(|bound| bound.action.forms(&self.forms));
-                all.any(|forms| forms[number].finds_one)
+                all.any(|forms| forms[number].expects_one_row)
             })
             .collect();
         let rows: Vec<&Vec<Row>> = group.iter().filter_map(|bound| bound.rows.as_ref()).collect();
@@ -255,27 +264,27 @@ impl<'w> BatchRun<'w> {
             let mut part = &rest[..within_bytes(rest)];
             for (number, form) in forms.iter().enumerate() {
                 let column: Vec<&Row> = part.iter().map(|rows| &rows[number]).collect();
-                part = &part[..form.gather(&column).1];
+                part = &part[..form.combine(&column).1];
             }
             for (number, form) in forms.iter().enumerate() {
                 let column: Vec<&Row> = part.iter().map(|rows| &rows[number]).collect();
                 let statement = &handler.statements[number];
-                let rows = form.gather(&column).0;
-                batch.execute_set(statement, form, rows, finds[number]).await?;
+                let rows = form.combine(&column).0;
+                batch.execute_set(statement, form, rows, expects[number]).await?;
             }
             rest = &rest[part.len()..];
         }
         Ok(())
     }
 
-    /// Applies one event, or undoes it.
+    /// Applies one event. With savepoints, it undoes a refused one.
     async fn run_one(
         &self,
         batch: &mut Admitted<'_>,
         bound: &Bound<'w>,
         event: &StoredEvent,
-    ) -> Result<Ran, Interruption> {
-        if self.careful {
+    ) -> Result<Outcome, Interruption> {
+        if self.savepoints {
             batch.save().await?;
         }
         let refused = match bound.action {
@@ -287,16 +296,16 @@ impl<'w> BatchRun<'w> {
             },
         };
         match refused {
-            None => Ok(Ran::Applied),
-            Some(reason) if self.careful => {
+            None => Ok(Outcome::Applied),
+            Some(reason) if self.savepoints => {
                 batch.undo().await?;
-                Ok(Ran::Refused(reason))
+                Ok(Outcome::Refused(reason))
             }
             Some(_) => Err(Interruption::Refused),
         }
     }
 
-    /// The streams that cannot go on, with their reasons.
+    /// The streams that the batch parks, with their reasons.
     pub(super) fn parked(&self, plan: &Plan<'w>) -> Vec<ParkedStream> {
         plan.verdicts().filter_map(|(event, verdict)| self.parked_by(event, verdict)).collect()
     }
@@ -307,7 +316,7 @@ impl<'w> BatchRun<'w> {
             (Verdict::Refused, Some(reason)) => (reason.kind(), reason.to_string(), None),
             (Verdict::Conflict { applied }, _) => {
                 let reason = format!(
-                    "another event has version {version}: {applied} was applied, and {event_id} came"
+                    "another event has version {version}: {applied} was applied, {event_id} was received"
                 );
                 (ParkKind::Conflict, reason, Some(applied.uuid()))
             }
@@ -328,7 +337,7 @@ impl<'w> BatchRun<'w> {
     }
 }
 
-/// Runs a handler; gives why MySQL refused one of its statements.
+/// Runs the statements of a handler. Returns the reason if MySQL refused one of them.
 async fn execute(
     batch: &mut Admitted<'_>,
     handler: &Handler,
@@ -344,8 +353,10 @@ async fn execute(
     Ok(None)
 }
 
-/// Makes sure that a new stream was not begun by another instance meanwhile. It had no row that could be
-/// locked, and that may be why its first event was refused here.
+/// Checks that no other instance has applied the first event of a stream that is about to be parked.
+///
+/// A new stream has no row to lock, so two instances can apply its first event at the same time. The later
+/// one may fail only because of the effects of the other.
 async fn recheck(
     batch: &mut Admitted<'_>,
     plan: &Plan<'_>,
@@ -365,7 +376,7 @@ async fn recheck(
     Ok(())
 }
 
-/// How many rows, from the first on, are one set.
+/// The number of rows, from the first, that fit in one set.
 fn within_bytes(rows: &[&Vec<Row>]) -> usize {
     let mut bytes = 0;
     let fits = |rows: &&&Vec<Row>| {
@@ -377,27 +388,4 @@ fn within_bytes(rows: &[&Vec<Row>]) -> usize {
 
 fn bytes_of(value: &serde_json::Value) -> usize {
     value.as_str().map_or(8, str::len)
-}
-
-fn storm(
-    breaker: Breaker,
-    parked: &[ParkedStream],
-    recently: u64,
-    streams: usize,
-) -> Result<(), Interruption> {
-    let now = parked.len() as u64;
-    let too_many = recently.saturating_add(now) > breaker.streams;
-    let too_large_a_part = now >= 10 && now * 100 > breaker.percent * streams as u64;
-    if !too_many && !too_large_a_part {
-        return Ok(());
-    }
-    let what = if too_many {
-        format!("{} streams could not go on within {} s", recently + now, breaker.window)
-    } else {
-        format!("{now} of {streams} streams could not go on")
-    };
-    let ParkedStream { event_id, stream_id, version, reason, .. } = &parked[0];
-    Err(Interruption::Storm(format!(
-        "{what}; one of them {stream_id}, at event {event_id}, version {version}: {reason}"
-    )))
 }

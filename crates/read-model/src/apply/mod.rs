@@ -1,6 +1,7 @@
-//! Applying events to a read model: effects and bookkeeping in one transaction.
+//! Applies events to a read model. Effects and bookkeeping change in one transaction.
 
 mod batch_run;
+mod breaker;
 mod model;
 
 use std::path::PathBuf;
@@ -10,63 +11,48 @@ use projection::BindError;
 use projection::plan::Verdict;
 
 use self::batch_run::{BatchRun, Interruption};
+pub use self::breaker::Breaker;
 pub use self::model::{Admitted, Definition, ReadModel, load};
 use crate::{Committed, Error, ParkKind, ParkedStream, Refusal, Session};
 
-/// When so many streams park that the projection itself must be wrong.
-#[derive(Debug, Clone, Copy)]
-pub struct Breaker {
-    /// Streams parked within the window.
-    pub streams: u64,
-    /// The window, in seconds.
-    pub window: u64,
-    /// Streams parked in one batch, in percent of the streams in it; from ten streams on.
-    pub percent: u64,
-}
-
-impl Breaker {
-    /// Never pauses: for replays, which count parked streams at the end, and for commands of a person.
-    pub const NONE: Self = Self { streams: u64::MAX, window: 1, percent: 100 };
-}
-
 /// A batch that was applied.
 pub struct Applied {
-    /// What was decided for each event, in the order in which the events were given.
+    /// The verdict on each event, in the order of the events.
     pub verdicts: Vec<Verdict>,
     /// The versions that are missing.
     pub gaps: Vec<StreamRange>,
     /// The streams that this batch has parked.
     pub parked: Vec<ParkedStream>,
-    /// That it was committed.
+    /// The proof of the commit.
     pub committed: Committed,
 }
 
 impl Applied {
-    /// How many events have this verdict.
+    /// The number of events with this verdict.
     pub fn count(&self, wanted: Verdict) -> usize {
         self.verdicts.iter().filter(|verdict| **verdict == wanted).count()
     }
 }
 
-/// Why a batch was not applied. Nothing of it was.
+/// Why a batch was not applied. It has no effects.
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
-    /// MySQL failed; no event is to blame. The session must be dropped.
+    /// MySQL failed for a reason that no event causes. The session must be dropped.
     #[error(transparent)]
     Server(#[from] Error),
     /// The projection is paused.
     #[error("paused: {reason}")]
     Paused {
-        /// Why.
+        /// The reason of the person or of the circuit breaker.
         reason: String,
     },
-    /// A rebuild has put other tables in service: they must be read again, by [`ReadModel::prepare`].
-    #[error("the read model was replaced by a rebuild")]
+    /// A rebuild has put other tables in service. [`ReadModel::prepare`] must read them first.
+    #[error("a rebuild has replaced the tables of the read model")]
     Replaced,
-    /// So many streams would be parked that the projection is to be paused instead.
+    /// The batch would park so many streams that the projection must be paused instead.
     #[error("{reason}")]
     Storm {
-        /// How many, and one of the causes.
+        /// The number of streams, and one of the causes.
         reason: String,
     },
 }
@@ -80,7 +66,7 @@ pub(crate) enum Reason {
     Refused(Refusal),
     #[error("{reason}")]
     Code { reason: String },
-    #[error("no handler is for schema version {schema_version} of {event_type}")]
+    #[error("schema version {schema_version} of {event_type} has no handler")]
     UnknownSchema { event_type: EventType, schema_version: SchemaVersion },
 }
 
@@ -94,8 +80,8 @@ impl Reason {
     }
 }
 
-/// Applies the events whose turn has come, each stream in order, and commits. An event that cannot be
-/// applied parks its stream.
+/// Applies the events that are next in their streams, and commits. An event that cannot be applied parks
+/// its stream.
 ///
 /// # Errors
 ///
@@ -106,17 +92,17 @@ pub async fn apply(
     events: &[&StoredEvent],
     breaker: Breaker,
 ) -> Result<Applied, ApplyError> {
-    // The first time without savepoints, since nearly always none is needed.
-    let mut careful = false;
+    // Savepoints cost a round trip for each statement and are rarely needed, so the first attempt has none.
+    let mut savepoints = false;
     loop {
         let mut batch = model.begin(session).await?;
-        let mut run = BatchRun::of(model, events, careful);
+        let mut run = BatchRun::of(model, events, savepoints);
         let plan = match run.fill(&mut batch, breaker).await {
             Ok(plan) => plan,
             Err(Interruption::Refused) => {
-                debug_assert!(!careful, "a careful batch undoes a refused statement");
+                debug_assert!(!savepoints, "a batch with savepoints undoes a refused statement");
                 batch.rollback().await?;
-                careful = true;
+                savepoints = true;
                 continue;
             }
             Err(Interruption::Storm(reason)) => {
@@ -124,7 +110,7 @@ pub async fn apply(
                 return Err(ApplyError::Storm { reason });
             }
             Err(Interruption::Server(error)) => {
-                // The first error says more. The session goes anyway.
+                // An error of the rollback would hide the cause. The caller drops the session anyway.
                 drop(batch.rollback().await);
                 return Err(error.into());
             }
@@ -136,20 +122,21 @@ pub async fn apply(
     }
 }
 
-/// What applying a part of a stream has come to.
+/// The result of [`apply_part`].
 #[derive(Debug, Default)]
 pub struct Part {
-    /// How many events were applied.
+    /// The number of applied events.
     pub applied: usize,
-    /// The stream that cannot go on, if there is one.
+    /// The stream that was parked, if any.
     pub parked: Option<ParkedStream>,
 }
 
-/// Applies events within a batch that is already open, and parks a stream where it cannot go on.
+/// Applies events within an open batch and does not commit. An event that cannot be applied parks its
+/// stream.
 ///
 /// # Errors
 ///
-/// When MySQL fails; then the batch is to be rolled back.
+/// When MySQL fails. The caller must roll the batch back.
 pub async fn apply_part(
     batch: &mut Admitted<'_>,
     model: &ReadModel,
@@ -164,7 +151,7 @@ pub async fn apply_part(
         Err(Interruption::Server(error)) => Err(error),
         Err(Interruption::Refused | Interruption::Storm(_)) => {
             unreachable!(
-                "a careful batch undoes a refused statement, and nothing breaks this circuit"
+                "a batch with savepoints undoes a refused statement, and Breaker::NONE never trips"
             )
         }
     }

@@ -1,4 +1,4 @@
-//! A projection with its tables in service, and the one way in for everything that changes them.
+//! A projection with its tables in service, and the only ways to begin a batch that changes them.
 
 use std::ops::{Deref, DerefMut};
 use std::path::Path;
@@ -12,20 +12,21 @@ use crate::batching::Forms;
 use crate::rust_projection::{Registry, RustProjection};
 use crate::{Batch, Committed, Error, Gate, InService, Ledger, LockMode, Session};
 
-/// A projection, and the Rust type that applies its events, if it is not in SQL.
+/// A projection, and the Rust type that applies its events if it has no SQL handlers.
 #[derive(Debug, Clone)]
 pub struct Definition {
-    /// Its files.
+    /// The content of its files.
     pub projection: Projection,
-    /// What applies its events instead of handlers.
+    /// The Rust type that applies its events instead of handlers.
     pub(crate) code: Option<Arc<dyn RustProjection>>,
 }
 
-/// Reads every projection of a folder, or those named; `code` has those in Rust.
+/// Reads the projections in `folder`: all of them, or those in `names` if it is not empty. `code` has the
+/// types of those in Rust.
 ///
 /// # Errors
 ///
-/// With every mistake in every file.
+/// Every mistake in every file.
 pub fn load(
     folder: &Path,
     names: &[String],
@@ -39,7 +40,7 @@ pub fn load(
     Ok(projections.into_iter().map(definition).collect())
 }
 
-/// A projection, its bookkeeping, and what is known of its tables in service.
+/// A projection, its bookkeeping, and the state of its tables in service.
 pub struct ReadModel {
     /// The projection.
     pub projection: Projection,
@@ -47,20 +48,22 @@ pub struct ReadModel {
     /// Its bookkeeping.
     pub ledger: Ledger,
     forms: RwLock<Arc<Forms>>,
-    /// The tables in service, as they were read last.
+    /// The tables in service, as of the last [`ReadModel::prepare`].
     in_service: RwLock<Option<InService>>,
+    /// The generation when this instance started.
     first_generation: OnceLock<u32>,
-    /// Whether the tables in service were built from other files.
+    /// Whether the tables in service were built from other files than this instance has.
     is_changed: AtomicBool,
-    /// Whether they were, and were put in service after this instance started.
+    /// Whether a rebuild from other files has put them in service since this instance started.
     is_outdated: AtomicBool,
-    /// To compare sets with single statements.
+    /// Runs every event alone, to compare the result with that of sets.
     #[cfg(test)]
     pub(super) one_by_one: bool,
 }
 
 impl ReadModel {
-    /// A read model whose tables were not read yet.
+    /// A read model whose tables have not been read yet. Call [`ReadModel::prepare`] before the first
+    /// batch.
     pub fn new(definition: Definition) -> Self {
         let Definition { projection, code } = definition;
         let ledger = Ledger::of(&projection.name);
@@ -83,18 +86,19 @@ impl ReadModel {
         &self.projection.name
     }
 
-    /// The projection, for another read model of it.
+    /// A copy of the definition, for another read model of the same projection.
     pub fn definition(&self) -> Definition {
         Definition { projection: self.projection.clone(), code: self.code.clone() }
     }
 
-    /// Reads the tables, to find which handlers can run for many events at once. Until then, none do.
+    /// Reads the state of the tables in service, and derives which handlers can run as sets.
     ///
     /// # Errors
     ///
-    /// When MySQL cannot be asked, or a rebuild was interrupted between its swap and recording it.
+    /// When MySQL fails, or [`Error::SwapNotRecorded`].
     pub async fn prepare(&self, session: &mut Session) -> Result<(), Error> {
-        // First: if the tables are replaced in between, the gate shows another generation.
+        // Read before the forms: if a rebuild replaces the tables in between, the gate has another
+        // generation.
         let found = session.in_service(&self.ledger).await?;
         let changed =
             found.built_from.as_ref().is_some_and(|hash| *hash != self.projection.definition_hash);
@@ -111,8 +115,8 @@ impl ReadModel {
     ///
     /// # Errors
     ///
-    /// [`ApplyError::Paused`] while the projection is paused, [`ApplyError::Replaced`] when the tables in
-    /// service are not those that [`ReadModel::prepare`] has read.
+    /// [`ApplyError::Paused`] while the projection is paused; [`ApplyError::Replaced`] if the tables in
+    /// service are not those that [`ReadModel::prepare`] has read; [`ApplyError::Server`] when MySQL fails.
     pub async fn begin<'s>(&'s self, session: &'s mut Session) -> Result<Admitted<'s>, ApplyError> {
         let (batch, gate) = self.admit(session, self.lock_mode()).await?;
         if let Some(reason) = gate.paused {
@@ -122,11 +126,11 @@ impl ReadModel {
         Ok(batch)
     }
 
-    /// Begins a batch that a person asked for: a pause does not stop it.
+    /// Begins a batch for a command of a person, even while the projection is paused.
     ///
     /// # Errors
     ///
-    /// As [`ReadModel::begin`], but for the pause.
+    /// As [`ReadModel::begin`], except [`ApplyError::Paused`].
     pub async fn begin_command<'s>(
         &'s self,
         session: &'s mut Session,
@@ -134,7 +138,7 @@ impl ReadModel {
         Ok(self.admit(session, self.lock_mode()).await?.0)
     }
 
-    /// Begins a batch that a person asked for, and keeps all others out until it ends.
+    /// Begins a batch for a command of a person. No other batch runs until it ends.
     ///
     /// # Errors
     ///
@@ -146,34 +150,35 @@ impl ReadModel {
         Ok(self.admit(session, LockMode::Exclusive).await?.0)
     }
 
-    /// Passes the gate, and makes sure that behind it are the tables that the handlers are for.
+    /// Passes the gate, and then checks that the tables in service match the handlers.
     async fn admit<'s>(
         &'s self,
         session: &'s mut Session,
         mode: LockMode,
     ) -> Result<(Admitted<'s>, Gate), ApplyError> {
         let (mut batch, gate) = session.begin(&self.ledger, mode).await?;
-        match self.recognises(&mut batch, &gate).await {
+        match self.tables_are_current(&mut batch, &gate).await {
             Ok(true) => Ok((Admitted(batch), gate)),
             Ok(false) => {
                 batch.rollback().await?;
                 Err(ApplyError::Replaced)
             }
             Err(error) => {
-                // The first error says more. The session goes anyway.
+                // An error of the rollback would hide the cause. The caller drops the session anyway.
                 drop(batch.rollback().await);
                 Err(error.into())
             }
         }
     }
 
-    async fn recognises(&self, batch: &mut Batch<'_>, gate: &Gate) -> Result<bool, Error> {
+    async fn tables_are_current(&self, batch: &mut Batch<'_>, gate: &Gate) -> Result<bool, Error> {
         let known = self.in_service.read().unwrap_or_else(PoisonError::into_inner).clone();
         let Some(known) = known else { return Ok(false) };
         if known.generation != gate.generation || self.is_outdated() {
             return Ok(false);
         }
-        // The generation is raised after the swap; in between, the tables themselves say which they are.
+        // A rebuild raises the generation only after the swap. In between, only the epoch, which is stored
+        // in the tables, shows whether they were swapped.
         Ok(!gate.swapping || batch.epoch().await? == known.epoch)
     }
 
@@ -182,19 +187,19 @@ impl ReadModel {
         self.is_changed.load(Ordering::Relaxed)
     }
 
-    /// Whether a rebuild from other files has put tables in service since this instance started. Its
-    /// handlers are the previous ones then, and it must not apply anything.
+    /// Whether a rebuild from other files has put tables in service since this instance started. The
+    /// instance then has the previous handlers, and must not apply events.
     pub fn is_outdated(&self) -> bool {
         self.is_outdated.load(Ordering::Relaxed)
     }
 
-    /// How the statements of the handlers run, given the tables.
+    /// The batch forms of the handlers' statements.
     pub fn forms(&self) -> Arc<Forms> {
         Arc::clone(&self.forms.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// How many batches can run side by side: where rows are fed by many streams, two would only wait for
-    /// each other.
+    /// The number of batches that may run in parallel for one queue. It is 1 if events of several streams
+    /// change the same rows, because two batches would wait for each other.
     pub fn lanes(&self) -> u16 {
         match self.lock_mode() {
             LockMode::Shared => self.projection.lanes,
@@ -207,8 +212,8 @@ impl ReadModel {
     }
 }
 
-/// A batch that may run handlers: it has passed the gate, and the tables behind it are those that the
-/// handlers are for. Only [`ReadModel`] makes one.
+/// A batch that may run handlers: it has passed the gate, and the tables in service match the handlers.
+/// Only [`ReadModel`] can create one.
 pub struct Admitted<'s>(Batch<'s>);
 
 impl Admitted<'_> {

@@ -1,4 +1,4 @@
-//! Sets against what they stand for, on a real MySQL.
+//! Compares sets with the same events run one by one, on a real MySQL.
 
 use std::collections::HashMap;
 use std::env;
@@ -56,7 +56,7 @@ const TABLES: &str = "
 
 const TABLE_NAMES: [&str; 5] = ["items", "loose", "padded", "daily", "log"];
 
-/// What handlers are made of.
+/// The statements from which handlers are composed.
 const STATEMENTS: [&str; 35] = [
     "INSERT INTO loose (id, n) VALUES ('all', 1) ON DUPLICATE KEY UPDATE n = n + 1",
     "INSERT INTO items (id, n, note) VALUES (:data.key, 1, :data.text)",
@@ -146,7 +146,7 @@ prop_compose! {
     }
 }
 
-/// Statements for each event type; and events: their streams, types and payloads.
+/// The statements of each event type, and the stream, type and payload of each event.
 type Program = (Vec<Vec<usize>>, Vec<(u8, usize, String)>);
 
 fn programs() -> impl Strategy<Value = Program> {
@@ -194,7 +194,7 @@ fn events(raw: &[(u8, usize, String)]) -> Vec<StoredEvent> {
         .collect()
 }
 
-/// A database of the test's own.
+/// A database for one test.
 struct Lab {
     session: Session,
     name: String,
@@ -225,7 +225,7 @@ impl Lab {
         }
     }
 
-    /// Applies the events in batches and gives the tables.
+    /// Applies the events in batches. Returns the tables and the parked streams as text.
     async fn outcome(
         &mut self,
         model: &ReadModel,
@@ -267,8 +267,8 @@ fn model(folder: &Path, one_by_one: bool) -> ReadModel {
     model
 }
 
-/// Random handlers and random events: rows, bookkeeping and parked streams are the same, whether events
-/// are applied as sets or one by one.
+/// For random handlers and events, sets result in the same rows, bookkeeping and parked streams as the same
+/// events one by one.
 #[test]
 fn sets_give_what_their_events_give_one_by_one() {
     let runtime = Runtime::new().unwrap();
@@ -299,10 +299,10 @@ fn sets_give_what_their_events_give_one_by_one() {
         let tables: Vec<_> = got.iter().zip(&wanted).filter(differs).collect();
         let [got, wanted] = [&got, &wanted].map(|all| all[TABLE_NAMES.len() + 1..].to_vec());
         Err(TestCaseError::fail(format!(
-            "{tables:#?}\nparked as sets: {got:#?}\nand not: {wanted:#?}"
+            "{tables:#?}\nparked as sets: {got:#?}\nparked one by one: {wanted:#?}"
         )))
     });
     runtime.block_on(lab.into_inner().drop());
     result.unwrap();
-    assert!(sets.get() > 100, "hardly any handler ran as a set: {}", sets.get());
+    assert!(sets.get() > 100, "too few handlers ran as sets: {}", sets.get());
 }

@@ -1,4 +1,4 @@
-//! The types of values on their way into a set.
+//! The types of values in the table of values of a set.
 
 use std::str::FromStr;
 
@@ -9,10 +9,10 @@ use serde_json::Value as Json;
 use super::columns::{Column, Kind};
 use projection::{Source, Value};
 
-/// Longer texts are not worth a type of their own.
+/// In characters. Longer texts have the type `LONGTEXT`.
 const VARCHAR_MAX: u64 = 4_096;
 
-/// A type that holds exactly what a column holds.
+/// The type of a column of `JSON_TABLE`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum CellKind {
     Integer,
@@ -23,7 +23,7 @@ pub(crate) enum CellKind {
     Time { fraction: u32 },
 }
 
-/// The type of a parameter that has the same for every event.
+/// The type of a parameter whose type is the same for every event.
 pub(crate) fn natural(source: Source) -> Option<CellKind> {
     match source {
         Source::StreamId | Source::EventId | Source::EventType => {
@@ -36,7 +36,7 @@ pub(crate) fn natural(source: Source) -> Option<CellKind> {
 }
 
 impl CellKind {
-    /// A type that holds exactly what a column holds, and compares in the same way.
+    /// The type that holds exactly the values of a table's column, and compares them in the same way.
     pub(crate) fn of(kind: &Kind) -> Option<Self> {
         Some(match kind {
             Kind::Integer { .. } => Self::Integer,
@@ -53,7 +53,8 @@ impl CellKind {
         })
     }
 
-    /// For a value that is only stored, the column does the conversion of its character set.
+    /// The type for a value that is stored and not compared. The column converts it to its own character
+    /// set.
     pub(crate) fn stored(self) -> Self {
         match self {
             Self::Text { length, .. } => {
@@ -83,7 +84,7 @@ impl CellKind {
         }
     }
 
-    /// The value as JSON, if this type holds it exactly.
+    /// The value as JSON, or `None` if this type does not hold it exactly.
     pub(crate) fn encode(&self, value: &Value) -> Option<Json> {
         match (self, value) {
             (_, Value::Null) => Some(Json::Null),
@@ -112,7 +113,7 @@ impl CellKind {
             (Self::Time { fraction }, Value::Text(text)) => time(text, *fraction).map(Json::from),
             (Self::Time { fraction: 6 }, Value::Time(time)) => {
                 let text = time.format("%Y-%m-%d %H:%M:%S%.6f").to_string();
-                // Years of more or fewer than four digits are not MySQL's.
+                // MySQL's years have four digits. Other years give a text of another length.
                 (text.len() == 26).then(|| Json::from(text))
             }
             _ => None,
@@ -120,8 +121,7 @@ impl CellKind {
     }
 }
 
-/// The number as text, if a DECIMAL with so many digits, and so many of them behind the point, holds
-/// it exactly.
+/// The number as text, if `DECIMAL(digits, scale)` holds it exactly.
 fn decimal(number: &BigDecimal, digits: u32, scale: u32) -> Option<Json> {
     let number = number.normalized();
     let plain = number.to_plain_string();
@@ -149,8 +149,8 @@ fn is_date(text: &str) -> bool {
         })
 }
 
-/// A date and a time, written as MySQL does and always with six digits, so that equal times are equal
-/// texts.
+/// A time in MySQL's notation, or `None` if it has more digits than `fraction`. The result always has six
+/// digits behind the seconds, so that equal times are equal texts.
 fn time(text: &str, fraction: u32) -> Option<String> {
     let (date, time) = text.split_at_checked(10)?;
     let time = time.strip_prefix([' ', 'T'])?;
@@ -163,8 +163,8 @@ fn time(text: &str, fraction: u32) -> Option<String> {
     Some(time.format("%Y-%m-%d %H:%M:%S%.6f").to_string())
 }
 
-/// Whether a column certainly takes a value that was encoded for it: then it does not matter that another
-/// value overwrites it before it is written.
+/// Whether a column certainly accepts a value that was encoded for it. Only then can a merge omit a value
+/// that a later event overwrites.
 pub(crate) fn is_storable(column: &Column, value: &Json) -> bool {
     match (&column.kind, value) {
         (_, Json::Null) => column.is_nullable,
@@ -172,11 +172,11 @@ pub(crate) fn is_storable(column: &Column, value: &Json) -> bool {
             number.as_i64().is_some_and(|number| (*min..=*max).contains(&i128::from(number)))
         }
         (Kind::Text { length, charset, .. }, Json::String(text)) => {
-            // In bytes, since a TEXT counts these.
+            // The length of TEXT is in bytes. For other types this is stricter than necessary.
             text.len() as u64 <= *length && (charset == "utf8mb4" || text.is_ascii())
         }
         (Kind::Date, Json::String(text)) => NaiveDate::parse_from_str(text, "%Y-%m-%d").is_ok(),
-        // Their encoding has looked at every digit.
+        // `encode` has already checked every digit.
         (Kind::Decimal { .. } | Kind::Time { .. }, Json::String(_)) => true,
         _ => false,
     }

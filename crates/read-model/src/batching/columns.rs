@@ -1,4 +1,4 @@
-//! The columns of a projection's tables, as MySQL has them.
+//! The columns, keys and constraints of a projection's tables, read from MySQL.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -16,10 +16,12 @@ pub struct TableInfo {
     pub primary: BTreeSet<String>,
     /// The columns of any unique index.
     pub unique: BTreeSet<String>,
-    /// The trigger or foreign key that ties its rows to others, if there is one.
+    /// A sentence that names its trigger or foreign key, if it has one: changes of its rows then depend on
+    /// other rows.
     pub has_trigger_or_foreign_key: Option<String>,
-    /// Whether it has CHECK constraints or generated columns, which see every value on the way.
-    pub is_watched: bool,
+    /// Whether it has CHECK constraints or generated columns. They evaluate every intermediate value, so
+    /// changes of its rows cannot be merged.
+    pub checks_every_value: bool,
 }
 
 /// A column.
@@ -35,25 +37,25 @@ pub struct Column {
 pub enum Kind {
     /// Any integer type.
     Integer {
-        /// The lowest value.
+        /// The lowest value, inclusive.
         min: i128,
-        /// The highest value.
+        /// The highest value, inclusive.
         max: i128,
     },
     /// `DECIMAL`
     Decimal {
-        /// All digits.
+        /// The number of digits, including those behind the decimal point.
         digits: u32,
-        /// Those behind the point.
+        /// The number of digits behind the decimal point.
         scale: u32,
     },
-    /// `CHAR`, `VARCHAR`, `TEXT` and the like.
+    /// `CHAR`, `VARCHAR` or a `TEXT` type.
     Text {
-        /// In characters.
+        /// The greatest length: in characters, but for `TEXT` types in bytes.
         length: u64,
         /// The character set.
         charset: String,
-        /// How it compares.
+        /// The collation.
         collation: String,
     },
     /// `JSON`
@@ -62,15 +64,15 @@ pub enum Kind {
     Date,
     /// `DATETIME`
     Time {
-        /// Digits of the fraction of seconds.
+        /// The number of digits behind the seconds.
         fraction: u32,
     },
-    /// Another type, by its name.
+    /// Any other type, by its name.
     Other(String),
 }
 
 impl Kind {
-    /// What a comparison of two keys ignores, if that can be said without asking MySQL.
+    /// How values of this type compare as keys; `None` if only MySQL can tell whether two values are equal.
     pub fn exact_key(&self) -> Option<Padding> {
         match self {
             Self::Integer { .. } | Self::Time { fraction: 6 } | Self::Date => Some(Padding::None),
@@ -81,10 +83,10 @@ impl Kind {
     }
 }
 
-/// What a comparison of texts ignores.
+/// The characters that a comparison of texts ignores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Padding {
-    /// Nothing.
+    /// None.
     None,
     /// Trailing spaces.
     Spaces,
@@ -144,7 +146,7 @@ impl Session {
         .bind(table)
         .fetch_all(&mut self.connection);
         let rows: Vec<ColumnRow> = within("reading the columns of a table", read).await?;
-        info.is_watched = rows.iter().any(|row| row.is_generated);
+        info.checks_every_value = rows.iter().any(|row| row.is_generated);
         for row in rows {
             let ColumnRow { is_nullable, is_generated, .. } = row;
             let column = Column { kind: kind(&row), is_nullable, is_generated };
@@ -180,7 +182,7 @@ impl Session {
         .fetch_one(&mut self.connection);
         let (triggers, references, checks): (i64, i64, i64) =
             within("reading the constraints of a table", read).await?;
-        info.is_watched |= checks > 0;
+        info.checks_every_value |= checks > 0;
         info.has_trigger_or_foreign_key = match (triggers, references) {
             (0, 0) => None,
             (0, _) => Some(format!("{table} has a foreign key")),

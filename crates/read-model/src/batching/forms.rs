@@ -1,4 +1,4 @@
-//! Which handlers run for many events at once.
+//! The batch forms of a projection: which of its handlers run as sets.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -11,15 +11,15 @@ use super::merge::{Delta, merge};
 use super::set::{Owner, SetForm};
 use crate::{Error, LockMode, Session};
 
-/// How the statements of a projection run, given its tables as they are.
+/// The batch forms of a projection's statements, derived from its tables in service.
 #[derive(Debug, Default)]
 pub struct Forms {
-    /// By the number of the statement.
+    /// The form of each statement by its id, or the reason why it has none.
     sets: Vec<Result<SetForm, String>>,
 }
 
 impl Forms {
-    /// Looks at the tables of a projection.
+    /// Reads the tables of a projection from MySQL and derives the forms.
     ///
     /// # Errors
     ///
@@ -32,10 +32,10 @@ impl Forms {
         Ok(Self::of_tables(projection, &tables))
     }
 
-    /// The same, with what is known of the tables.
+    /// Derives the forms from the columns and keys of the tables, by table name.
     pub fn of_tables(projection: &Projection, tables: &HashMap<String, TableInfo>) -> Self {
         let mut statements: Vec<&Statement> = projection.statements().collect();
-        // A file can stand for two event types.
+        // A file may handle two event types.
         statements.sort_by_key(|statement| statement.id);
         statements.dedup_by_key(|statement| statement.id);
         let delta = |it: &&Statement| Some((it.id, Delta::of(it, tables)?));
@@ -45,11 +45,11 @@ impl Forms {
         Self { sets: statements.into_iter().map(form).collect() }
     }
 
-    /// The forms of a handler's statements, or why it runs event by event.
+    /// The forms of a handler's statements.
     ///
     /// # Errors
     ///
-    /// When MySQL fails.
+    /// The reason why the handler runs event by event.
     pub fn of(&self, handler: &Handler) -> Result<Vec<&SetForm>, &str> {
         let mut tables = HashSet::new();
         let mut forms = Vec::new();
@@ -57,9 +57,10 @@ impl Forms {
             match self.sets.get(statement.id) {
                 Some(Ok(form)) => forms.push(form),
                 Some(Err(reason)) => return Err(reason),
-                None => return Err("its tables were not read"),
+                None => return Err("the tables have not been read"),
             }
-            // Statements of different events could meet in a table in another order.
+            // Sets run statement by statement. Two statements on one table would change it in another order
+            // than event by event.
             if !statement.shape.as_ref().is_ok_and(|shape| tables.insert(&shape.table)) {
                 return Err("two of its statements change one table");
             }
@@ -67,7 +68,7 @@ impl Forms {
         Ok(forms)
     }
 
-    /// The statements that stand for many events, beside what they were made from.
+    /// The SQL of each form, with the statement from which it was derived.
     pub fn set_statements<'p>(&self, projection: &'p Projection) -> Vec<(&'p Statement, SqlStr)> {
         let form =
             |statement: &Statement| self.sets.get(statement.id).and_then(|it| it.as_ref().ok());
@@ -77,17 +78,17 @@ impl Forms {
             .collect()
     }
 
-    /// For each table, the column that names the stream to which a row belongs.
+    /// For each table, the column that contains the id of the stream to which a row belongs.
     ///
     /// # Errors
     ///
-    /// With the statement whose rows do not belong to one stream.
+    /// The first statement whose rows may belong to several streams, with the reason.
     pub fn stream_columns(
         &self,
         projection: &Projection,
     ) -> Result<BTreeMap<String, String>, String> {
         if projection.is_rust {
-            return Err("it is written in Rust, and may change any row".to_owned());
+            return Err("it is written in Rust and may change any row".to_owned());
         }
         let mut columns = BTreeMap::new();
         for statement in projection.statements() {
@@ -95,37 +96,38 @@ impl Forms {
             let form = match self.sets.get(statement.id) {
                 Some(Ok(form)) => form,
                 Some(Err(reason)) => return Err(format!("{file}:{line}: {reason}")),
-                None => return Err("its tables were not read".to_owned()),
+                None => return Err("the tables have not been read".to_owned()),
             };
             let table = statement.shape.as_ref().map_err(Clone::clone)?.table.clone();
             let Some(Owner::Stream(column)) = &form.owner else {
                 return Err(format!(
-                    "{file}:{line}: it finds rows of {table} by other values than :stream_id, so they \
-                     may belong to several streams"
+                    "{file}:{line}: the rows that it changes in {table} may belong to several streams, \
+                     because no key column equals :stream_id"
                 ));
             };
             let known = columns.entry(table).or_insert_with(|| column.clone());
             if known != column {
                 return Err(format!(
-                    "{file}:{line}: another statement names the stream in {known}"
+                    "{file}:{line}: the stream id is in column {column}, but another statement has it in \
+                     {known}"
                 ));
             }
         }
         Ok(columns)
     }
 
-    /// How batches of this projection run, for people.
+    /// A sentence for people about the lock mode.
     pub fn lock_mode_text(&self) -> &'static str {
         match self.lock_mode() {
             LockMode::Shared => {
-                "each row belongs to a stream; lanes and instances work side by side"
+                "each row belongs to one stream; lanes and instances run in parallel"
             }
-            LockMode::Exclusive => "rows are fed by many streams; one batch at a time",
+            LockMode::Exclusive => "several streams change the same rows; one batch runs at a time",
         }
     }
 
-    /// Whether batches can run side by side. They can when all rows belong to streams; rows that are
-    /// fed by many streams would be locked by two batches in two orders.
+    /// The lock mode of batches: shared if each row belongs to one stream. Otherwise two batches could lock
+    /// the same rows in different orders and deadlock, so the mode is exclusive.
     pub fn lock_mode(&self) -> LockMode {
         let owned =
             |form: &Result<SetForm, String>| form.as_ref().is_ok_and(|form| form.owner.is_some());

@@ -1,12 +1,12 @@
-//! Many updates of a row as one.
+//! Merges several updates of a row into one.
 //!
-//! Statements of the form `UPDATE t SET a = :x, b = b + :y, … WHERE k = :z`, of whatever handlers, change
-//! the row of a key by overwriting columns and by adding to them. One after the other they amount to one
-//! such change, and the changes of all keys to one statement.
+//! A statement such as `UPDATE t SET a = :x, b = b + :y, … WHERE k = :z` overwrites columns of a row, or
+//! adds to them. Several such changes of one row equal a single change, even if they belong to different
+//! handlers. The changes of all rows then run as one statement.
 //!
-//! **Invariant:** two changes become one only if the one succeeds exactly when the two do: sums have one
-//! sign, so that no sum on the way is out of range unless the last one is; and what is overwritten is a
-//! value that its column certainly takes.
+//! **Invariant:** two changes are merged only if the merged change succeeds exactly when both do. Added
+//! amounts have the same sign, so an intermediate sum is out of range only if the last one is. An
+//! overwritten value is one that its column certainly accepts.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Write;
@@ -22,16 +22,17 @@ use super::columns::{Column, Kind, Padding, TableInfo};
 use super::set::{Row, batchable, key_text, quoted};
 use projection::{Action, Condition, Statement, Term, Value};
 
-/// What one statement does to the row of a key.
+/// The change that one statement makes to the row of a key.
 #[derive(Debug, Clone)]
 pub(super) struct Delta {
     table: String,
-    /// The columns of the key, by name, with the parameters that they are compared with.
+    /// The columns of the key, each with the index of the parameter that it equals.
     keys: BTreeMap<String, usize>,
+    /// The change of each column, by its name.
     changes: BTreeMap<String, Change>,
 }
 
-/// What is done to one column.
+/// The change of one column.
 #[derive(Debug, Clone)]
 enum Change {
     Overwrite(Source),
@@ -45,42 +46,43 @@ enum Source {
     Literal(Json),
 }
 
-/// Statements that are one for many events.
+/// The merged statement of a group: statements on the same table with the same key columns.
 #[derive(Debug)]
 struct Form {
+    /// It identifies the form within the projection.
     number: usize,
     sql: SqlStr,
     keys: Vec<(CellKind, Padding)>,
     columns: Vec<Target>,
 }
 
-/// A column that is changed, and its places in a row of values.
+/// A changed column, and its places in a row of values.
 #[derive(Debug)]
 struct Target {
     name: String,
     column: Column,
     kind: CellKind,
-    /// Whether it is overwritten, and after it the value.
+    /// The place of the flag that says whether it is overwritten; the new value is at the next place.
     overwrite: Option<usize>,
-    /// What is added.
+    /// The place of the amount to add.
     sum: Option<usize>,
 }
 
-/// One statement of a [`Form`].
+/// One of the statements that a [`Form`] merges.
 #[derive(Debug, Clone)]
 pub struct Merged {
     form: Arc<Form>,
     keys: Vec<usize>,
-    /// For each column of the form.
+    /// Its change of each column of the form.
     changes: Vec<Option<Change>>,
 }
 
 impl Delta {
-    /// What a statement does to a row, if it is that simple.
+    /// The change that a statement makes, or `None` if the statement cannot be merged.
     pub(super) fn of(statement: &Statement, tables: &HashMap<String, TableInfo>) -> Option<Self> {
         let (shape, table) = batchable(statement, tables).ok()?;
         let Action::Update { assignments, conditions } = &shape.action else { return None };
-        if table.is_watched {
+        if table.checks_every_value {
             return None;
         }
         let mut keys = BTreeMap::new();
@@ -105,7 +107,7 @@ impl Delta {
         Some(Self { table: shape.table.clone(), keys, changes })
     }
 
-    /// Statements with the same can be one.
+    /// The table and the key columns. Statements with equal groups can be merged.
     fn group(&self) -> (String, Vec<String>) {
         (self.table.clone(), self.keys.keys().cloned().collect())
     }
@@ -126,7 +128,7 @@ impl Change {
 }
 
 impl Source {
-    /// A parameter or a literal that a column takes as it is.
+    /// A parameter or literal that the column stores without conversion.
     fn of(statement: &Statement, column: &Column, term: &Term) -> Option<Self> {
         let kind = cell(&column.kind)?;
         match term {
@@ -163,18 +165,17 @@ impl Source {
     }
 }
 
-/// The type of the values for a column.
+/// The type of the values of a column in a set.
 fn cell(kind: &Kind) -> Option<CellKind> {
     match kind {
-        // Whatever digits the column has, a value may have six.
+        // A value may have six digits of a second even if the column has fewer.
         Kind::Time { .. } => Some(CellKind::Time { fraction: 6 }),
         Kind::Json | Kind::Other(_) => None,
         other => CellKind::of(other),
     }
 }
 
-/// Joins the statements of a projection that can be one: for each that is part of such a form, by its
-/// number.
+/// Merges the statements of a projection where possible. Returns the merged statements by their ids.
 pub(super) fn merge(
     deltas: &[(usize, Delta)],
     tables: &HashMap<String, TableInfo>,
@@ -238,7 +239,8 @@ impl Form {
             }
             if changes().any(|change| !matches!(change, Change::Overwrite(_))) {
                 let place = next(1)?;
-                // A sum may be longer than what the column holds; the column has the last word.
+                // A sum can have more digits than the column. The assignment to the column then fails, as
+                // it must.
                 let wide = match &kind {
                     CellKind::Decimal { scale, .. } => format!("DECIMAL(65, {scale})"),
                     other => other.sql(),
@@ -270,13 +272,14 @@ impl Form {
         keys.map(|((_, padding), value)| key_text(*padding, value)).collect()
     }
 
-    /// One change with the effect of two, if it succeeds exactly when the two do.
+    /// The change that has the effect of two, or `None` if it might succeed where one of the two fails.
     fn join(&self, first: &Row, second: &Row) -> Option<Row> {
         let mut both = first.clone();
         for target in &self.columns {
             if let Some(flag) = target.overwrite.filter(|flag| second[*flag] == 1) {
-                // What was added before might have been too much.
-                let added = target.sum.is_some_and(|place| first[place] != none(&target.kind));
+                // The amount added by the first change might be out of range, and overwriting would hide
+                // that.
+                let added = target.sum.is_some_and(|place| first[place] != zero(&target.kind));
                 if added || (first[flag] == 1 && !is_storable(&target.column, &first[flag + 1])) {
                     return None;
                 }
@@ -295,15 +298,15 @@ fn field(place: usize) -> String {
     format!("events.projector__{place}")
 }
 
-/// Nothing to add.
-fn none(kind: &CellKind) -> Json {
+/// The amount that changes nothing.
+fn zero(kind: &CellKind) -> Json {
     match kind {
         CellKind::Decimal { .. } => Json::from("0"),
         _ => Json::from(0),
     }
 }
 
-/// Adds amounts of one sign.
+/// Adds two amounts of the same sign; `None` if the signs differ.
 fn add(first: &Json, second: &Json) -> Option<Json> {
     match (first, second) {
         (Json::Null, _) | (_, Json::Null) => Some(Json::Null),
@@ -315,8 +318,9 @@ fn add(first: &Json, second: &Json) -> Option<Json> {
         (Json::String(first), Json::String(second)) => {
             let first = BigDecimal::from_str(first).ok()?;
             let second = BigDecimal::from_str(second).ok()?;
-            let zero = BigDecimal::zero();
-            let same = (first >= zero) == (second >= zero) || first == zero || second == zero;
+            let same = (first >= BigDecimal::zero()) == (second >= BigDecimal::zero())
+                || first.is_zero()
+                || second.is_zero();
             same.then(|| Json::from((first + second).to_plain_string()))
         }
         _ => None,
@@ -343,7 +347,7 @@ impl Merged {
         self.form.number
     }
 
-    /// The values of an event, or `None` when one is not exact in the type of its column.
+    /// The row of an event, or `None` if the type of a column does not hold its value exactly.
     pub(crate) fn row(&self, values: &[Value]) -> Option<Row> {
         let mut row = Row::new();
         for (index, (kind, _)) in self.keys.iter().zip(&self.form.keys) {
@@ -363,27 +367,28 @@ impl Merged {
                 row.push(match change {
                     Some(Change::Add(source)) => source.value(kind, values)?,
                     Some(Change::Subtract(source)) => negated(source.value(kind, values)?)?,
-                    _ => none(kind),
+                    _ => zero(kind),
                 });
             }
         }
         Some(row)
     }
 
-    /// One row for each key, of as many rows as that is right for.
-    pub(crate) fn gather(&self, rows: &[&Row]) -> (Vec<Row>, usize) {
-        let mut gathered: Vec<Row> = Vec::new();
+    /// Merges rows with the same key, from the first up to one that cannot be merged. Returns the merged
+    /// rows, and the number of rows that they stand for.
+    pub(crate) fn combine(&self, rows: &[&Row]) -> (Vec<Row>, usize) {
+        let mut combined: Vec<Row> = Vec::new();
         let mut places: HashMap<Vec<String>, usize> = HashMap::new();
         for (count, row) in rows.iter().enumerate() {
-            let place = *places.entry(self.form.key(row)).or_insert(gathered.len());
-            match gathered.get_mut(place) {
-                None => gathered.push((*row).clone()),
+            let place = *places.entry(self.form.key(row)).or_insert(combined.len());
+            match combined.get_mut(place) {
+                None => combined.push((*row).clone()),
                 Some(known) => match self.form.join(known, row) {
                     Some(both) => *known = both,
-                    None => return (gathered, count),
+                    None => return (combined, count),
                 },
             }
         }
-        (gathered, rows.len())
+        (combined, rows.len())
     }
 }

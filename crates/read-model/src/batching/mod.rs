@@ -1,8 +1,9 @@
-//! One statement for many events.
+//! Batch forms: how statements run once for many events.
 
 mod cell;
 mod columns;
 mod forms;
+mod joined;
 mod merge;
 mod set;
 

@@ -1,4 +1,4 @@
-//! How far a projection is in the event store.
+//! The checkpoint: how far a projection has applied the event store.
 
 use domain_events::Position;
 use sqlx::mysql::MySqlConnection;
@@ -9,14 +9,15 @@ use super::Ledger;
 use crate::session::within;
 use crate::{Error, Session};
 
-/// How far a projection is in the event store.
+/// How far a projection has applied the event store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Checkpoint {
-    /// Up to here, every event is known to be applied.
+    /// Every event up to this position is known to be applied.
     pub position: Position,
-    /// Up to where history must be replayed before the queue is followed; `None` when that is done.
+    /// The position up to which history must be replayed before deliveries are applied; `None` if no replay
+    /// is due.
     pub replay_until: Option<Position>,
-    /// Tells these tables from those that a rebuild has put in their place.
+    /// Identifies these tables: tables that a rebuild puts in their place have another epoch.
     pub epoch: Uuid,
 }
 
@@ -52,7 +53,7 @@ impl CheckpointTable {
                  ON DUPLICATE KEY UPDATE replay_until =
                      GREATEST(COALESCE({name}.replay_until, 0), new.replay_until)"
             )),
-            // Unless somebody has asked for more meanwhile.
+            // A longer replay may have been requested since.
             end_replay: sql(format!(
                 "UPDATE {name} SET replay_until = NULL WHERE id = 1 AND replay_until <= ?"
             )),
@@ -67,7 +68,7 @@ impl CheckpointTable {
 }
 
 impl Ledger {
-    /// Which tables are in service.
+    /// The epoch of the tables in service; `None` for a projection without a checkpoint.
     pub(crate) async fn epoch(
         &self,
         connection: &mut MySqlConnection,
@@ -78,11 +79,11 @@ impl Ledger {
 }
 
 impl Session {
-    /// How far a projection is; `None` for a new one.
+    /// The checkpoint of a projection; `None` for a new one.
     ///
     /// # Errors
     ///
-    /// When MySQL cannot be asked.
+    /// When MySQL fails.
     pub async fn checkpoint(&mut self, ledger: &Ledger) -> Result<Option<Checkpoint>, Error> {
         let query = sqlx::query_as(ledger.progress.read_checkpoint.clone());
         let found: Option<(u64, Option<u64>, Uuid)> =
@@ -95,42 +96,43 @@ impl Session {
         found.map(checkpoint).transpose()
     }
 
-    /// Asks for a replay of the history up to a position. Until it is done, nobody follows the queue.
+    /// Requests a replay of the history up to a position. Until it is complete, no deliveries are applied.
     ///
     /// # Errors
     ///
-    /// When MySQL cannot be asked.
+    /// When MySQL fails.
     pub async fn begin_replay(&mut self, ledger: &Ledger, until: Position) -> Result<(), Error> {
         let query = sqlx::query(ledger.progress.begin_replay.clone()).bind(until.get());
         within("beginning the replay", query.execute(&mut self.connection)).await.map(drop)
     }
 
-    /// Notes that the history up to a position was replayed.
+    /// Records that the history up to a position was replayed.
     ///
     /// # Errors
     ///
-    /// When MySQL cannot be asked.
+    /// When MySQL fails.
     pub async fn end_replay(&mut self, ledger: &Ledger, until: Position) -> Result<(), Error> {
         let query = sqlx::query(ledger.progress.end_replay.clone()).bind(until.get());
         within("ending the replay", query.execute(&mut self.connection)).await.map(drop)
     }
 
-    /// Counts events that had been lost on the way.
+    /// Adds to the number of healed events: those that no delivery brought and that were read from the
+    /// event store.
     ///
     /// # Errors
     ///
-    /// When MySQL cannot be asked.
+    /// When MySQL fails.
     pub async fn add_healed(&mut self, ledger: &Ledger, events: usize) -> Result<(), Error> {
         let events = i64::try_from(events).unwrap_or(i64::MAX);
         let add = sqlx::query(ledger.progress.add_healed.clone()).bind(events);
         within("counting healed events", add.execute(&mut self.connection)).await.map(drop)
     }
 
-    /// How many events had been lost on the way so far.
+    /// The number of healed events so far.
     ///
     /// # Errors
     ///
-    /// When MySQL cannot be asked.
+    /// When MySQL fails.
     pub async fn healed(&mut self, ledger: &Ledger) -> Result<u64, Error> {
         let read = sqlx::query_scalar(ledger.progress.read_healed.clone());
         let found: Option<u64> =
@@ -138,11 +140,11 @@ impl Session {
         Ok(found.unwrap_or(0))
     }
 
-    /// Moves the checkpoint forward; never back.
+    /// Moves the checkpoint forward. A position before the present one has no effect.
     ///
     /// # Errors
     ///
-    /// When MySQL cannot be asked.
+    /// When MySQL fails.
     pub async fn move_checkpoint(
         &mut self,
         ledger: &Ledger,

@@ -1,7 +1,7 @@
-//! The gate of a projection: a row that every batch locks first.
+//! The gate of a projection: a row of `projector_projections` that every batch locks first.
 //!
-//! It lies outside the tables that a rebuild swaps. A session that holds it exclusively knows that no
-//! batch has touched a table.
+//! The row is outside the tables that a rebuild swaps. While a session holds it exclusively, no
+//! other batch holds a lock on a table of the projection.
 
 use sqlx::mysql::MySqlConnection;
 
@@ -9,28 +9,28 @@ use super::Ledger;
 use crate::Error;
 use crate::session::within;
 
-/// What the gate of a projection says.
+/// The content of the gate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Gate {
-    /// Why nothing is applied until a person resumes the projection, if it is paused.
+    /// The reason for the pause, if the projection is paused until a person resumes it.
     pub paused: Option<String>,
-    /// Changes when a rebuild puts other tables in service.
+    /// The number of times that a rebuild has put other tables in service.
     pub generation: u32,
-    /// Whether a rebuild is about to swap the tables, or has swapped them without recording it yet.
+    /// Whether a rebuild is about to swap the tables, or has swapped them and not yet recorded it.
     pub swapping: bool,
 }
 
-/// What a batch keeps others from, until it ends.
+/// How a batch locks the gate until it ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LockMode {
-    /// Others may not change the gate.
+    /// Other batches may run; the gate cannot change.
     Shared,
-    /// No other batch runs: two of them might change the same rows in two orders.
+    /// No other batch runs, because two batches might lock the same rows in different orders.
     Exclusive,
 }
 
 impl Ledger {
-    /// Waits for the gate of the projection, and keeps it until the transaction ends.
+    /// Waits for the gate of the projection, and locks it until the transaction ends.
     pub(crate) async fn pass(
         &self,
         connection: &mut MySqlConnection,

@@ -1,4 +1,4 @@
-//! Who shares the queues of a projection.
+//! The instances that share the queues of a projection, and their heartbeats.
 
 use serde::Serialize;
 use sqlx::{query, query_as, query_scalar};
@@ -7,29 +7,33 @@ use uuid::Uuid;
 use crate::session::within;
 use crate::{Error, Ledger, Session};
 
-/// An instance that was seen lately.
+/// An instance with a recent heartbeat.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Instance {
-    /// Its id, new at each start.
+    /// Its id, which is new at each start.
     pub id: Uuid,
-    /// Its host and process.
+    /// Its host and process id.
     pub host: String,
-    /// How many partitions it shares.
+    /// The number of partitions in its configuration.
     pub of: u16,
-    /// The partitions that it is delivered.
+    /// The partitions whose deliveries it receives.
     pub partitions: Vec<u16>,
 }
 
-/// An instance that was not seen for so long, in seconds, has left.
-const GONE_AFTER: u32 = 2;
+/// In seconds. An instance without a heartbeat for this time is assumed to have stopped.
+const EXPIRES_AFTER: u32 = 2;
 
 impl Session {
-    /// Says that this instance is there, and gives all that are.
+    /// Writes the heartbeat of this instance. Returns all instances with a recent heartbeat.
     ///
     /// # Errors
     ///
     /// When MySQL fails.
-    pub async fn here(&mut self, ledger: &Ledger, own: &Instance) -> Result<Vec<Instance>, Error> {
+    pub async fn heartbeat(
+        &mut self,
+        ledger: &Ledger,
+        own: &Instance,
+    ) -> Result<Vec<Instance>, Error> {
         let partitions = serde_json::Value::from(own.partitions.clone()).to_string();
         let note = query(
             "INSERT INTO projector_instances (projection, instance, host, shares, partitions, seen_at)
@@ -42,18 +46,18 @@ impl Session {
         .bind(own.of)
         .bind(partitions)
         .execute(&mut self.connection);
-        within("saying that this instance is there", note).await?;
+        within("writing the heartbeat", note).await?;
         let forget = query(
             "DELETE FROM projector_instances
              WHERE projection = ? AND seen_at < UTC_TIMESTAMP(6) - INTERVAL 1 HOUR",
         )
         .bind(ledger.projection())
         .execute(&mut self.connection);
-        within("forgetting instances that left", forget).await?;
+        within("deleting old heartbeats", forget).await?;
         self.instances(ledger).await
     }
 
-    /// The instances that were seen lately.
+    /// The instances with a recent heartbeat, sorted by id.
     ///
     /// # Errors
     ///
@@ -65,7 +69,7 @@ impl Session {
              ORDER BY instance",
         )
         .bind(ledger.projection())
-        .bind(GONE_AFTER)
+        .bind(EXPIRES_AFTER)
         .fetch_all(&mut self.connection);
         let rows: Vec<(String, String, u16, String)> =
             within("reading the instances", read).await?;
@@ -78,7 +82,8 @@ impl Session {
         rows.into_iter().map(instance).collect()
     }
 
-    /// Says that this instance leaves.
+    /// Deletes the heartbeat of an instance that stops, so that the others need not wait until it
+    /// expires.
     ///
     /// # Errors
     ///
@@ -88,10 +93,11 @@ impl Session {
             .bind(ledger.projection())
             .bind(instance.to_string())
             .execute(&mut self.connection);
-        within("leaving", leave).await.map(drop)
+        within("deleting the heartbeat", leave).await.map(drop)
     }
 
-    /// A priority that is higher than each one given before, for a consumer that shall take over.
+    /// Returns a consumer priority that is higher than all earlier ones, so that the new consumer takes
+    /// over the queue.
     ///
     /// # Errors
     ///
@@ -107,7 +113,7 @@ impl Session {
         Ok(i32::try_from(done.last_insert_id()).unwrap_or(i32::MAX))
     }
 
-    /// The number of queues that the events were shared by last; `None` before the first time.
+    /// The recorded number of queues; `None` if none was recorded.
     ///
     /// # Errors
     ///
@@ -120,7 +126,7 @@ impl Session {
         Ok(found.flatten())
     }
 
-    /// Notes the number of queues.
+    /// Records the number of queues that share the events.
     ///
     /// # Errors
     ///
@@ -130,6 +136,6 @@ impl Session {
             .bind(partitions)
             .bind(ledger.projection())
             .execute(&mut self.connection);
-        within("noting the number of queues", note).await.map(drop)
+        within("recording the number of queues", note).await.map(drop)
     }
 }

@@ -1,8 +1,8 @@
-//! The bookkeeping of one projection: where each of its streams stands.
+//! The ledger: where each stream of one projection stands.
 //!
-//! It lies in tables of its own beside the read model, and moves in the transaction of the effects.
-//! The statements have the same text for any number of streams, so that each is prepared once: the
-//! streams go in as one JSON array.
+//! It has its own tables beside the read model, and changes in the transaction of the effects. The streams
+//! of a batch are one JSON parameter, so each statement has the same text for any number of streams and is
+//! prepared once.
 
 use domain_events::{EventId, StreamId, StreamVersion};
 use serde_json::json;
@@ -14,12 +14,12 @@ use super::checkpoint::CheckpointTable;
 use super::parked::ParkedTable;
 use crate::error::number;
 use crate::error_codes::ER_BAD_NULL_ERROR;
-use crate::schema::patiently;
+use crate::schema::within_minutes;
 use crate::session::within;
 use crate::{Error, Session};
 use projection::plan::{Head, Heads, Last, Step};
 
-/// The bookkeeping of one projection: its tables, and the statements that are prepared once.
+/// The bookkeeping of one projection: the names of its tables, and its prepared statements.
 #[derive(Clone)]
 pub struct Ledger {
     projection: String,
@@ -33,13 +33,14 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// The bookkeeping of a projection.
+    /// The bookkeeping of the projection with this name.
     pub fn of(projection: &str) -> Self {
         let streams = format!("{projection}__streams");
         let migrations = format!("{projection}__migrations");
         let parked = ParkedTable::of(projection, &streams);
         let sql = |text: String| AssertSqlSafe(text).into_sql_str();
-        // Read in the order of the array, so that two batches lock common streams in one order.
+        // STRAIGHT_JOIN reads the rows in the order of the array, so that two batches lock their common
+        // streams in the same order.
         let heads = format!(
             "SELECT s.stream_id, s.version, s.event_id, s.parked
              FROM JSON_TABLE(?, '$[*]' COLUMNS (
@@ -50,8 +51,8 @@ impl Ledger {
         Self {
             lock_heads: sql(format!("{heads} FOR UPDATE OF s")),
             read_heads: sql(heads),
-            // A stream that does not stand where it was read, because somebody else moved it, makes
-            // `version` NULL, which the column refuses: the whole batch is rolled back.
+            // If another instance has changed the row of a stream since it was read, `version` becomes
+            // NULL. The column refuses NULL, and the whole batch is rolled back.
             move_heads: sql(format!(
                 "INSERT INTO {streams} (stream_id, version, previous_version, event_id, parked)
                  SELECT moved.stream_id, moved.version, moved.previous_version,
@@ -84,7 +85,7 @@ impl Ledger {
         &self.projection
     }
 
-    /// The tables of the bookkeeping.
+    /// The names of its tables.
     pub fn tables(&self) -> [&str; 4] {
         [&self.streams, &self.progress.name, &self.parked.name, &self.migrations]
     }
@@ -94,23 +95,23 @@ impl Ledger {
         &self.streams
     }
 
-    /// The table with how far the projection is.
+    /// The table of the checkpoint.
     pub(crate) fn checkpoint_table(&self) -> &str {
         &self.progress.name
     }
 
-    /// The table with the versions of this bookkeeping.
+    /// The table of the applied migrations.
     pub(crate) fn migrations_table(&self) -> &str {
         &self.migrations
     }
 
-    /// The error where MySQL does not know the projection.
+    /// The error of a projection that is not registered in MySQL.
     pub(crate) fn not_migrated(&self) -> Error {
         Error::NotMigrated { missing: format!("projection {}", self.projection) }
     }
 
-    /// Locks streams until the transaction ends and reads where they stand; those never seen are
-    /// left out. The streams must be sorted.
+    /// Locks streams until the transaction ends, and reads where they stand. The streams must be sorted.
+    /// The result omits new ones.
     pub(crate) async fn lock(
         &self,
         connection: &mut MySqlConnection,
@@ -151,12 +152,16 @@ impl Ledger {
         read().map_err(|source| Error::row(&self.streams, &stream_id, source))
     }
 
-    /// A stream's name, as a row of this bookkeeping has it.
+    /// A stream id from a row of this bookkeeping.
     fn stream_id(&self, name: &str) -> Result<StreamId, Error> {
         StreamId::new(name).map_err(|source| Error::row(&self.streams, name, source))
     }
 
-    /// Moves streams on.
+    /// Updates where streams stand.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Transient`] if another instance has changed one of them since it was read.
     pub(crate) async fn advance(
         &self,
         connection: &mut MySqlConnection,
@@ -179,8 +184,8 @@ impl Ledger {
             .collect();
         let rows = serde_json::Value::Array(rows).to_string();
         let query = sqlx::query(self.move_heads.clone()).bind(rows);
-        match within("moving the bookkeeping", query.execute(connection)).await {
-            // The guard: NULL for a column that cannot be NULL.
+        match within("updating the bookkeeping", query.execute(connection)).await {
+            // See `move_heads`: NULL shows that another instance was faster.
             Err(Error::Statement { operation, source })
                 if number(&source) == Some(ER_BAD_NULL_ERROR) =>
             {
@@ -192,20 +197,21 @@ impl Ledger {
 }
 
 impl Session {
-    /// Where streams stand, without locking them; those never seen are left out.
+    /// Where streams stand, without locking them. The result omits new ones.
     ///
     /// # Errors
     ///
-    /// When MySQL cannot be asked.
+    /// When MySQL fails.
     pub async fn heads(&mut self, ledger: &Ledger, streams: &[&StreamId]) -> Result<Heads, Error> {
         ledger.read(&mut self.connection, ledger.read_heads.clone(), streams).await
     }
 
-    /// Streams with events that were applied, from after one on, and the last event of each.
+    /// At most `limit` streams with applied events, each with its last one. They are sorted by stream id
+    /// and begin behind `after`.
     ///
     /// # Errors
     ///
-    /// When MySQL cannot be asked.
+    /// When MySQL fails.
     pub async fn bookkeeping(
         &mut self,
         ledger: &Ledger,
@@ -229,11 +235,11 @@ impl Session {
         rows.into_iter().filter_map(|row| last(row).transpose()).collect()
     }
 
-    /// Some streams, chosen at random.
+    /// A random sample of streams.
     ///
     /// # Errors
     ///
-    /// When MySQL cannot be asked.
+    /// When MySQL fails.
     pub async fn some_streams(
         &mut self,
         ledger: &Ledger,
@@ -242,15 +248,16 @@ impl Session {
         let sql = format!("SELECT stream_id FROM {} ORDER BY RAND() LIMIT ?", ledger.streams);
         let read =
             sqlx::query_scalar(AssertSqlSafe(sql)).bind(count).fetch_all(&mut self.connection);
-        let found: Vec<String> = patiently(read).await?;
+        let found: Vec<String> = within_minutes(read).await?;
         found.into_iter().map(|name| ledger.stream_id(&name)).collect()
     }
 
-    /// The streams of which the same projection in another database has applied fewer events, or none.
+    /// The streams that lag in another database: the bookkeeping there has a lower version, or no row.
+    /// Streams that are parked there are left out.
     ///
     /// # Errors
     ///
-    /// When MySQL cannot be asked.
+    /// When MySQL fails.
     pub async fn streams_behind_of(
         &mut self,
         other: &str,
@@ -263,12 +270,12 @@ impl Session {
              WHERE o.stream_id IS NULL OR (o.version < s.version AND NOT o.parked)"
         );
         let read = sqlx::query_scalar(AssertSqlSafe(sql)).fetch_all(&mut self.connection);
-        let found: Vec<String> = patiently(read).await?;
+        let found: Vec<String> = within_minutes(read).await?;
         found.into_iter().map(|name| ledger.stream_id(&name)).collect()
     }
 }
 
-/// A stream, its version, the event with that version, and whether it is parked.
+/// A stream, its version, the id of the event with that version, and whether the stream is parked.
 type HeadRow = (String, u64, Uuid, bool);
 
 fn names(streams: &[&StreamId]) -> String {

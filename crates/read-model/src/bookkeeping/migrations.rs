@@ -1,7 +1,7 @@
-//! The versions of a projection's bookkeeping, as in `migrations/mysql/projection`.
+//! The migrations of a projection's bookkeeping, from `migrations/mysql/projection`.
 //!
-//! Applied versions are recorded in `<projection>__migrations`, which a rebuild swaps together with the
-//! tables that it speaks of.
+//! Applied versions are recorded in `<projection>__migrations`. A rebuild swaps that table together with
+//! the tables that it describes.
 
 use sqlx::{AssertSqlSafe, SqlSafeStr, query_scalar};
 
@@ -19,14 +19,14 @@ pub(crate) const MIGRATIONS: [(i64, &str, &str); 4] = [
     (4, "epoch", include_str!("../../../../migrations/mysql/projection/0004_epoch.sql")),
 ];
 
-/// What stands for the projection's name in the files.
+/// The placeholder for the name of the projection in the files.
 const NAME: &str = "{projection}";
 
 impl Ledger {
     /// The migrations of this projection's bookkeeping.
     pub(crate) fn migrations(&self) -> Migrations {
         let files = MIGRATIONS.map(|(version, description, sql)| {
-            // A projection's name has lower-case letters, digits and underscores only.
+            // The name has only lower-case letters, digits and underscores, so it needs no quotes.
             let sql = AssertSqlSafe(sql.replace(NAME, self.projection())).into_sql_str();
             (version, description, sql)
         });
@@ -35,7 +35,7 @@ impl Ledger {
 }
 
 impl Session {
-    /// The version of a projection's bookkeeping; 0 when it was never migrated.
+    /// The version of a projection's bookkeeping; 0 if it was never migrated.
     pub(crate) async fn bookkeeping_version(&mut self, ledger: &Ledger) -> Result<i64, Error> {
         let sql = format!(
             "SELECT CAST(COALESCE(MAX(version), 0) AS SIGNED) FROM {} WHERE success",
@@ -51,7 +51,8 @@ impl Session {
         within("reading the version of the bookkeeping", read).await
     }
 
-    /// Makes sure that the bookkeeping has everything that this program uses; a newer one has.
+    /// Checks that the version of the bookkeeping suffices. A newer one does, because
+    /// migrations keep what the previous release uses.
     pub(crate) async fn require_bookkeeping(&mut self, ledger: &Ledger) -> Result<(), Error> {
         let needed = MIGRATIONS[MIGRATIONS.len() - 1].0;
         let found = self.bookkeeping_version(ledger).await?;

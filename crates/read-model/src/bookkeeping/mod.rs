@@ -1,5 +1,5 @@
-//! The bookkeeping of projections: where each stream stands, which are parked, who rebuilds, and who
-//! shares the queues.
+//! The bookkeeping of projections: where each stream stands, which streams are parked, the state of
+//! rebuilds, and the instances that share the queues.
 
 mod checkpoint;
 mod gate;

@@ -1,4 +1,4 @@
-//! Work on a projection that one session does at a time, by a lock of the server.
+//! Named locks of the server, for work on a projection that only one session may do at a time.
 
 use sqlx::query_scalar;
 
@@ -6,21 +6,22 @@ use super::Ledger;
 use crate::session::within;
 use crate::{Error, Session};
 
-/// What one session at a time may do with a projection.
+/// The work that a lock protects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Lock {
-    /// Sweeping it, or replaying its history: both move its checkpoint.
+    /// The sweeper and the replay, which both move the checkpoint.
     Checkpoint,
-    /// Emptying and removing queues after their number has changed.
+    /// Emptying and deleting queues after a change of their number.
     Queues,
-    /// A rebuild, a comparison, or another change of its tables as a whole.
+    /// A rebuild, a comparison, or any other work on the tables as a whole.
     Rebuild,
-    /// Counting missing events.
+    /// Counting the events that were not applied (`projector reconcile`).
     Reconcile,
 }
 
 impl Lock {
-    /// The name within the database. Daemons of different versions have to agree on it.
+    /// The name of the lock within the database. It never changes, because daemons of different versions
+    /// must agree on it.
     fn name(self, ledger: &Ledger) -> String {
         let projection = ledger.projection();
         match self {
@@ -33,23 +34,25 @@ impl Lock {
 }
 
 impl Session {
-    /// Takes a lock, unless another session has it. This session keeps it until it gives it up, or ends.
+    /// Acquires a lock without waiting. Returns false if another session holds it. The session holds the
+    /// lock until [`Session::disown`], or until it ends.
     ///
     /// # Errors
     ///
-    /// When MySQL cannot be asked.
+    /// When MySQL fails.
     pub async fn try_own(&mut self, ledger: &Ledger, lock: Lock) -> Result<bool, Error> {
         let name = lock.name(ledger);
         if self.owned.contains(&name) {
             return Ok(true);
         }
-        // The names of locks are global to the server, and have 64 characters at most.
+        // Lock names are global to the server and have at most 64 characters, hence the hash with the
+        // database.
         let take = query_scalar(
             "SELECT GET_LOCK(CONCAT('projector.sweep.', LEFT(SHA2(CONCAT(DATABASE(), '.', ?), 256), 40)), 0)",
         )
         .bind(&name)
         .fetch_one(&mut self.connection);
-        let taken: Option<i64> = within("asking for a lock", take).await?;
+        let taken: Option<i64> = within("acquiring a lock", take).await?;
         let own = taken == Some(1);
         if own {
             self.owned.insert(name);
@@ -57,11 +60,11 @@ impl Session {
         Ok(own)
     }
 
-    /// Gives a lock up, if this session has it.
+    /// Releases a lock if this session holds it.
     ///
     /// # Errors
     ///
-    /// When MySQL cannot be asked. The lock is free when the session ends.
+    /// When MySQL fails. The lock is then released when the session ends.
     pub async fn disown(&mut self, ledger: &Ledger, lock: Lock) -> Result<(), Error> {
         let name = lock.name(ledger);
         if !self.owned.remove(&name) {
@@ -72,7 +75,7 @@ impl Session {
         )
         .bind(&name)
         .fetch_one(&mut self.connection);
-        let released: Result<Option<i64>, _> = within("giving up a lock", release).await;
+        let released: Result<Option<i64>, _> = within("releasing a lock", release).await;
         released.map(drop)
     }
 }

@@ -1,4 +1,4 @@
-//! Streams that cannot go on.
+//! Parked streams, paused projections, and the audit of operators' decisions.
 
 use chrono::{DateTime, NaiveDateTime, Utc};
 use domain_events::{EventId, EventType, Position, StreamId, StreamVersion};
@@ -14,18 +14,18 @@ use crate::{Error, Ledger, Session};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ParkKind {
-    /// MySQL refuses the handler's statement, or it found another number of rows than it must.
+    /// MySQL refused a statement of the handler, or the statement did not find the required number of rows.
     Refused,
-    /// The event lacks a parameter, or has a value that MySQL cannot hold.
+    /// The event lacks the part that a parameter names, or has a value that MySQL cannot hold.
     Parameter,
-    /// No handler is for its schema version.
+    /// No handler accepts its schema version.
     Schema,
-    /// Another event with its version was applied.
+    /// Another event with the same version was applied.
     Conflict,
 }
 
 impl ParkKind {
-    /// Its name in the table.
+    /// The name in the table.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Refused => "refused",
@@ -43,7 +43,7 @@ impl ParkKind {
     }
 }
 
-/// A stream that cannot go on, and the event that stops it.
+/// A parked stream, and the event that could not be applied.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ParkedStream {
     /// The stream.
@@ -52,25 +52,25 @@ pub struct ParkedStream {
     /// The version of the event.
     #[serde(serialize_with = "version")]
     pub version: StreamVersion,
-    /// The event.
+    /// The id of the event.
     #[serde(serialize_with = "text")]
     pub event_id: EventId,
-    /// Its type.
+    /// The type of the event.
     #[serde(serialize_with = "text")]
     pub event_type: EventType,
-    /// Its position, where that is known.
+    /// The position of the event, if known.
     #[serde(serialize_with = "position")]
     pub position: Option<Position>,
-    /// Why.
+    /// The kind of the reason.
     pub kind: ParkKind,
-    /// Why, in words, with file and line; never a value of the event.
+    /// The reason as a sentence, with file and line. It never contains a value of the event.
     pub reason: String,
-    /// In a conflict: the event with the same version that was applied.
+    /// In a conflict, the applied event with the same version.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub applied_event_id: Option<Uuid>,
-    /// How often it was tried.
+    /// The number of attempts to apply the event.
     pub attempts: u32,
-    /// Since when.
+    /// The time when the stream was parked.
     pub parked_at: DateTime<Utc>,
 }
 
@@ -143,7 +143,7 @@ type ParkedRow =
     (String, u64, Uuid, String, Option<u64>, String, String, Option<Uuid>, u32, NaiveDateTime);
 
 impl Ledger {
-    /// Records that a stream cannot go on.
+    /// Records a parked stream, or a further attempt on one.
     pub(crate) async fn park(
         &self,
         connection: &mut MySqlConnection,
@@ -197,31 +197,31 @@ impl Ledger {
     ) -> Result<(), Error> {
         for sql in [stream, &self.parked.unpark_row] {
             let release = query(sql.clone()).bind(stream_id.as_str()).execute(&mut *connection);
-            within("letting a stream go on", release).await?;
+            within("releasing a parked stream", release).await?;
         }
         Ok(())
     }
 }
 
-/// Streams that are parked for one reason.
+/// The streams that are parked for the same reason.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ParkedReason {
-    /// Why.
+    /// The reason as a sentence.
     pub reason: String,
-    /// How many they are.
+    /// The number of streams.
     pub streams: i64,
-    /// One of them.
+    /// The first of them by id.
     pub first_stream: String,
-    /// The version that it cannot get to.
+    /// The version of the event that it could not apply.
     pub first_version: u64,
-    /// The event with that version.
+    /// The id of that event.
     pub first_event: String,
 }
 
 from_row!(ParkedReason { reason, streams, first_stream, first_version, first_event });
 
 impl Session {
-    /// Why streams are parked; the hundred reasons that most have.
+    /// The reasons for which streams are parked: at most a hundred, the most frequent first.
     ///
     /// # Errors
     ///
@@ -240,10 +240,10 @@ impl Session {
             ledger.parked.name
         );
         let read = query_as(AssertSqlSafe(sql)).fetch_all(&mut self.connection);
-        crate::schema::patiently(read).await
+        crate::schema::within_minutes(read).await
     }
 
-    /// The parked streams of a projection, those first that wait longest.
+    /// The parked streams of a projection, in the order in which they were parked.
     ///
     /// # Errors
     ///
@@ -254,7 +254,7 @@ impl Session {
         rows.into_iter().map(|row| parked(ledger, row)).collect()
     }
 
-    /// How many streams are parked, and how many of them because of a conflict.
+    /// The number of parked streams, and how many of them have a conflict.
     ///
     /// # Errors
     ///
@@ -268,7 +268,7 @@ impl Session {
         Ok((of(&|_| true), of(&|kind| kind == ParkKind::Conflict.as_str())))
     }
 
-    /// Keeps who decided what about which stream, and why.
+    /// Records an operator's decision about a stream or a projection.
     ///
     /// # Errors
     ///
@@ -295,10 +295,11 @@ impl Session {
         .bind(stream.map(|stream| stream.reason.clone()))
         .bind(actor)
         .execute(&mut self.connection);
-        within("writing the audit", note).await.map(drop)
+        within("recording the audit", note).await.map(drop)
     }
 
-    /// Stops a projection, or lets it go on. Says whether that changed anything.
+    /// Pauses a projection if there is a reason, and resumes it otherwise. Returns false if it already was
+    /// in that state.
     ///
     /// # Errors
     ///
@@ -321,7 +322,7 @@ impl Session {
         Ok(within("pausing or resuming", update).await?.rows_affected() > 0)
     }
 
-    /// Why a projection is paused, and since when.
+    /// The reason and the start of the pause, if the projection is paused.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! The state of rebuilds: one row for each projection, of its last rebuild.
+//! The state of rebuilds: one row for each projection, about its last rebuild.
 
 use chrono::{DateTime, NaiveDateTime, Utc};
 use serde::Serialize;
@@ -7,29 +7,29 @@ use sqlx::{query, query_as};
 use crate::session::{from_row, within};
 use crate::{Error, Ledger, Session};
 
-/// How far a rebuild is.
+/// The state of a rebuild.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum JobState {
-    /// Somebody has asked for it.
+    /// It has been requested.
     Planned,
-    /// The history is being applied to the new tables.
+    /// It is applying the history to the new tables.
     Building,
-    /// And what came meanwhile.
+    /// It is applying the events that were appended since.
     CatchingUp,
-    /// The new tables take the place of the old ones.
+    /// It is putting the new tables in service.
     CuttingOver,
-    /// They have.
+    /// The new tables are in service.
     Done,
-    /// The old ones take the place of the new ones.
+    /// It is putting the previous tables back in service.
     RollingBack,
-    /// They have.
+    /// The previous tables are in service again.
     RolledBack,
-    /// The tables that are not in service are gone.
+    /// The tables that are not in service have been dropped.
     OldDropped,
-    /// Somebody gave it up.
+    /// A person has cancelled it.
     Cancelled,
-    /// It cannot go on without a person.
+    /// It failed, and a person must decide.
     Failed,
 }
 
@@ -47,7 +47,7 @@ impl JobState {
         (Self::Failed, "failed"),
     ];
 
-    /// Its name in the table.
+    /// The name in the table.
     pub fn as_str(self) -> &'static str {
         Self::ALL.iter().find(|(state, _)| *state == self).map_or("", |(_, name)| name)
     }
@@ -56,65 +56,65 @@ impl JobState {
         Self::ALL.iter().find(|(_, known)| *known == name).map(|(state, _)| *state)
     }
 
-    /// Whether a rebuild is under way, or was interrupted.
+    /// Whether the rebuild is running, or was interrupted before the new tables were in service.
     pub fn is_building(self) -> bool {
         matches!(self, Self::Planned | Self::Building | Self::CatchingUp | Self::CuttingOver)
     }
 
-    /// Whether somebody has to go on with it.
+    /// Whether a projector must continue it.
     pub fn is_unfinished(self) -> bool {
         self.is_building() || self == Self::RollingBack
     }
 }
 
-/// How a rebuild was asked for.
+/// The options of a rebuild.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Options {
-    /// Events a second at most; 0 for as many as it goes.
+    /// The most events per second; 0 for no limit.
     pub throttle: u32,
-    /// The lag of the live read model, in seconds, from which on the rebuild waits; 0 for none.
+    /// The lag of the read model in service, in seconds, above which the rebuild waits; 0 for no limit.
     pub max_lag: u32,
-    /// Whether the new tables are put in service even if some streams are parked in them.
+    /// Whether the new tables may be put in service although some of their streams are parked.
     pub allow_parked: bool,
 }
 
-/// How far the history is applied.
+/// The progress of a rebuild.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct Progress {
-    /// Up to here.
+    /// The position up to which events have been applied.
     pub position: i64,
-    /// The head of the event store, as far as its order is decided.
+    /// The last position of the event store whose order is final.
     pub until: i64,
-    /// Events applied by the process that is at it.
+    /// The number of events that the running process has applied.
     pub events: u64,
-    /// So many in a second.
+    /// The speed of that process.
     pub events_per_second: u64,
-    /// Until the head is reached, as far as that can be foreseen.
+    /// The estimated time until `until` is reached, in seconds, if there is an estimate.
     pub seconds_left: Option<u64>,
 }
 
 /// The last rebuild of a projection.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Job {
-    /// How far it is.
+    /// Its state.
     pub state: JobState,
-    /// From which files the new tables are built.
+    /// SHA-256 of the files from which the new tables are built.
     #[serde(skip)]
     pub definition_hash: String,
-    /// How it was asked for.
+    /// Its options.
     #[serde(skip)]
     pub options: Options,
-    /// How far the history is applied.
+    /// Its progress.
     #[serde(flatten)]
     pub progress: Progress,
-    /// Where it runs, or ran.
+    /// The host and process id that runs it, or ran it last.
     pub host: String,
-    /// Why it failed.
+    /// The reason of its failure.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// When it was planned.
+    /// The time when it was planned.
     pub started_at: DateTime<Utc>,
-    /// When its state or progress was recorded last.
+    /// The time when its state or progress was last recorded.
     pub changed_at: DateTime<Utc>,
 }
 
@@ -177,7 +177,7 @@ impl JobRow {
 }
 
 impl Session {
-    /// The last rebuild of a projection.
+    /// The last rebuild of a projection; `None` if there was none.
     ///
     /// # Errors
     ///
@@ -195,7 +195,7 @@ impl Session {
         found.map(JobRow::job).transpose()
     }
 
-    /// Plans a rebuild.
+    /// Records a new rebuild, and replaces the record of the last one.
     ///
     /// # Errors
     ///
@@ -221,7 +221,7 @@ impl Session {
         within("planning a rebuild", plan).await.map(drop)
     }
 
-    /// Goes on with a rebuild that was interrupted, as it is asked for now.
+    /// Continues an interrupted or failed rebuild with new options.
     ///
     /// # Errors
     ///
@@ -238,10 +238,11 @@ impl Session {
         .bind(options.allow_parked)
         .bind(ledger.projection())
         .execute(&mut self.connection);
-        within("going on with a rebuild", adopt).await.map(drop)
+        within("continuing a rebuild", adopt).await.map(drop)
     }
 
-    /// Notes how far a rebuild is, unless it was cancelled meanwhile; says whether it was not.
+    /// Records the state of a rebuild. Returns false, and records nothing, if the rebuild has been
+    /// cancelled.
     ///
     /// # Errors
     ///
@@ -263,10 +264,11 @@ impl Session {
         .bind(reason)
         .bind(ledger.projection())
         .execute(&mut self.connection);
-        Ok(within("noting a rebuild", note).await?.rows_affected() > 0)
+        Ok(within("recording the state of a rebuild", note).await?.rows_affected() > 0)
     }
 
-    /// Notes how far the history is applied; says whether the rebuild was not cancelled meanwhile.
+    /// Records the progress of a rebuild. Returns false, and records nothing, if the rebuild has been
+    /// cancelled.
     ///
     /// # Errors
     ///
@@ -289,10 +291,10 @@ impl Session {
         .bind(progress.seconds_left)
         .bind(ledger.projection())
         .execute(&mut self.connection);
-        Ok(within("noting progress", note).await?.rows_affected() > 0)
+        Ok(within("recording progress", note).await?.rows_affected() > 0)
     }
 
-    /// Cancels a rebuild that has not begun to cut over; says whether there was one.
+    /// Cancels a rebuild before its cut-over. Returns false if there is none.
     ///
     /// # Errors
     ///
@@ -308,7 +310,8 @@ impl Session {
         Ok(within("cancelling a rebuild", cancel).await?.rows_affected() > 0)
     }
 
-    /// Makes batches look at which tables they meet, until [`super::Batch::next_generation`].
+    /// Sets whether a swap of the tables is imminent. While it is, every batch checks the epoch of its
+    /// tables. It lasts until [`crate::Batch::next_generation`].
     ///
     /// # Errors
     ///
@@ -318,6 +321,6 @@ impl Session {
             .bind(swapping)
             .bind(ledger.projection())
             .execute(&mut self.connection);
-        within("noting a swap", note).await.map(drop)
+        within("recording a swap", note).await.map(drop)
     }
 }

@@ -1,4 +1,7 @@
-//! Comparing the rows of a table with those of the same table in another database.
+//! Compares the rows of a table with those of a reference: the same table in another database.
+//!
+//! A first pass collects the keys of rows that differ. It runs while events are applied, so such a row is
+//! only a suspect. A second pass, in a batch that runs alone, compares the suspects again.
 
 use std::fmt;
 
@@ -7,33 +10,33 @@ use sqlx::mysql::MySqlRow;
 use sqlx::{AssertSqlSafe, Row};
 use tokio::time::timeout;
 
-use super::shadow::DROP_LIMIT;
+use super::shadow::LONG_LIMIT;
 use crate::batching::{Kind, TableInfo, quoted};
 use crate::session::within;
 use crate::{Batch, Error, Session};
 
-/// A row that is not as it must be.
+/// A row that differs from the reference.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Drift {
     /// The table.
     pub table: String,
     /// The values of the primary key.
     pub key: Vec<String>,
-    /// What is wrong with it.
+    /// The kind of difference.
     pub kind: DriftKind,
     /// The columns that differ.
     pub columns: Vec<String>,
 }
 
-/// What is wrong with a row.
+/// The kind of difference of a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DriftKind {
-    /// It is not there.
+    /// Only the reference has the row.
     Missing,
-    /// It must not be there.
+    /// The reference does not have the row.
     Extra,
-    /// Columns have other values.
+    /// Some columns have other values.
     Different,
 }
 
@@ -49,40 +52,41 @@ impl fmt::Display for Drift {
     }
 }
 
-/// Which rows of a table are compared.
+/// The rows of a table that are compared.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Rows {
-    /// All of them.
+    /// All rows.
     All,
-    /// Those of the streams that the other database knows, by the column that names the stream.
+    /// The rows of those streams that the bookkeeping of the reference contains.
     OfStreams {
-        /// That column.
+        /// The column with the stream id.
         column: String,
-        /// The bookkeeping.
+        /// The table of the bookkeeping, `<projection>__streams`.
         streams: String,
     },
 }
 
-/// The comparison of one table with what it must be.
+/// The comparison of one table with its reference.
 pub struct Comparison {
     table: String,
-    /// Which rows of the live table are compared, as SQL.
+    /// The condition for the compared rows of the live table, as SQL.
     only: String,
     live: String,
-    right: String,
+    reference: String,
+    /// The table with the keys of the suspects.
     suspects: String,
     keys: Vec<String>,
-    /// Those that can be written.
+    /// The columns that are not generated.
     columns: Vec<(String, Kind)>,
 }
 
 impl Comparison {
-    /// Of a table of the session's database with that of another one.
+    /// The comparison of a table of the session's database with the same table in the database `reference`.
     ///
     /// # Errors
     ///
-    /// When MySQL fails.
-    pub fn of(table: &str, info: &TableInfo, right: &str, rows: &Rows) -> Result<Self, Error> {
+    /// [`Error::NoPrimaryKey`].
+    pub fn of(table: &str, info: &TableInfo, reference: &str, rows: &Rows) -> Result<Self, Error> {
         if info.primary.is_empty() {
             return Err(Error::NoPrimaryKey { table: table.to_owned() });
         }
@@ -95,16 +99,16 @@ impl Comparison {
             Rows::OfStreams { column, streams } => format!(
                 "l.{} IN (SELECT stream_id FROM {}.{})",
                 quoted(column),
-                quoted(right),
+                quoted(reference),
                 quoted(streams)
             ),
         };
         Ok(Self {
             only,
             live: quoted(table),
-            right: format!("{}.{}", quoted(right), quoted(table)),
-            // No other table can have this name.
-            suspects: format!("{}.{}", quoted(right), quoted(&format!("{table}__suspects"))),
+            reference: format!("{}.{}", quoted(reference), quoted(table)),
+            // Names of tables in projections have no double underscore.
+            suspects: format!("{}.{}", quoted(reference), quoted(&format!("{table}__suspects"))),
             keys: info.primary.iter().cloned().collect(),
             columns,
             table: table.to_owned(),
@@ -126,16 +130,16 @@ impl Comparison {
         self.keys.iter().map(key).collect::<Vec<_>>().join(", ")
     }
 
-    /// Collects the keys of rows that differ.
-    fn collect(&self) -> String {
-        let Self { live, right, suspects, only, .. } = self;
+    /// The SQL that collects the keys of rows that differ.
+    fn collect_sql(&self) -> String {
+        let Self { live, reference, suspects, only, .. } = self;
         let first = quoted(&self.keys[0]);
         format!(
             "CREATE TABLE {suspects} AS
-             SELECT {} FROM {live} AS l LEFT JOIN {right} AS r ON {on}
+             SELECT {} FROM {live} AS l LEFT JOIN {reference} AS r ON {on}
              WHERE {only} AND (r.{first} IS NULL OR {})
              UNION ALL
-             SELECT {} FROM {right} AS r LEFT JOIN {live} AS l ON {on} WHERE l.{first} IS NULL",
+             SELECT {} FROM {reference} AS r LEFT JOIN {live} AS l ON {on} WHERE l.{first} IS NULL",
             self.keys_of("l"),
             self.any_differs(),
             self.keys_of("r"),
@@ -143,9 +147,10 @@ impl Comparison {
         )
     }
 
-    /// Looks at the collected keys again: the key, whether each side is there, and which columns differ.
-    fn look(&self) -> String {
-        let Self { live, right, suspects, .. } = self;
+    /// The SQL that compares the suspects again. Its columns are the key, whether each side has the row,
+    /// and whether each column differs.
+    fn recheck_sql(&self) -> String {
+        let Self { live, reference, suspects, .. } = self;
         let first = quoted(&self.keys[0]);
         let keys: Vec<String> =
             self.keys.iter().map(|key| format!("CAST(s.{} AS CHAR)", quoted(key))).collect();
@@ -154,7 +159,7 @@ impl Comparison {
         format!(
             "SELECT {}, l.{first} IS NOT NULL, r.{first} IS NOT NULL, {}
              FROM {suspects} AS s
-             LEFT JOIN {live} AS l ON {} LEFT JOIN {right} AS r ON {}
+             LEFT JOIN {live} AS l ON {} LEFT JOIN {reference} AS r ON {}
              WHERE (l.{first} IS NULL) <> (r.{first} IS NULL) OR {}",
             keys.join(", "),
             columns.join(", "),
@@ -169,14 +174,15 @@ impl Comparison {
         let key = (0..count)
             .map(|index| Ok(row.try_get::<Option<String>, _>(index)?.unwrap_or_default()))
             .collect::<Result<Vec<_>, sqlx::Error>>()?;
-        let (is_live, is_right): (bool, bool) = (row.try_get(count)?, row.try_get(count + 1)?);
+        let (is_live, is_in_reference): (bool, bool) =
+            (row.try_get(count)?, row.try_get(count + 1)?);
         let mut columns = Vec::new();
         for (index, (name, _)) in self.columns.iter().enumerate() {
             if row.try_get(count + 2 + index)? {
                 columns.push(name.clone());
             }
         }
-        let kind = match (is_live, is_right) {
+        let kind = match (is_live, is_in_reference) {
             (false, true) => DriftKind::Missing,
             (true, false) => DriftKind::Extra,
             (true, true) => DriftKind::Different,
@@ -186,7 +192,8 @@ impl Comparison {
     }
 }
 
-/// Whether a column has two values, in bytes and not as they compare.
+/// The SQL condition that a column differs. Texts are compared by their bytes, since a collation can treat
+/// different texts as equal.
 fn differs(column: &str, kind: &Kind) -> String {
     let column = quoted(column);
     match kind {
@@ -198,20 +205,20 @@ fn differs(column: &str, kind: &Kind) -> String {
 }
 
 impl Session {
-    /// Collects the rows that differ, and says how many there are.
+    /// Collects the suspects. Returns their number.
     ///
     /// # Errors
     ///
     /// When MySQL fails.
     pub async fn collect_suspects(&mut self, compared: &Comparison) -> Result<u64, Error> {
-        self.plain(compared.collect()).await?;
+        self.plain(compared.collect_sql()).await?;
         let count = format!("SELECT COUNT(*) FROM {}", compared.suspects);
         let count = sqlx::query_scalar(AssertSqlSafe(count)).fetch_one(&mut self.connection);
         let count: i64 = within("counting differences", count).await?;
         Ok(count.unsigned_abs())
     }
 
-    /// Forgets them.
+    /// Drops the collected suspects.
     ///
     /// # Errors
     ///
@@ -222,26 +229,26 @@ impl Session {
 }
 
 impl Batch<'_> {
-    /// The collected rows that still differ.
+    /// Compares the suspects again. Returns those that still differ.
     ///
     /// # Errors
     ///
     /// When MySQL fails.
-    pub async fn look_again(&mut self, compared: &Comparison) -> Result<Vec<Drift>, Error> {
-        let sql = AssertSqlSafe(compared.look());
-        let rows = patiently(sqlx::query(sql).fetch_all(self.connection())).await?;
+    pub async fn recheck(&mut self, compared: &Comparison) -> Result<Vec<Drift>, Error> {
+        let sql = AssertSqlSafe(compared.recheck_sql());
+        let rows = within_minutes(sqlx::query(sql).fetch_all(self.connection())).await?;
         let drift: Result<Vec<_>, _> = rows.iter().map(|row| compared.drift(row)).collect();
         let drift = drift.map_err(|error| Error::of("reading differences", error))?;
         Ok(drift.into_iter().flatten().collect())
     }
 
-    /// Makes the collected rows what they must be.
+    /// Replaces the suspects by the rows of the reference.
     ///
     /// # Errors
     ///
     /// When MySQL fails.
     pub async fn repair(&mut self, compared: &Comparison) -> Result<(), Error> {
-        let Comparison { live, right, suspects, columns, .. } = compared;
+        let Comparison { live, reference, suspects, columns, .. } = compared;
         let names: Vec<String> = columns.iter().map(|(name, _)| quoted(name)).collect();
         let from: Vec<String> = names.iter().map(|name| format!("r.{name}")).collect();
         for sql in [
@@ -250,24 +257,24 @@ impl Batch<'_> {
                 compared.joined("l", "s")
             ),
             format!(
-                "INSERT INTO {live} ({}) SELECT DISTINCT {} FROM {right} AS r JOIN {suspects} AS s ON {}",
+                "INSERT INTO {live} ({}) SELECT DISTINCT {} FROM {reference} AS r JOIN {suspects} AS s ON {}",
                 names.join(", "),
                 from.join(", "),
                 compared.joined("r", "s")
             ),
         ] {
-            patiently(sqlx::query(AssertSqlSafe(sql)).execute(self.connection())).await?;
+            within_minutes(sqlx::query(AssertSqlSafe(sql)).execute(self.connection())).await?;
         }
         Ok(())
     }
 }
 
-/// Awaits a statement that may look at many rows.
-pub(crate) async fn patiently<T>(
+/// Awaits a statement that may read many rows, for at most [`LONG_LIMIT`].
+pub(crate) async fn within_minutes<T>(
     statement: impl Future<Output = Result<T, sqlx::Error>>,
 ) -> Result<T, Error> {
-    match timeout(DROP_LIMIT, statement).await {
+    match timeout(LONG_LIMIT, statement).await {
         Ok(result) => result.map_err(|source| Error::of("comparing rows", source)),
-        Err(_elapsed) => Err(Error::Timeout { operation: "comparing rows", limit: DROP_LIMIT }),
+        Err(_elapsed) => Err(Error::Timeout { operation: "comparing rows", limit: LONG_LIMIT }),
     }
 }

@@ -1,4 +1,4 @@
-//! Making, swapping, comparing and showing tables.
+//! Creates, swaps, compares and shows tables.
 
 mod compare;
 mod migrator;
@@ -7,7 +7,7 @@ mod shadow;
 mod show;
 mod tables;
 
-pub(crate) use compare::patiently;
+pub(crate) use compare::within_minutes;
 pub use compare::{Comparison, Drift, Rows};
 pub(crate) use migrator::Migrations;
 pub use scratch::{Checked, check};

@@ -1,4 +1,4 @@
-//! Trying projections out in a database that is thrown away.
+//! Checks projections in a scratch database, which is dropped afterwards.
 
 use sqlx::{AssertSqlSafe, Executor, SqlSafeStr};
 use uuid::Uuid;
@@ -10,22 +10,21 @@ use crate::session::within;
 use crate::{Error, Options, Session};
 use projection::{Fault, Projection, Statement};
 
-/// What was found out about projections.
+/// The result of [`check`].
 #[derive(Default)]
 pub struct Checked {
-    /// The mistakes in them.
+    /// The mistakes in the projections.
     pub faults: Vec<Fault>,
-    /// How the handlers of each of them run.
+    /// The batch forms of each projection, in the order of the projections.
     pub forms: Vec<Forms>,
 }
 
-/// Makes the tables of each projection and prepares its statements.
-///
-/// The error is about the server, the faults are about the projections.
+/// Creates the tables of each projection and prepares its statements. Mistakes of the projections are
+/// faults in the result.
 ///
 /// # Errors
 ///
-/// When MySQL fails.
+/// When the server fails, or [`Error::NoScratch`].
 pub async fn check(options: &Options, projections: &[&Projection]) -> Result<Checked, Error> {
     let mut session = Session::connect(options).await?;
     let database = format!("projector_check_{}", Uuid::new_v4().simple());
@@ -36,7 +35,7 @@ pub async fn check(options: &Options, projections: &[&Projection]) -> Result<Che
         other => other,
     })?;
     let checked = session.try_out(&database, projections).await;
-    // After an error, too; it tells more than what comes of it.
+    // The database is dropped even after an error of the check, which is the one to report.
     let dropped = session.run(format!("DROP DATABASE {database}")).await;
     session.close().await;
     let checked = checked?;
@@ -56,7 +55,7 @@ impl Session {
             for table in &projection.tables {
                 let sql = AssertSqlSafe(std::sync::Arc::clone(&table.create.sql));
                 let create = sqlx::raw_sql(sql).execute(&mut self.connection);
-                faults.extend(fault_of(&table.create, within("making a table", create).await)?);
+                faults.extend(fault_of(&table.create, within("creating a table", create).await)?);
                 faults.extend(self.engine_fault(&table.name, &table.create).await?);
             }
             for statement in projection.statements() {
@@ -74,7 +73,8 @@ impl Session {
         Ok(Checked { faults, forms })
     }
 
-    /// A rollback must undo everything, so every table has to be of a transactional engine.
+    /// The fault of a table with another engine than `InnoDB`, because a rollback would not undo changes of
+    /// its rows.
     async fn engine_fault(
         &mut self,
         table: &str,
@@ -100,7 +100,8 @@ impl Session {
     }
 }
 
-/// What the server says of a statement: nothing, a fault of the statement, or an error of its own.
+/// Converts the server's response to a statement: no fault, a fault of the statement, or an error of the
+/// server.
 fn fault_of<T>(statement: &Statement, result: Result<T, Error>) -> Result<Option<Fault>, Error> {
     let message = match &result {
         Ok(_) => return Ok(None),
@@ -111,7 +112,7 @@ fn fault_of<T>(statement: &Statement, result: Result<T, Error>) -> Result<Option
         Err(_) => None,
     };
     let Some(message) = message else { return result.map(|_| None) };
-    // MySQL counts lines from the start of the statement.
+    // MySQL counts lines from the first line of the statement.
     let line = message
         .rsplit_once(" at line ")
         .and_then(|(_, rest)| rest.split(' ').next()?.parse::<u64>().ok())

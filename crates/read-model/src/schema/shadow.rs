@@ -1,6 +1,7 @@
-//! A projection's tables in another database, and how they take the place of the live ones.
+//! Shadow tables: a projection's tables in another database, and the swap that puts them in service.
 //!
-//! The shadow has the same table names, so that everything that applies events works there unchanged.
+//! They have the same names as the tables in service, so that a session with the other database applies
+//! events to them without change.
 
 use std::time::Duration;
 
@@ -17,26 +18,26 @@ use crate::session::within;
 use crate::{Error, JobState, Ledger, Options, Session};
 use projection::Projection;
 
-/// How long a swap may wait for readers of the tables; others wait behind it meanwhile.
+/// The longest time that a swap may wait for readers of the tables. All later readers wait behind it.
 const SWAP_LIMIT: Duration = Duration::from_millis(300);
-/// Dropping large tables takes time.
-pub(crate) const DROP_LIMIT: Duration = Duration::from_mins(5);
+/// The longest time for a statement on whole tables, such as dropping or comparing them.
+pub(crate) const LONG_LIMIT: Duration = Duration::from_mins(5);
 
-/// The databases of a rebuild, beside that of the read models.
+/// The databases of a rebuild.
 #[derive(Debug, Clone)]
 pub struct Databases {
-    /// That of the read models.
+    /// The database of the read models.
     pub live: String,
-    /// Where new tables are built.
+    /// The database in which new tables are built.
     pub new: String,
-    /// Where the previous tables are kept.
+    /// The database in which previous tables are kept.
     pub old: String,
-    /// Where tables are built to be compared.
+    /// The database in which reference tables are built for a comparison.
     pub verify: String,
 }
 
 impl Databases {
-    /// The databases beside that of the read models.
+    /// The databases for the read models in `live`.
     pub fn beside(live: &str) -> Self {
         Self {
             live: live.to_owned(),
@@ -47,40 +48,41 @@ impl Databases {
     }
 }
 
-/// The tables of a projection that are in service.
+/// The identity of the tables in service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InService {
-    /// Grows with each rebuild.
+    /// The number of times that a rebuild has put other tables in service.
     pub generation: u32,
-    /// SHA-256 of the files from which they were built, if that is known.
+    /// SHA-256 of the files from which they were built, if known.
     pub built_from: Option<String>,
-    /// Tells them from all other tables, once events were applied.
+    /// See [`crate::Checkpoint::epoch`]; `None` for a projection without a checkpoint.
     pub epoch: Option<Uuid>,
 }
 
-/// What became of an attempt to swap tables.
+/// The result of an attempt to swap tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Swap {
-    /// They are swapped.
+    /// The tables are swapped.
     Done,
-    /// A reader held one of them, or the server took too long: it may still happen, with its ticket.
+    /// A reader held a table, or the server took too long. The swap may still happen until its ticket is
+    /// void.
     Held,
 }
 
-/// What one attempt to swap tables needs: an empty table, which the swap takes along.
+/// An empty table that one attempt to swap moves together with the other tables.
 ///
-/// A swap can reach the server late, or go on there after its connection was ended. Where its ticket is
-/// void, it has happened already, or it never will.
+/// The statement of a swap can reach the server late, or continue there after its connection has ended.
+/// Dropping the ticket's table voids it: a swap that has not happened by then fails.
 pub struct Ticket(String);
 
-/// The tables of a projection and its bookkeeping.
+/// The names of a projection's tables and of its bookkeeping.
 pub fn all_tables(projection: &Projection, ledger: &Ledger) -> Vec<String> {
     let own = projection.tables.iter().map(|table| table.name.clone());
     own.chain(ledger.tables().map(str::to_owned)).collect()
 }
 
 impl Session {
-    /// Makes a database, unless it is there.
+    /// Creates a database if it does not exist.
     ///
     /// # Errors
     ///
@@ -99,15 +101,15 @@ impl Session {
 
     pub(crate) async fn plain(&mut self, sql: String) -> Result<(), Error> {
         let run = sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut self.connection);
-        match timeout(DROP_LIMIT, run).await {
+        match timeout(LONG_LIMIT, run).await {
             Ok(done) => done.map(drop).map_err(|source| Error::of("changing tables", source)),
             Err(_elapsed) => {
-                Err(Error::Timeout { operation: "changing tables", limit: DROP_LIMIT })
+                Err(Error::Timeout { operation: "changing tables", limit: LONG_LIMIT })
             }
         }
     }
 
-    /// Drops tables of a database that are there.
+    /// Drops the tables that exist in a database.
     ///
     /// # Errors
     ///
@@ -119,7 +121,7 @@ impl Session {
         Ok(())
     }
 
-    /// How many of some tables a database has.
+    /// The number of the given tables that a database has.
     ///
     /// # Errors
     ///
@@ -138,11 +140,11 @@ impl Session {
         Ok(tables.iter().filter(|table| found.iter().any(|it| it == table.as_ref())).count())
     }
 
-    /// Which tables are in service, and from which files they were built.
+    /// The identity of the tables in service.
     ///
     /// # Errors
     ///
-    /// When MySQL fails.
+    /// When MySQL fails, or [`Error::SwapNotRecorded`].
     pub async fn in_service(&mut self, ledger: &Ledger) -> Result<InService, Error> {
         let read = query_as(
             "SELECT generation, definition_hash, swapping FROM projector_projections WHERE name = ?",
@@ -154,14 +156,14 @@ impl Session {
         let (generation, built_from, swapping) = found.ok_or_else(|| ledger.not_migrated())?;
         let epoch = self.checkpoint(ledger).await?.map(|checkpoint| checkpoint.epoch);
         if swapping {
-            self.require_noted(ledger).await?;
+            self.require_recorded_swap(ledger).await?;
         }
         Ok(InService { generation, built_from, epoch })
     }
 
-    /// A rebuild may have ended between its swap and noting it. Then nobody knows from which files the
-    /// tables in service were built.
-    async fn require_noted(&mut self, ledger: &Ledger) -> Result<(), Error> {
+    /// Refuses if a rebuild was interrupted between its swap and recording it: the files from which the
+    /// tables in service were built are unknown then.
+    async fn require_recorded_swap(&mut self, ledger: &Ledger) -> Result<(), Error> {
         let databases = Databases::beside(&self.database().await?);
         let from = match self.job(ledger).await?.map(|job| job.state) {
             Some(JobState::CuttingOver) => databases.new,
@@ -171,7 +173,7 @@ impl Session {
         if self.count_tables(&from, &ledger.tables()).await? > 0 {
             return Ok(());
         }
-        Err(Error::SwapNotNoted { projection: ledger.projection().to_owned() })
+        Err(Error::SwapNotRecorded { projection: ledger.projection().to_owned() })
     }
 
     /// The database that the session uses.
@@ -181,12 +183,12 @@ impl Session {
     /// When MySQL fails.
     pub async fn database(&mut self) -> Result<String, Error> {
         let read = query_scalar("SELECT DATABASE()").fetch_one(&mut self.connection);
-        within("asking for the database", read).await
+        within("reading the current database", read).await
     }
 
-    /// A ticket for one attempt to swap tables that lie in `database`.
+    /// Creates a ticket for one attempt to swap the tables in `database`.
     ///
-    /// Only on the session that owns the rebuild: whoever owns it next voids it.
+    /// The session must hold [`crate::Lock::Rebuild`]. The next holder of that lock voids the ticket.
     ///
     /// # Errors
     ///
@@ -199,7 +201,8 @@ impl Session {
         Ok(ticket)
     }
 
-    /// Makes sure that no swap of a projection's tables is still to come; waits for one under way.
+    /// Voids all tickets of a projection. Waits for a swap that is running; afterwards, no earlier attempt
+    /// can succeed.
     ///
     /// # Errors
     ///
@@ -224,10 +227,11 @@ impl Session {
         Ok(())
     }
 
-    /// Puts tables from one database into another, and those there into a third, all at once.
+    /// Moves tables from the database `from` to `to`, and those in `to` to `away`, in one atomic statement.
     ///
-    /// Only while the gate is held. It runs on a connection of its own, which is killed when a reader
-    /// holds a table for too long: behind a waiting swap, everybody else waits too.
+    /// The caller must hold the gate exclusively. The statement runs on its own connection. If a reader
+    /// holds a table for too long, that connection is killed, because all later readers wait behind the
+    /// swap.
     ///
     /// # Errors
     ///
@@ -248,9 +252,9 @@ impl Session {
         let sql = format!("RENAME TABLE {}", pairs.join(", "));
         let mut other = Self::connect(options).await?;
         let limit = query("SET SESSION lock_wait_timeout = 1").execute(&mut other.connection);
-        within("limiting a wait", limit).await?;
+        within("limiting the wait for locks", limit).await?;
         let id = query_scalar("SELECT CONNECTION_ID()").fetch_one(&mut other.connection);
-        let id: u64 = within("asking for the connection", id).await?;
+        let id: u64 = within("reading the connection id", id).await?;
         let rename = sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut other.connection);
         let renamed = timeout(SWAP_LIMIT, rename).await;
         match renamed {
@@ -274,10 +278,10 @@ impl Session {
         }
     }
 
-    /// Ends a statement of another connection, and then the connection: it must not go on later.
+    /// Kills another connection together with its statement, which must not run later.
     async fn kill(&mut self, id: u64, other: &mut MySqlConnection) {
         let kill = sqlx::raw_sql(AssertSqlSafe(format!("KILL {id}"))).execute(&mut self.connection);
-        // It may have ended by itself; whether the tables are swapped is looked at anew.
+        // The connection may have ended by itself. The caller checks whether the tables are swapped.
         drop(within("ending a swap", kill).await);
         drop(timeout(Duration::from_secs(1), other.ping()).await);
     }

@@ -1,4 +1,4 @@
-//! Rows for people to look at.
+//! Rows of a table as text, for `projector show`.
 
 use std::fmt;
 
@@ -8,14 +8,14 @@ use sqlx::{AssertSqlSafe, Row, query, query_scalar};
 use crate::session::within;
 use crate::{Error, Session};
 
-/// Some rows of a table, as text.
+/// Rows of a table as text. `Display` aligns the columns.
 pub struct Rows {
     columns: Vec<String>,
     rows: Vec<Vec<String>>,
 }
 
 impl Session {
-    /// The first rows of a table by its primary key.
+    /// At most `limit` rows of a table.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! Making tables.
+//! Creates the tables of projections and those of the projector itself.
 
 use std::collections::HashMap;
 
@@ -10,7 +10,8 @@ use crate::session::within;
 use crate::{Error, Ledger, Session};
 use projection::Projection;
 
-/// The table in which applied migrations are recorded; an application may keep sqlx's own.
+/// The table of applied migrations. It is not sqlx's default, which an application in the same database may
+/// use.
 const TABLE: &str = "projector_migrations";
 
 const MIGRATIONS: [(i64, &str, &str); 5] = [
@@ -21,21 +22,21 @@ const MIGRATIONS: [(i64, &str, &str); 5] = [
     (5, "rebuild jobs", include_str!("../../../../migrations/mysql/0005_rebuild_jobs.sql")),
 ];
 
-/// What the migration of a projection did.
+/// The result of migrating a projection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Migrated {
-    /// Its tables were made.
+    /// Its tables were created.
     Created,
-    /// They were there.
+    /// Its tables existed.
     Unchanged,
-    /// They were there, and their bookkeeping has a new version.
+    /// Its tables existed, and their bookkeeping has a new version.
     Upgraded,
-    /// They were there, but `tables.sql` has changed since they were made.
+    /// Its tables existed, but `tables.sql` has changed since they were created.
     Differs,
 }
 
 impl Session {
-    /// Brings the projector's own tables up to date; does nothing when they are.
+    /// Migrates the projector's own tables to the newest version.
     ///
     /// # Errors
     ///
@@ -51,11 +52,13 @@ impl Session {
         result
     }
 
-    /// Makes the tables of a projection that are missing. Several migrators take turns.
+    /// Creates the missing tables of a projection and migrates its bookkeeping. A lock lets only one
+    /// migrator run at a time.
     ///
     /// # Errors
     ///
-    /// When MySQL fails.
+    /// When MySQL fails; [`Error::Tables`] if the present tables do not match, or another migrator runs for
+    /// too long.
     pub async fn migrate_projection(
         &mut self,
         projection: &Projection,
@@ -64,16 +67,17 @@ impl Session {
         if !self.take_turn().await? {
             return Err(Error::OtherMigrator);
         }
-        let result = self.make_tables(projection, ledger).await;
+        let result = self.create_tables(projection, ledger).await;
         self.end_turn().await?;
         result
     }
 
-    /// Makes sure that the tables of a projection are there.
+    /// Checks that a projection can be applied: its tables exist, have the engine `InnoDB`, and match the
+    /// version and the categories that this program needs.
     ///
     /// # Errors
     ///
-    /// When MySQL fails.
+    /// When MySQL fails, or with the first condition that does not hold.
     pub async fn require_tables(
         &mut self,
         projection: &Projection,
@@ -83,7 +87,7 @@ impl Session {
         self.require_migrated(&existing).await?;
         for table in &all_tables(projection, ledger) {
             match existing.get(table).map(String::as_str) {
-                // Older versions did not record what they made.
+                // Older versions have no such table; `require_bookkeeping` reports that.
                 None if table == ledger.migrations_table() => {}
                 None => return Err(Error::NotMigrated { missing: format!("table {table}") }),
                 Some("InnoDB") => {}
@@ -97,7 +101,8 @@ impl Session {
         self.require_categories(projection).await
     }
 
-    /// Makes sure that the tables `projector_…` have everything that this program uses; newer ones have.
+    /// Checks that the version of the tables `projector_…` suffices. A newer one does, because migrations
+    /// keep what the previous release uses.
     async fn require_migrated(&mut self, existing: &HashMap<String, String>) -> Result<(), Error> {
         if !existing.contains_key(TABLE) {
             return Err(Error::NotMigrated { missing: format!("table {TABLE}") });
@@ -106,12 +111,13 @@ impl Session {
             "SELECT CAST(COALESCE(MAX(version), 0) AS SIGNED) FROM projector_migrations WHERE success",
         )
         .fetch_one(&mut self.connection);
-        let found: i64 = within("reading the version of our tables", read).await?;
+        let found: i64 = within("reading the version of the projector's tables", read).await?;
         let needed = MIGRATIONS[MIGRATIONS.len() - 1].0;
         if found >= needed { Ok(()) } else { Err(Error::Outdated { found, needed }) }
     }
 
-    /// With other categories, history is missing or too much of it is there.
+    /// Checks that the categories are those of the read model. With others, it would lack events or contain
+    /// too many.
     async fn require_categories(&mut self, projection: &Projection) -> Result<(), Error> {
         let read = query_scalar("SELECT categories FROM projector_projections WHERE name = ?")
             .bind(&projection.name)
@@ -121,9 +127,9 @@ impl Session {
         match built.flatten() {
             Some(built) if built != now => {
                 let reason = format!(
-                    "it was built from the categories {built}, and projection.toml has {now}: put \
-                     them back, or rebuild it from scratch by dropping its tables and its bookkeeping \
-                     ({name}__streams, {name}__checkpoint) before `projector migrate`",
+                    "its tables were built from the categories {built}, but projection.toml has {now}: \
+                     restore the categories, or drop its tables and its bookkeeping ({name}__streams, \
+                     {name}__checkpoint) and run `projector migrate`",
                     name = projection.name
                 );
                 Err(Error::Tables { projection: projection.name.clone(), reason })
@@ -132,23 +138,24 @@ impl Session {
         }
     }
 
-    async fn make_tables(
+    /// Creates missing tables while the migration lock is held.
+    async fn create_tables(
         &mut self,
         projection: &Projection,
         ledger: &Ledger,
     ) -> Result<Migrated, Error> {
         let existing = self.existing_tables().await?;
-        let is_there = |table: &String| existing.contains_key(table);
+        let exists = |table: &String| existing.contains_key(table);
         let fault =
             |reason: String| Err(Error::Tables { projection: projection.name.clone(), reason });
         let (streams, checkpoint) = (ledger.streams_table(), ledger.checkpoint_table());
         let missing: Vec<_> =
-            projection.tables.iter().filter(|table| !is_there(&table.name)).collect();
-        // The bookkeeping is made first: tables without it are not ours.
-        let foreign = projection.tables.iter().find(|table| is_there(&table.name));
+            projection.tables.iter().filter(|table| !exists(&table.name)).collect();
+        // The bookkeeping is created first, so tables without it belong to somebody else.
+        let foreign = projection.tables.iter().find(|table| exists(&table.name));
         if let Some(table) = foreign.filter(|_| !existing.contains_key(streams)) {
             return fault(format!(
-                "table {} is there, but not its bookkeeping {streams}: drop or rename the table",
+                "table {} exists, but its bookkeeping {streams} does not: drop or rename the table",
                 table.name
             ));
         }
@@ -157,8 +164,8 @@ impl Session {
             && self.has_rows(streams).await?
         {
             return fault(format!(
-                "table {} is gone, but {streams} says that events were applied to it: to recreate the \
-                 read model, drop {streams}, {checkpoint} and the projection's other tables",
+                "table {} is missing, but {streams} shows that events were applied to it: to recreate \
+                 the read model, drop {streams}, {checkpoint} and the projection's other tables",
                 table.name
             ));
         }
@@ -169,7 +176,7 @@ impl Session {
         for table in &missing {
             let sql = AssertSqlSafe(std::sync::Arc::clone(&table.create.sql));
             let create = sqlx::raw_sql(sql).execute(&mut self.connection);
-            within("making a table", create).await.map_err(|error| match error {
+            within("creating a table", create).await.map_err(|error| match error {
                 Error::Statement { source, .. } => Error::of_handler(&table.create, source),
                 other => other,
             })?;
@@ -181,7 +188,8 @@ impl Session {
         })
     }
 
-    /// Records from which `tables.sql` the tables were made, and says whether it is still the same.
+    /// Records the hashes of the files from which new tables were created. For existing tables, compares
+    /// the recorded hash of `tables.sql`.
     async fn register(&mut self, projection: &Projection, new: bool) -> Result<Migrated, Error> {
         let sql = if new {
             "REPLACE INTO projector_projections (name, tables_hash, categories, definition_hash)
@@ -213,10 +221,10 @@ impl Session {
     async fn has_rows(&mut self, table: &str) -> Result<bool, Error> {
         let sql = AssertSqlSafe(format!("SELECT EXISTS (SELECT 1 FROM {table})"));
         let query = query_scalar(sql).persistent(false);
-        within("looking into a table", query.fetch_one(&mut self.connection)).await
+        within("checking a table for rows", query.fetch_one(&mut self.connection)).await
     }
 
-    /// The tables of the database, with their engines.
+    /// The tables of the database by name, with their engines.
     async fn existing_tables(&mut self) -> Result<HashMap<String, String>, Error> {
         let query = query_as(
             "SELECT table_name, COALESCE(engine, 'view') FROM information_schema.tables

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::*;
 
-/// Event `version` of stream `stream`; `fork` makes another event with the same version.
+/// Event `version` of stream `stream`. With `fork`, it is another event with the same version.
 fn event(stream: u8, version: i64, fork: bool) -> StoredEvent {
     let stream_id = StreamId::new(format!("order-{stream}")).unwrap();
     let version = StreamVersion::new(version).unwrap();
@@ -27,7 +27,7 @@ fn event(stream: u8, version: i64, fork: bool) -> StoredEvent {
     }
 }
 
-/// What the plan of some events says, in the order given.
+/// The verdicts on events, in the order of the events.
 fn verdicts(heads: &Heads, events: &[&StoredEvent]) -> Vec<Verdict> {
     Plan::of(heads, events).into_verdicts()
 }
@@ -55,7 +55,7 @@ fn each_case_has_its_verdict() {
 }
 
 #[test]
-fn a_gap_names_what_is_missing() {
+fn a_gap_lists_the_missing_versions() {
     let events = [event(1, 9, false), event(1, 4, false), event(1, 7, false)];
     let plan = Plan::of(&known(1, 3, false), &events.iter().collect::<Vec<_>>());
     let version = |n| StreamVersion::new(n).unwrap();
@@ -65,7 +65,7 @@ fn a_gap_names_what_is_missing() {
 }
 
 #[test]
-fn a_conflict_parks_what_follows() {
+fn a_conflict_parks_the_later_events() {
     let events = [event(1, 1, true), event(1, 2, false), event(1, 1, false)];
     let plan = Plan::of(&Heads::new(), &events.iter().collect::<Vec<_>>());
     assert!(plan.steps[0].to.is_parked);
@@ -74,7 +74,7 @@ fn a_conflict_parks_what_follows() {
 }
 
 #[test]
-fn events_behind_a_refused_one_wait_for_it() {
+fn later_events_of_a_refused_one_are_parked() {
     let events = [event(1, 3, false), event(1, 1, false), event(1, 2, false), event(2, 1, false)];
     let events: Vec<_> = events.iter().collect();
     let mut plan = Plan::of(&Heads::new(), &events);
@@ -91,7 +91,7 @@ fn events_behind_a_refused_one_wait_for_it() {
 const STREAMS: u8 = 3;
 const LENGTH: i64 = 6;
 
-/// The database: what was applied of each stream, in order.
+/// A model of the database: the applied versions of each stream, in order.
 #[derive(Default)]
 struct Database {
     applied: HashMap<StreamId, Vec<i64>>,
@@ -101,11 +101,11 @@ struct Database {
 /// Events that no handler can apply.
 type Poison = HashSet<EventId>;
 
-/// A batch that was planned, by a consumer that read the bookkeeping then.
+/// A planned batch of one consumer, with the bookkeeping that the consumer read.
 struct Batch {
     events: Vec<StoredEvent>,
     heads: Heads,
-    /// What is applied: stream and version.
+    /// The stream and version of each event to apply.
     applies: Vec<(StreamId, i64)>,
     /// Events behind a gap.
     waiting: Vec<StoredEvent>,
@@ -133,7 +133,8 @@ fn planned(database: &Database, batch: Vec<StoredEvent>, poison: &Poison) -> Bat
 }
 
 impl Database {
-    /// Commits, unless another consumer moved one of the streams meanwhile. Says whether it did.
+    /// Commits unless another consumer has changed the bookkeeping of one of the streams. Returns whether
+    /// the batch was committed.
     fn commit(&mut self, batch: &Batch) -> bool {
         let moved = |(stream_id, _): &(StreamId, Head)| {
             self.heads.get(stream_id) != batch.heads.get(stream_id)
@@ -149,18 +150,18 @@ impl Database {
     }
 }
 
-/// What a consumer does next.
+/// The next action of a consumer.
 #[derive(Debug, Clone, Copy)]
 enum Action {
-    /// Takes so many deliveries and plans them.
+    /// Takes this number of deliveries and plans them.
     Take(usize),
-    /// Commits what it planned.
+    /// Commits its planned batch.
     Commit,
-    /// Loses it.
+    /// Loses its planned batch.
     Crash,
 }
 
-/// Deliveries of a history: shuffled, some several times, some never.
+/// The deliveries of a history: shuffled, some repeated, some missing.
 fn deliveries() -> impl Strategy<Value = Vec<StoredEvent>> {
     let streams =
         (0..STREAMS).flat_map(|stream| (1..=LENGTH).map(move |at| event(stream, at, false)));
@@ -193,9 +194,9 @@ fn missing(gaps: &[StreamRange]) -> Vec<StoredEvent> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 110_000, ..ProptestConfig::default() })]
 
-    /// Whatever the queue does, whoever crashes when, and whatever two consumers do at the same time:
-    /// each stream is applied from 1 on without a gap or a repetition, up to its first event that
-    /// cannot be applied.
+    /// Each stream is applied from version 1 without a gap or a repetition, up to its first event that
+    /// cannot be applied. This holds for any order of deliveries, for any crash, and with two consumers at
+    /// the same time.
     #[test]
     fn the_read_model_is_a_sequential_fold(
         events in deliveries(), steps in steps(),
@@ -214,7 +215,7 @@ proptest! {
                     consumers[consumer] = Some(planned(&database, rest, &poison));
                 }
                 (Action::Commit, Some(batch)) if database.commit(&batch) => {
-                    // Events behind a gap come again, with the missing ones.
+                    // Events behind a gap are delivered again, together with the missing ones.
                     queue.extend(batch.waiting);
                     queue.extend(missing(&batch.gaps));
                 }
@@ -223,7 +224,7 @@ proptest! {
                 (_, None) => {}
             }
         }
-        // The rest at once; then what was missing for it.
+        // Applies the rest of the queue, and then the events that were missing for it.
         while !queue.is_empty() {
             let batch = planned(&database, std::mem::take(&mut queue), &poison);
             prop_assert!(database.commit(&batch));
