@@ -1,8 +1,6 @@
 //! The definition of a projection: its tables, and the handlers that change them.
 
 use std::collections::BTreeMap;
-use std::fmt;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use domain_events::{Category, EventType, SchemaVersion};
@@ -64,27 +62,6 @@ pub enum Lookup<'p> {
     /// The projection handles the event type, but the event's schema version is above that of every
     /// handler, or below.
     UnknownSchema,
-}
-
-/// A mistake in a projection's directory.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fault {
-    /// The file, or the directory if the mistake is in no single file.
-    pub file: PathBuf,
-    /// The line, counted from 1.
-    pub line: Option<u64>,
-    /// The mistake, and how to correct it.
-    pub reason: String,
-}
-
-impl fmt::Display for Fault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.file.display())?;
-        if let Some(line) = self.line {
-            write!(f, ":{line}")?;
-        }
-        write!(f, ": {}", self.reason)
-    }
 }
 
 impl Projection {

@@ -14,6 +14,7 @@
 
 mod definition;
 mod directive;
+mod fault;
 #[cfg(any(test, fuzzing, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
@@ -26,7 +27,8 @@ mod statement;
 mod tokens;
 mod value;
 
-pub use definition::{Fault, Handler, Lookup, Projection, Table};
+pub use definition::{Handler, Lookup, Projection, Table};
+pub use fault::Fault;
 pub use load::load_all;
 pub use parameter::{BindError, Source};
 pub use shape::{Action, Condition, Shape, Term};

@@ -9,7 +9,8 @@ use domain_events::{Category, EventType, SchemaVersion};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
-use crate::definition::{Fault, Handler, Handlers, Projection, Table};
+use crate::Fault;
+use crate::definition::{Handler, Handlers, Projection, Table};
 use crate::statement::{handler, parse, split};
 use crate::tokens::Placed;
 
@@ -228,6 +229,7 @@ fn created_table(tokens: &[Placed]) -> Option<String> {
 }
 
 fn handlers(directory: &Path, tables: &[Table]) -> Result<Handlers, Vec<Fault>> {
+    let own: Vec<&str> = tables.iter().map(|table| &*table.name).collect();
     let mut faults = Vec::new();
     let mut handlers = Handlers::new();
     let mut count = 0;
@@ -246,7 +248,7 @@ fn handlers(directory: &Path, tables: &[Table]) -> Result<Handlers, Vec<Fault>> 
             faults.push(fault(&file, None, "schema versions begin at 1"));
             continue;
         }
-        let read = read(&file).and_then(|sql| handler(&Arc::from(&*file), &sql, tables));
+        let read = read(&file).and_then(|sql| handler(&Arc::from(&*file), &sql, &own));
         let mut statements = match read {
             Ok(statements) => statements,
             Err(found) => {

@@ -7,7 +7,6 @@ use std::ops::ControlFlow;
 use sqlparser::ast::{ObjectName, ObjectNamePart, Query, Statement, Visit, Visitor};
 use sqlparser::tokenizer::Token;
 
-use crate::Table;
 use crate::tokens::Placed;
 
 /// Functions that read or change the session or the server.
@@ -128,9 +127,9 @@ pub(crate) fn refusals(tokens: &[Placed]) -> Vec<(u64, String)> {
 pub(crate) fn foreign_table(
     parsed: Result<&Statement, &String>,
     tokens: &[Placed],
-    own: &[Table],
+    own: &[&str],
 ) -> Option<String> {
-    let is_own = |name: &str| own.iter().any(|table| table.name.eq_ignore_ascii_case(name));
+    let is_own = |name: &str| own.iter().any(|table| table.eq_ignore_ascii_case(name));
     let qualified = |name: &str| {
         format!("{name} is in another database: a projection reads and changes only its own tables")
     };

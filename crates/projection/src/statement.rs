@@ -12,7 +12,7 @@ use crate::parameter::{Parameter, Source, Step};
 use crate::refuse::{foreign_table, refusals, verb_after_with};
 use crate::shape::{Action, Shape, shape};
 use crate::tokens::{Placed, nesting, parsed, statements};
-use crate::{BindError, Fault, Table, Value};
+use crate::{BindError, Fault, Value};
 
 /// A statement that MySQL can prepare: placeholders replace its named parameters.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,7 +61,7 @@ impl Statement {
 pub(crate) fn handler(
     file: &Arc<Path>,
     sql: &str,
-    own: &[Table],
+    own: &[&str],
 ) -> Result<Vec<Statement>, Vec<Fault>> {
     let found = split(file, sql)?;
     let mut faults = Vec::new();
@@ -114,7 +114,7 @@ pub(crate) fn parse(
     sql: &str,
     tokens: &[Placed],
     line: u64,
-    own: &[Table],
+    own: &[&str],
 ) -> Result<Statement, Vec<Fault>> {
     let fault = |(line, reason)| Fault { file: file.to_path_buf(), line: Some(line), reason };
     let Substituted { text, marked, parameters, mistakes } = substitute(sql, tokens);

@@ -23,6 +23,7 @@ mod error_codes;
 #[cfg(any(test, fuzzing, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
+mod migrator;
 mod rust_projection;
 mod schema;
 mod session;

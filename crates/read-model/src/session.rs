@@ -21,6 +21,8 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// The longest time for one statement, and so the time until a silent server is noticed. It exceeds
 /// `innodb_lock_wait_timeout`, so that the server ends a wait for a lock first.
 pub(crate) const STATEMENT_LIMIT: Duration = Duration::from_secs(5);
+/// The longest time for a statement on whole tables, such as dropping or comparing them.
+pub(crate) const LONG_LIMIT: Duration = Duration::from_mins(5);
 /// A connection that was idle for longer gets a ping before its next use, because the server closes it
 /// after `wait_timeout`. That setting is short so that the server soon releases the locks of a crashed
 /// projector.
@@ -210,5 +212,15 @@ fn connect_error(options: &Options, source: sqlx::Error) -> Error {
         Error::Login { address, source }
     } else {
         Error::Unreachable { address, source }
+    }
+}
+
+/// Awaits a statement that may read many rows, for at most [`LONG_LIMIT`].
+pub(crate) async fn within_minutes<T>(
+    statement: impl Future<Output = Result<T, sqlx::Error>>,
+) -> Result<T, Error> {
+    match timeout(LONG_LIMIT, statement).await {
+        Ok(result) => result.map_err(|source| Error::of("comparing rows", source)),
+        Err(_elapsed) => Err(Error::Timeout { operation: "comparing rows", limit: LONG_LIMIT }),
     }
 }

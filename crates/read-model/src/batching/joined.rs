@@ -7,7 +7,7 @@ use sqlx::{AssertSqlSafe, SqlSafeStr, SqlStr};
 
 use super::cell::{CellKind, natural};
 use super::columns::{Kind, Padding, TableInfo};
-use super::set::{Row, key_text, quoted};
+use super::row::{Row, key_text, quoted};
 use projection::{Action, Condition, Shape, Statement, Term, Value};
 
 /// A statement in which columns of a table of values replace the parameters.

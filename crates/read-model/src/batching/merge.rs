@@ -19,7 +19,7 @@ use sqlx::{AssertSqlSafe, SqlSafeStr, SqlStr};
 
 use super::cell::{CellKind, is_storable, natural};
 use super::columns::{Column, Kind, Padding, TableInfo};
-use super::set::{Row, batchable, key_text, quoted};
+use super::row::{Row, batchable, key_text, quoted};
 use projection::{Action, Condition, Statement, Term, Value};
 
 /// The change that one statement makes to the row of a key.

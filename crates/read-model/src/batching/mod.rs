@@ -5,6 +5,7 @@ mod columns;
 mod forms;
 mod joined;
 mod merge;
+mod row;
 mod set;
 
 #[cfg(any(test, fuzzing, feature = "fuzzing"))]
@@ -12,4 +13,5 @@ pub(crate) use columns::Column;
 pub(crate) use columns::Kind;
 pub use columns::TableInfo;
 pub use forms::Forms;
-pub(crate) use set::{Row, SetForm, quoted};
+pub(crate) use row::{Row, quoted};
+pub(crate) use set::SetForm;

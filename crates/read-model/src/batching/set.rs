@@ -20,12 +20,12 @@
 
 use std::collections::HashMap;
 
-use serde_json::Value as Json;
 use sqlx::SqlStr;
 
-use super::columns::{Padding, TableInfo};
+use super::columns::TableInfo;
 use super::joined::Joined;
 use super::merge::Merged;
+use super::row::{Row, batchable};
 use projection::{Action, Condition, Shape, Source, Statement, Term, Value};
 
 /// The batch form of a statement.
@@ -52,9 +52,6 @@ enum FormKind {
     Joined(Joined),
     Merged(Merged),
 }
-
-/// The values of one event for a set, in the order of the columns of `JSON_TABLE`.
-pub(crate) type Row = Vec<Json>;
 
 impl SetForm {
     /// Derives the batch form of a statement. `merged` is its merged form, if it has one.
@@ -126,34 +123,6 @@ impl SetForm {
     }
 }
 
-/// The shape of a statement and its table.
-///
-/// # Errors
-///
-/// The reason why the statement cannot run as a set.
-pub(crate) fn batchable<'s>(
-    statement: &'s Statement,
-    tables: &'s HashMap<String, TableInfo>,
-) -> Result<(&'s Shape, &'s TableInfo), String> {
-    let shape = statement.shape.as_ref().map_err(Clone::clone)?;
-    let table = tables
-        .get(&shape.table)
-        .ok_or_else(|| format!("{} is not a table of this projection", shape.table))?;
-    match &table.has_trigger_or_foreign_key {
-        Some(reason) => Err(reason.clone()),
-        None => Ok((shape, table)),
-    }
-}
-
-/// The text of a key. Two keys have equal texts exactly if MySQL compares them as equal.
-pub(crate) fn key_text(padding: Padding, value: &Json) -> String {
-    match (padding, value) {
-        (Padding::Spaces, Json::String(text)) => format!("\"{}", text.trim_end_matches(' ')),
-        (Padding::None, Json::String(text)) => format!("\"{text}"),
-        (_, other) => other.to_string(),
-    }
-}
-
 /// The owner of the rows that a statement changes. If conditions name both the stream and the event, it is
 /// the stream.
 fn owner(statement: &Statement, shape: &Shape, table: &TableInfo) -> Option<Owner> {
@@ -193,9 +162,4 @@ fn keys_cover(shape: &Shape, primary: &std::collections::BTreeSet<String>) -> bo
     };
     let keys: Vec<&String> = conditions.iter().filter_map(Condition::key).collect();
     !primary.is_empty() && primary.iter().all(|column| keys.contains(&column))
-}
-
-/// An identifier in backticks.
-pub(crate) fn quoted(name: &str) -> String {
-    format!("`{}`", name.replace('`', "``"))
 }

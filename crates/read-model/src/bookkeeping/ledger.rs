@@ -14,8 +14,8 @@ use super::checkpoint::CheckpointTable;
 use super::parked::ParkedTable;
 use crate::error::number;
 use crate::error_codes::ER_BAD_NULL_ERROR;
-use crate::schema::within_minutes;
 use crate::session::within;
+use crate::session::within_minutes;
 use crate::{Error, Session};
 use projection::plan::{Head, Heads, Last, Step};
 

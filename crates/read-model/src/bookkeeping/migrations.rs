@@ -8,7 +8,7 @@ use sqlx::{AssertSqlSafe, SqlSafeStr, query_scalar};
 use super::Ledger;
 use crate::error::number;
 use crate::error_codes::ER_NO_SUCH_TABLE;
-use crate::schema::Migrations;
+use crate::migrator::Migrations;
 use crate::session::within;
 use crate::{Error, Session};
 

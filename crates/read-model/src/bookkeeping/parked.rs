@@ -240,7 +240,7 @@ impl Session {
             ledger.parked.name
         );
         let read = query_as(AssertSqlSafe(sql)).fetch_all(&mut self.connection);
-        crate::schema::within_minutes(read).await
+        crate::session::within_minutes(read).await
     }
 
     /// The parked streams of a projection, in the order in which they were parked.

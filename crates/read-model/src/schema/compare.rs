@@ -8,11 +8,9 @@ use std::fmt;
 use serde::Serialize;
 use sqlx::mysql::MySqlRow;
 use sqlx::{AssertSqlSafe, Row};
-use tokio::time::timeout;
 
-use super::shadow::LONG_LIMIT;
 use crate::batching::{Kind, TableInfo, quoted};
-use crate::session::within;
+use crate::session::{within, within_minutes};
 use crate::{Batch, Error, Session};
 
 /// A row that differs from the reference.
@@ -266,15 +264,5 @@ impl Batch<'_> {
             within_minutes(sqlx::query(AssertSqlSafe(sql)).execute(self.connection())).await?;
         }
         Ok(())
-    }
-}
-
-/// Awaits a statement that may read many rows, for at most [`LONG_LIMIT`].
-pub(crate) async fn within_minutes<T>(
-    statement: impl Future<Output = Result<T, sqlx::Error>>,
-) -> Result<T, Error> {
-    match timeout(LONG_LIMIT, statement).await {
-        Ok(result) => result.map_err(|source| Error::of("comparing rows", source)),
-        Err(_elapsed) => Err(Error::Timeout { operation: "comparing rows", limit: LONG_LIMIT }),
     }
 }

@@ -14,14 +14,12 @@ use crate::error::number;
 use crate::error_codes::{
     ER_DBACCESS_DENIED_ERROR, ER_LOCK_DEADLOCK, ER_LOCK_WAIT_TIMEOUT, ER_QUERY_INTERRUPTED,
 };
-use crate::session::within;
+use crate::session::{LONG_LIMIT, within};
 use crate::{Error, JobState, Ledger, Options, Session};
 use projection::Projection;
 
 /// The longest time that a swap may wait for readers of the tables. All later readers wait behind it.
 const SWAP_LIMIT: Duration = Duration::from_millis(300);
-/// The longest time for a statement on whole tables, such as dropping or comparing them.
-pub(crate) const LONG_LIMIT: Duration = Duration::from_mins(5);
 
 /// The databases of a rebuild.
 #[derive(Debug, Clone)]

@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use domain_events::Category;
 use sqlx::{AssertSqlSafe, SqlSafeStr, query, query_as, query_scalar};
 
-use super::{Migrations, all_tables};
+use super::all_tables;
+use crate::migrator::Migrations;
 use crate::session::within;
 use crate::{Error, Ledger, Session};
 use projection::Projection;
