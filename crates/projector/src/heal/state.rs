@@ -32,8 +32,8 @@ pub(super) struct State {
     /// When the queues last had no message that may still be delivered.
     pub(super) drained: Option<Instant>,
     pub(super) unserved: Unserved,
-    /// Why stuck queues could not be deleted.
-    pub(super) undeleted: Option<String>,
+    /// When and why a stuck queue could not be deleted.
+    pub(super) undeleted: Option<(Instant, String)>,
     pub(super) probe: Probe,
     pub(super) queues: Probe,
 }
@@ -75,7 +75,7 @@ impl State {
 
     /// Reports in `/readyz` which stuck queues could not be deleted, and why.
     pub(super) fn report_stuck(&self, queues: &[&str]) {
-        let Some(reason) = &self.undeleted else {
+        let Some((_at, reason)) = &self.undeleted else {
             self.queues.ok();
             return;
         };

@@ -1,10 +1,16 @@
 //! Deletes stuck queues: queues that have messages and deliver them to no instance.
 
+use std::time::{Duration, Instant};
+
 use broker::Connection;
 use daemon::chain;
 
 use super::state::State;
 use crate::topology::Topology;
+
+/// The pause after a failed deletion: RabbitMQ closes a channel, and logs it, for each request that it
+/// forbids.
+const RETRY_PAUSE: Duration = Duration::from_mins(1);
 
 /// Deletes the queues with the numbers `stuck`. The instances that consume them declare them again, and apply
 /// the events of their lost messages from the event store.
@@ -14,11 +20,14 @@ pub(super) async fn delete_stuck(
     state: &mut State,
     stuck: &[usize],
 ) {
-    state.undeleted = None;
-    for number in stuck {
-        if let Err(reason) = delete(connection, topology, state, *number).await {
-            state.undeleted = Some(reason);
-            break;
+    let is_over = |at: &Instant| stuck.is_empty() || at.elapsed() >= RETRY_PAUSE;
+    state.undeleted.take_if(|(at, _reason)| is_over(at));
+    if state.undeleted.is_none() {
+        for number in stuck {
+            if let Err(reason) = delete(connection, topology, state, *number).await {
+                state.undeleted = Some((Instant::now(), reason));
+                break;
+            }
         }
     }
     let names = stuck.iter().map(|number| topology.queues[*number].name.as_str());
