@@ -16,7 +16,9 @@ async fn migrating_twice_or_at_once_is_harmless() {
         let outputs = join_all((0..4).map(|_| relay.succeed())).await;
         assert!(outputs.iter().all(|output| output.contains("is up to date")), "{outputs:?}");
         let outputs = join_all((0..4).map(|_| projector.succeed())).await;
-        let made = outputs.iter().filter(|output| output.contains("order_summary: tables made"));
+        let made = outputs
+            .iter()
+            .filter(|output| output.contains("order_summary: the tables were created"));
         assert_eq!(made.count(), 1, "{outputs:?}");
         relay.succeed().await;
         assert!(projector.succeed().await.contains("order_summary: up to date"));

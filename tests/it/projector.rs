@@ -276,7 +276,8 @@ async fn a_version_out_of_nowhere_is_dead_lettered() {
         let (_connection, mut publisher) = publisher(stack).await;
         publisher.publish(&[beyond]).await.unwrap();
         let reasons = dead_letters(stack, 1).await;
-        let nowhere = "version 9 of stream order-1 cannot follow: the event store has no version 3";
+        let nowhere =
+            "version 9 of stream order-1 cannot be applied: the event store has no version 3";
         assert_eq!(reasons, [nowhere]);
         wait_for(stack, "order-1", "1,2").await;
     })

@@ -72,7 +72,7 @@ async fn a_stuck_queue_that_may_not_be_deleted_is_reported() {
         wait_for(stack, "order-1", "1,2,3,4,5").await;
         let reported = async || {
             let (status, body) = projector.get("/readyz").await?;
-            let why = "could not be deleted: deleting a queue in RabbitMQ failed";
+            let why = "could not delete the queue: deleting a queue in RabbitMQ failed";
             (status == 503 && body.contains(why) && body.contains("ACCESS_REFUSED")).then_some(())
         };
         eventually("readiness says so", reported).await;

@@ -37,7 +37,7 @@ async fn verify_finds_and_repairs_drift_and_nothing_else() {
                 stack.projector(TALLY).args(arguments)
             };
             let told = verify(&[]).succeed().await;
-            assert!(told.contains("tally is what the event store gives"), "{told}");
+            assert!(told.contains("every compared row of tally agrees with the event store"), "{told}");
             let mut mysql = stack.mysql().await;
             for drift in [
                 "UPDATE tally SET total = total + 0.01 WHERE stream_id = 'order-7'",
@@ -89,10 +89,10 @@ async fn bookkeeping_that_does_not_fit_is_named() {
         }
         let told = stack.projector(TALLY).args(["verify", "tally"]).fail(1).await;
         for line in [
-            "stream order-3: version 9 was applied, and the event store does not have it",
+            "stream order-3: version 9 was applied, but the event store does not have it",
             "stream order-4: version 1 was applied from another event than the event store has",
             "stream order-5: version 0 was the last to be applied",
-            "the bookkeeping of 3 streams does not fit: `projector rebuild tally`",
+            "the bookkeeping of 3 streams contradicts the event store; run `projector rebuild start tally`",
         ] {
             assert!(told.contains(line), "{told}");
         }
@@ -136,7 +136,10 @@ async fn verify_waits_for_an_open_append() {
         };
         let verify = stack.projector(SPREAD).args(["verify", "spread"]);
         let (told, ()) = tokio::join!(verify.succeed(), holding);
-        assert!(told.contains("spread is what the event store gives"), "{told}");
+        assert!(
+            told.contains("every compared row of spread agrees with the event store"),
+            "{told}"
+        );
     })
     .await;
 }
@@ -225,8 +228,11 @@ async fn a_dry_run_tells_what_a_rebuild_would_do() {
         let dry = stack.projector(TALLY).args(["rebuild", "tally", "--dry-run"]);
         let told = dry.fail(1).await;
         assert!(told.contains("103 events in"), "{told}");
-        assert!(told.contains("no handler for Unheard: 1 events leave no trace"), "{told}");
-        assert!(told.contains("2 streams would be parked, order-2 at version 2"), "{told}");
+        assert!(told.contains("no handler for Unheard: 1 events have no effect"), "{told}");
+        assert!(
+            told.contains("2 streams would be parked, for example order-2 at version 2"),
+            "{told}"
+        );
         let found = dry.arg("--json").fail(1).await;
         let found: Value = serde_json::from_str(&found).unwrap();
         assert_eq!(found["parked"][0]["streams"], 2);

@@ -1,4 +1,4 @@
-//! A projector with a projection in Rust:
+//! A projector with a projection in Rust. To run it:
 //!
 //! ```sh
 //! PROJECTOR__PROJECTOR__PROJECTIONS_DIR=crates/projector/examples/projections \
@@ -12,7 +12,7 @@ use projector::sqlx::Row;
 use projector::sqlx::types::chrono::NaiveDateTime;
 use projector::{BoxFuture, CodeError, Registry, RustProjection, Tables, Value};
 
-/// How long each order took from its first payment to its first shipment.
+/// The time from the first payment of each order to its first shipment.
 struct DeliveryTimes;
 
 impl RustProjection for DeliveryTimes {
@@ -35,7 +35,7 @@ impl RustProjection for DeliveryTimes {
 }
 
 async fn paid(tables: &mut Tables<'_>, order: Value, at: NaiveDateTime) -> Result<(), CodeError> {
-    // The first payment counts.
+    // A second payment keeps the time of the first.
     let sql = "INSERT INTO delivery_times (order_id, paid_at) VALUES (?, ?)
                ON DUPLICATE KEY UPDATE paid_at = delivery_times.paid_at";
     tables.execute(sql, &[order, Value::Time(at)]).await.map(drop)

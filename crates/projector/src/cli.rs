@@ -17,15 +17,19 @@ use crate::{Servers, Settings};
 
 /// Keeps MySQL read models up to date from RabbitMQ and the event store.
 ///
-/// Configured by a TOML file and by environment variables: `PROJECTOR__SECTION__KEY` sets
-/// `section.key`; `EVENT_STORE_URL`, `AMQP_URL`, `READ_MODEL_URL` and `RUST_LOG` are understood too.
-/// A URL may also come from a file: `PROJECTOR__MYSQL__URL_FILE`. `config/default.toml` describes
+/// A TOML file and environment variables set the configuration. `PROJECTOR__SECTION__KEY` sets
+/// `section.key`; `EVENT_STORE_URL`, `AMQP_URL`, `READ_MODEL_URL` and `RUST_LOG` work too.
+/// To read a URL from a file, set `PROJECTOR__MYSQL__URL_FILE`. `config/default.toml` describes
 /// every key.
 ///
 /// Exit codes: 0 done or stopped by a signal, 1 failure, 2 wrong command line, 64 wrong
 /// configuration, 65 a mistake in a projection, 69 server not reachable, 77 login refused.
 #[derive(Parser)]
-#[command(version, max_term_width = 100)]
+#[command(
+    version,
+    max_term_width = 100,
+    after_help = "Examples:\n  projector check\n  projector migrate\n  projector run"
+)]
 struct Arguments {
     #[command(flatten)]
     common: Common,
@@ -35,54 +39,59 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Keep the read models up to date until SIGTERM; waits for servers that are not there.
+    /// Keep the read models up to date until SIGTERM. Waits for servers that are down.
     #[command(after_help = "Example:\n  projector --config projector.toml run")]
     Run,
-    /// Bring our own tables in MySQL up to date, and make the missing tables of projections.
+    /// Create the missing tables of projections, and bring the bookkeeping up to this version.
     ///
-    /// It can run while projectors of the version before are running.
+    /// The bookkeeping records how far each projection and each stream is. Projectors of the previous
+    /// version may run meanwhile.
     #[command(after_help = "Example:\n  projector migrate")]
     Migrate,
-    /// Check projections for mistakes: files, parameters, and SQL as MySQL sees it.
+    /// Check projections for mistakes in files, parameters and SQL. MySQL checks the SQL.
     Check(Check),
     /// Print the first rows of a projection's tables.
     Show(Show),
-    /// Show how far the projections are, what is parked, and which instance follows which queue.
+    /// Show the lag and the parked streams of each projection, and which instance serves which queue.
     ///
-    /// Exit code 1 when a projection does not follow its queues, or has a parked stream.
+    /// Exit code 1 if a projection does not follow its queues or has a parked stream.
     Status(Status),
-    /// List streams that cannot go on, and decide about them.
-    #[command(subcommand)]
+    /// List parked streams, and retry or skip the event that stopped each of them.
+    ///
+    /// The projector parks a stream when it cannot apply its next event. Other streams go on.
+    #[command(subcommand, after_help = "Example:\n  projector parked list order_summary")]
     Parked(Parked),
-    /// Apply nothing more until `resume`; messages wait in the queue.
+    /// Stop applying events until `resume`. Messages wait in the queue.
     Pause(Pause),
-    /// Go on after `pause`, or after too many streams parked at once and the projection was paused.
+    /// Apply events again after a pause.
+    ///
+    /// The projector pauses a projection itself when the events of many streams fail at once.
     #[command(after_help = "Example:\n  projector resume order_summary")]
     Resume(OneProjection),
     /// Rebuild a read model from the event store without downtime, and manage rebuilds.
     Rebuild(Rebuild),
     /// The same as `rebuild rollback`.
-    #[command(hide = true)]
+    #[command(hide = true, after_help = "Example:\n  projector rebuild rollback order_summary")]
     Rollback(OneProjection),
     /// The same as `rebuild cleanup`.
-    #[command(hide = true)]
+    #[command(hide = true, after_help = "Example:\n  projector rebuild cleanup order_summary")]
     DropOld(OneProjection),
-    /// Prove that a read model is right: fold the history beside it, and compare every row.
+    /// Prove that a read model is right: apply the history to separate tables and compare every row.
     ///
-    /// Exit code 1 when a row differs, or when the bookkeeping does not fit the event store.
+    /// Exit code 1 if a row differs, or if the bookkeeping contradicts the event store.
     Verify(Verify),
     /// Compare how many events were appended, published and applied, by category and time.
     ///
-    /// Exit code 1 when an event is missing.
+    /// Exit code 1 if an event is missing.
     #[command(alias = "audit")]
     Reconcile(Reconcile),
-    /// Compare the broker with what the projections need, or change it.
-    #[command(subcommand)]
+    /// Compare the queues in RabbitMQ with those that the projections need, or declare missing ones.
+    #[command(subcommand, after_help = "Example:\n  projector topology diff")]
     Topology(Topology),
-    /// Look at the configuration.
-    #[command(subcommand)]
+    /// Show the configuration.
+    #[command(subcommand, after_help = "Example:\n  projector config show")]
     Config(ConfigCommand),
-    /// Ask the projector on this host whether it is ready; for containers.
+    /// Ask the projector on this host whether it is ready. For the health checks of containers.
     #[command(after_help = "Example:\n  projector healthcheck")]
     Healthcheck,
 }
@@ -92,7 +101,7 @@ enum Command {
 struct Pause {
     /// The projection.
     projection: String,
-    /// Why; `status` and `/readyz` show it.
+    /// The reason that `status` and `/readyz` show.
     #[arg(long, default_value = "by hand")]
     reason: String,
 }
@@ -105,7 +114,7 @@ struct OneProjection {
 
 #[derive(Subcommand)]
 enum ConfigCommand {
-    /// Print every key with its value and origin; secrets are hidden.
+    /// Print every key with its value and its origin. Secrets are hidden.
     #[command(after_help = "Example:\n  projector --config projector.toml config show")]
     Show,
 }
@@ -115,7 +124,7 @@ pub fn main() -> ExitCode {
     main_with(Registry::default())
 }
 
-/// Runs a program of your own that has projections in Rust, beside those in SQL.
+/// Runs the command line of your own program, which adds projections in Rust to those in SQL.
 pub fn main_with(code: Registry) -> ExitCode {
     #[cfg(feature = "failpoints")]
     crate::failpoints::setup();
@@ -183,7 +192,7 @@ pub fn main_with(code: Registry) -> ExitCode {
     }
 }
 
-/// For commands that say whether something is as it should be.
+/// The exit code of a command that answers yes (0) or no (1).
 fn answer(result: Result<bool, Failure>) -> ExitCode {
     match result {
         Ok(true) => ExitCode::SUCCESS,
@@ -195,4 +204,20 @@ fn answer(result: Result<bool, Failure>) -> ExitCode {
 #[tokio::main(flavor = "current_thread")]
 async fn block_on<T>(command: impl Future<Output = T>) -> T {
     command.await
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_help_of_every_command_has_an_example() {
+        fn check(command: &clap::Command) {
+            assert!(command.get_after_help().is_some(), "{} has no example", command.get_name());
+            command.get_subcommands().for_each(check);
+        }
+        check(&Arguments::command());
+    }
 }

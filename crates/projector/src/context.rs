@@ -1,4 +1,4 @@
-//! What the tasks of a projector share.
+//! The state that the tasks of a projector share.
 
 use std::time::Instant;
 
@@ -20,13 +20,13 @@ pub(crate) struct Context {
     pub(crate) broker: broker::Options,
     pub(crate) metrics: Metrics,
     pub(crate) shutdown: CancellationToken,
-    /// Tells this instance from others, and from itself after a restart.
+    /// Identifies this process; a restart gets another one.
     pub(crate) instance: Uuid,
 }
 
 impl Context {
-    /// Applies a batch, counts what became of it, and pauses the projection when too much of it cannot
-    /// be applied.
+    /// Applies a batch and counts the outcomes. If too many streams fail, pauses the projection and returns
+    /// [`ApplyError::Paused`].
     pub(crate) async fn apply(
         &self,
         session: &mut Session,
@@ -40,7 +40,9 @@ impl Context {
                 tracing::error!(
                     projection = model.name(),
                     reason,
-                    "the projection is paused: nothing is applied until `projector resume`"
+                    "too many streams failed at once, so the projection is paused; fix the handler, restart \
+                     the projectors and run `projector resume {}`",
+                    model.name()
                 );
                 return Err(ApplyError::Paused { reason });
             }
@@ -66,7 +68,7 @@ impl Context {
             (Outcome::Applied, applied.count(Verdict::Apply)),
             (Outcome::Duplicate, applied.count(Verdict::Duplicate)),
             (Outcome::Parked, applied.parked.len()),
-            (Outcome::Behind, applied.count(Verdict::Parked)),
+            (Outcome::BehindParked, applied.count(Verdict::Parked)),
             (
                 Outcome::Conflict,
                 applied.parked.iter().filter(|stream| stream.kind == ParkKind::Conflict).count(),
@@ -81,12 +83,14 @@ impl Context {
                 version = stream.version.get(),
                 event = %stream.event_id,
                 reason = stream.reason,
-                "a stream is parked; the others go on"
+                "a stream is parked; other streams go on. Fix the handler and run `projector parked retry`, or \
+                 run `projector parked skip`"
             );
         }
     }
 
-    /// Applies events from the event store, and counts those that had been missing. Gives how many.
+    /// Applies events from the event store. Returns the number of events that were missing, plus the number of
+    /// streams that parked.
     pub(crate) async fn heal(
         &self,
         session: &mut Session,
@@ -103,14 +107,14 @@ impl Context {
             if count > 0 {
                 session.add_healed(&model.ledger, count).await?;
             }
-            // A stream that parked is as far as it can be.
+            // To park a stream is progress too.
             healed += count + applied.parked.len();
         }
         Ok(healed)
     }
 }
 
-/// Host and process, for people.
+/// Names this process for people: `host:pid`.
 pub(crate) fn host() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     format!("{}:{}", name.trim(), std::process::id())

@@ -1,4 +1,4 @@
-//! Why work on a projection stops for now.
+//! Errors that interrupt work on a projection.
 
 use daemon::{Exit, Failure};
 use domain_events::Position;
@@ -26,7 +26,7 @@ impl ServerError {
         }
     }
 
-    /// Whether trying again can help without anybody doing anything.
+    /// Whether another attempt may succeed without anybody changing anything.
     pub(crate) fn is_transient(&self) -> bool {
         match self {
             Self::ReadModel(error) => error.is_transient(),
@@ -69,19 +69,21 @@ impl From<ServerError> for Failure {
     }
 }
 
-/// Why work on a projection stops for now. Nothing is lost: unapplied events come again.
+/// An error that interrupts work on a projection. Nothing is lost: unapplied events are redelivered, or read
+/// from the event store.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     /// A server failed.
     #[error(transparent)]
     Server(ServerError),
-    /// Open transactions hold up reading the event store in order.
+    /// Open transactions that have appended events keep the event store from being read in order.
     #[error(transparent)]
     Fence(#[from] OpenWriters),
     /// The event store ends before the checkpoint.
     #[error(
-        "the event store ends at position {decided}, but this read model has events up to \
-         {checkpoint}: an older event store was restored, and the read model must be rebuilt",
+        "the event store ends at position {decided}, but this read model has events up to position \
+         {checkpoint}: an older event store was restored. Run `projector rebuild start` for this \
+         projection",
         decided = decided.get(), checkpoint = checkpoint.get()
     )]
     StoreWentBack {
@@ -96,13 +98,13 @@ pub(crate) enum Error {
         /// Why.
         reason: String,
     },
-    /// The tables must be read again.
+    /// A rebuild has swapped the tables: their columns must be read again.
     #[error("the read model was replaced by a rebuild")]
     Replaced,
-    /// This program must not apply anything any more.
+    /// This process must not apply any more events: its handlers do not belong to the live tables.
     #[error(
-        "the read model of {projection} was rebuilt from other files than this program has: start it \
-         again with the new files"
+        "the read model of {projection} was rebuilt from other files than this program has: restart this \
+         program with the new files"
     )]
     Outdated {
         /// The projection.
@@ -151,9 +153,13 @@ impl From<Error> for Failure {
     }
 }
 
-/// Transactions that append events and hold up reading them in order.
+/// Open transactions that have appended events. Reading in order must wait for them.
 #[derive(Debug, thiserror::Error)]
-#[error("open transactions that append events hold up reading them in order: {}", list(.0))]
+#[error(
+    "open transactions that have appended events keep the event store from being read in order: {}; commit \
+     or end them",
+    list(.0)
+)]
 pub(crate) struct OpenWriters(pub(crate) Vec<Writer>);
 
 fn list(writers: &[Writer]) -> String {

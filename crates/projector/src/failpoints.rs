@@ -1,10 +1,10 @@
-//! Places at which a test lets the process die.
+//! Named steps at which a test can kill the process.
 //!
-//! With the feature `failpoints`, which only the tests use, the process aborts at the place that the
-//! environment names: `FAILPOINTS="rebuild::swapped=return"`. For the third time that it gets there:
-//! `FAILPOINTS="replay::page-applied=2*off->return"`. The syntax is that of the crate `fail`.
+//! Only tests enable the feature `failpoints`. With it, the process aborts at the step that the environment
+//! names: `FAILPOINTS="rebuild::swapped=return"`. `FAILPOINTS="replay::page-applied=2*off->return"` aborts when
+//! the process reaches the step for the third time. The syntax is that of the crate `fail`.
 
-/// Each place, in the order in which a rebuild gets there.
+/// The steps of a rebuild, in order.
 #[doc(hidden)]
 pub const ALL: [&str; 20] = [
     "rebuild::planned",
@@ -29,7 +29,7 @@ pub const ALL: [&str; 20] = [
     "rebuild::done",
 ];
 
-/// Dies here, if the environment says so.
+/// Aborts the process at this step if the environment names it.
 #[cfg(feature = "failpoints")]
 macro_rules! failpoint {
     ($name:literal) => {
@@ -37,7 +37,7 @@ macro_rules! failpoint {
     };
 }
 
-/// Nothing, but in tests.
+/// Does nothing without the feature.
 #[cfg(not(feature = "failpoints"))]
 macro_rules! failpoint {
     ($name:literal) => {};
@@ -45,16 +45,16 @@ macro_rules! failpoint {
 
 pub(crate) use failpoint;
 
-/// As if by SIGKILL: nothing is flushed, closed or rolled back.
+/// Ends the process like SIGKILL: nothing is flushed, closed or rolled back.
 #[cfg(feature = "failpoints")]
 pub(crate) fn die(name: &str) -> ! {
     crate::output::say(&format!("failpoint: {name}"));
     std::process::abort()
 }
 
-/// Reads what the environment says.
+/// Reads `FAILPOINTS` from the environment.
 #[cfg(feature = "failpoints")]
 pub(crate) fn setup() {
-    // Its end would forget the settings.
+    // Leaked: dropping the scenario would clear the settings.
     Box::leak(Box::new(fail::FailScenario::setup()));
 }

@@ -1,16 +1,16 @@
-//! What must hold for every configuration, projection and parameter; called with the seeds and by
-//! `cargo xtask fuzz`.
+//! Properties that hold for every configuration, projection and parameter. Tests check them with the seeds, and
+//! `cargo xtask fuzz` with random input.
 
 use crate::{Servers, Settings};
 
 pub use projection::fuzzing::parameter;
 pub use read_model::fuzzing::projection;
 
-/// Reads a configuration; for the input and the rules see [`daemon::fuzzing`].
+/// Reads a configuration. [`daemon::fuzzing`] describes the input and the properties.
 ///
 /// # Panics
 ///
-/// When something does not hold.
+/// When a property does not hold.
 pub fn settings(input: &[u8]) {
     daemon::fuzzing::settings(input, "PROJECTOR", |reader| {
         Settings::read(reader, Servers { sources: false, mysql: true }).map(|(_, shown)| shown)

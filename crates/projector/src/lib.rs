@@ -1,18 +1,29 @@
 //! Keeps MySQL read models up to date.
 //!
-//! A projection is a directory of SQL, or a [`RustProjection`]. [`run`] starts the daemon: `consume` follows the
-//! queues of each projection, in batches that are one MySQL transaction each; `heal` finds events that were
-//! lost on the way, and reads them from the event store; `rebuild` builds a read model beside the live one
-//! and swaps them. `commands` are the same functions for operators. What a projection is, is in the crate
-//! `projection`; how a batch is applied, in `read_model`.
+//! A *projection* is a directory with tables and SQL handlers, or a [`RustProjection`]; the crate `projection`
+//! defines it. Its *read model* is the set of its tables; the crate `read_model` applies batches of events to
+//! them. This crate is the daemon around both:
+//!
+//! - [`run`] starts the tasks. They share a `context`: settings, addresses, metrics and the shutdown token.
+//! - `consume` takes deliveries from the queues of each projection and applies them, one MySQL transaction for
+//!   each batch. `topology` names the exchange and the queues.
+//! - `heal` finds events that were lost on the way and applies them from the event store. It also deletes stuck
+//!   queues, retries parked streams, and compares how many events were appended, published and applied.
+//! - `history` reads the event store: it applies history in order, brings single streams up to date, and
+//!   measures the lag.
+//! - `rebuild` builds a read model beside the live one and swaps the two. It also verifies read models.
+//! - `commands` are the operators' commands, and the endpoint that waits for an event; `cli` parses them, and
+//!   `output` prints their results.
+//! - `failpoints` lets a test kill the process at a named step.
 //!
 //! **Invariants:**
-//! - A delivery is acknowledged only with the proof that its batch was committed, as a dead letter, or when
-//!   the event store has its event and the checkpoint stays before it. (`consume::deliveries`)
+//! - A delivery is acknowledged after the commit of its batch, after its message has become a dead letter, or
+//!   when it is deferred: the event store has its event, and the checkpoint stays before it.
+//!   (`consume::deliveries`)
 //! - The checkpoint of a projection never passes an event that is neither applied nor parked.
 //!   (`projector_history`, `heal::sweeper`)
-//! - Streams are folded from the event store by one function, `history::catch_up`, within a batch that was
-//!   admitted to the tables in service.
+//! - One function, `history::catch_up`, folds streams from the event store. In live tables it works within an
+//!   admitted batch: one that has checked that its handlers belong to these tables.
 
 pub mod cli;
 mod commands;

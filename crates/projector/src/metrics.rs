@@ -13,34 +13,35 @@ use read_model::Progress;
 /// Label names and values.
 type Labels<const N: usize> = [(&'static str, String); N];
 
-/// What became of an event.
+/// The outcome of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outcome {
     Applied,
     Duplicate,
-    /// It stopped its stream because another event with its version was applied.
+    /// Another event with its version was applied; its stream is parked.
     Conflict,
-    /// It could not be applied, and stopped its stream.
+    /// It could not be applied; its stream is parked.
     Parked,
-    /// Its stream is parked.
-    Behind,
+    /// Its stream was already parked.
+    BehindParked,
     DeadLettered,
-    /// Acknowledged behind missing events that cannot be read for now; the sweeper applies it.
+    /// Acknowledged unapplied, because the missing events before it cannot be read for now. The sweeper applies
+    /// it.
     Deferred,
 }
 
-/// What noticed that events were missing.
+/// The reason why events were read from the event store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Healing {
-    /// A later event of the stream.
+    /// A later event of the stream arrived.
     Gap,
-    /// The sweeper.
+    /// The sweeper found that they were lost.
     Sweep,
-    /// The start of a projection.
+    /// They belong to the history that a new projection applies at its start.
     Replay,
 }
 
-/// Cheap to clone; clones count together.
+/// The metrics. Clones share their values.
 #[derive(Clone)]
 pub(crate) struct Metrics {
     events: Family<Labels<2>, Counter>,
@@ -87,12 +88,12 @@ impl Metrics {
         registry.register("build", "Version of the program", version);
         registry.register(
             "events",
-            "Events received from the queue or read from the event store, by what became of them",
+            "Events received from the queue or read from the event store, by outcome",
             metrics.events.clone(),
         );
         registry.register(
             "healed_events",
-            "Events that had to be read from the event store, by what noticed it",
+            "Events read from the event store, by cause",
             metrics.healed.clone(),
         );
         registry.register_with_unit(
@@ -109,63 +110,63 @@ impl Metrics {
         );
         registry.register(
             "connection_losses",
-            "Connections given up after a failure",
+            "Connections closed after a failure",
             metrics.losses.clone(),
         );
+        metrics.register_state(registry);
+        metrics.register_rebuild(registry);
+        metrics
+    }
+
+    fn register_state(&self, registry: &mut Registry) {
         registry.register(
             "parked_streams",
-            "Streams that wait until a person retries or skips their event",
-            metrics.parked_streams.clone(),
+            "Streams that wait until you retry or skip their event",
+            self.parked_streams.clone(),
         );
         registry.register(
             "conflicting_streams",
-            "Parked streams of which another event with the same version was applied",
-            metrics.conflicts.clone(),
+            "Parked streams for which another event with the same version was applied",
+            self.conflicts.clone(),
         );
-        registry.register(
-            "paused",
-            "1 while nothing is applied until somebody resumes the projection",
-            metrics.paused.clone(),
-        );
+        registry.register("paused", "1 while the projection is paused", self.paused.clone());
         registry.register(
             "lag_events",
-            "Events that are published and not applied, as the sweeper saw them last",
-            metrics.lag_events.clone(),
+            "Events that are published and not applied, without parked streams",
+            self.lag_events.clone(),
         );
         registry.register_with_unit(
             "lag",
-            "Age of the oldest stream head that is published and not applied",
+            "Age of the oldest event that is published and not applied",
             Unit::Seconds,
-            metrics.lag_seconds.clone(),
+            self.lag_seconds.clone(),
         );
         registry.register(
             "checkpoint_position",
             "Position up to which every event is known to be applied",
-            metrics.checkpoint.clone(),
+            self.checkpoint.clone(),
         );
-        metrics.register_rebuild(registry);
-        metrics
     }
 
     fn register_rebuild(&self, registry: &mut Registry) {
         registry.register(
             "rebuilding",
-            "1 while a rebuild or a rollback is under way, or was interrupted",
+            "1 while a rebuild or a rollback runs or is interrupted",
             self.rebuilding.clone(),
         );
         registry.register(
             "rebuild_positions_left",
-            "Positions of the event store that a rebuild has not applied yet",
+            "Positions of the event store that a rebuild has still to read",
             self.rebuild_positions_left.clone(),
         );
         registry.register(
             "rebuild_events_per_second",
-            "Events that a rebuild applies in a second",
+            "Events per second that a rebuild applies",
             self.rebuild_rate.clone(),
         );
         registry.register(
             "missing_events",
-            "Events of the last hour that are neither applied nor parked, nor on their way",
+            "Published events of the last hour that are neither applied nor parked after five minutes",
             self.missing_events.clone(),
         );
     }
@@ -176,12 +177,12 @@ impl Metrics {
             Outcome::Duplicate => "duplicate",
             Outcome::Conflict => "conflict",
             Outcome::Parked => "parked",
-            Outcome::Behind => "behind_parked",
+            Outcome::BehindParked => "behind_parked",
             Outcome::DeadLettered => "dead_lettered",
             Outcome::Deferred => "deferred",
         };
         self.events
-            .get_or_create(&[own(projection), ("outcome", outcome.to_owned())])
+            .get_or_create(&[label(projection), ("outcome", outcome.to_owned())])
             .inc_by(events as u64);
     }
 
@@ -191,7 +192,9 @@ impl Metrics {
             Healing::Sweep => "sweep",
             Healing::Replay => "replay",
         };
-        self.healed.get_or_create(&[own(projection), ("by", by.to_owned())]).inc_by(events as u64);
+        self.healed
+            .get_or_create(&[label(projection), ("by", by.to_owned())])
+            .inc_by(events as u64);
     }
 
     pub(crate) fn lost(&self, server: &str) {
@@ -199,27 +202,27 @@ impl Metrics {
     }
 
     pub(crate) fn batch(&self, projection: &str, seconds: f64, ages: impl Iterator<Item = f64>) {
-        self.batch_seconds.get_or_create(&[own(projection)]).observe(seconds);
-        let histogram = self.event_age_seconds.get_or_create(&[own(projection)]);
+        self.batch_seconds.get_or_create(&[label(projection)]).observe(seconds);
+        let histogram = self.event_age_seconds.get_or_create(&[label(projection)]);
         ages.for_each(|age| histogram.observe(age));
     }
 
     pub(crate) fn parked(&self, projection: &str, streams: i64, conflicts: i64) {
-        self.parked_streams.get_or_create(&[own(projection)]).set(streams);
-        self.conflicts.get_or_create(&[own(projection)]).set(conflicts);
+        self.parked_streams.get_or_create(&[label(projection)]).set(streams);
+        self.conflicts.get_or_create(&[label(projection)]).set(conflicts);
     }
 
     pub(crate) fn paused(&self, projection: &str, is_paused: bool) {
-        self.paused.get_or_create(&[own(projection)]).set(i64::from(is_paused));
+        self.paused.get_or_create(&[label(projection)]).set(i64::from(is_paused));
     }
 
     pub(crate) fn lag(&self, projection: &str, events: i64, seconds: f64) {
-        self.lag_events.get_or_create(&[own(projection)]).set(events);
-        self.lag_seconds.get_or_create(&[own(projection)]).set(seconds);
+        self.lag_events.get_or_create(&[label(projection)]).set(events);
+        self.lag_seconds.get_or_create(&[label(projection)]).set(seconds);
     }
 
     pub(crate) fn rebuild(&self, projection: &str, progress: Option<&Progress>) {
-        let labels = [own(projection)];
+        let labels = [label(projection)];
         self.rebuilding.get_or_create(&labels).set(i64::from(progress.is_some()));
         let Progress { position, until, events_per_second, .. } =
             progress.copied().unwrap_or_default();
@@ -229,14 +232,14 @@ impl Metrics {
     }
 
     pub(crate) fn missing(&self, projection: &str, events: i64) {
-        self.missing_events.get_or_create(&[own(projection)]).set(events);
+        self.missing_events.get_or_create(&[label(projection)]).set(events);
     }
 
     pub(crate) fn checkpoint(&self, projection: &str, position: i64) {
-        self.checkpoint.get_or_create(&[own(projection)]).set(position);
+        self.checkpoint.get_or_create(&[label(projection)]).set(position);
     }
 }
 
-fn own(projection: &str) -> (&'static str, String) {
+fn label(projection: &str) -> (&'static str, String) {
     ("projection", projection.to_owned())
 }

@@ -1,10 +1,10 @@
-//! What commands print.
+//! Prints the results of commands.
 
 use clap::Args;
 use daemon::{Exit, Failure};
 use serde::Serialize;
 
-/// How to print.
+/// The output format of a command.
 #[derive(Args, Debug, Clone, Copy, Default)]
 pub(crate) struct Format {
     /// Print JSON, for scripts.
@@ -13,7 +13,7 @@ pub(crate) struct Format {
 }
 
 impl Format {
-    /// Prints a result as JSON if that was asked for, and otherwise as text.
+    /// Prints a result: as JSON with `--json`, otherwise as text.
     pub(crate) fn print<T: Serialize>(
         self,
         result: &T,
@@ -30,7 +30,7 @@ impl Format {
     }
 }
 
-/// Prints a line of a command's result.
+/// Prints one line of a command's result.
 #[expect(clippy::print_stdout, reason = "the result of a command")]
 pub(crate) fn say(text: &str) {
     println!("{text}");

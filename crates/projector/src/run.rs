@@ -1,4 +1,4 @@
-//! Assembling the daemon.
+//! Assembles the daemon.
 
 use std::sync::Arc;
 
@@ -15,12 +15,11 @@ use crate::heal::{reconcile_hourly, sweep};
 use crate::metrics::Metrics;
 use crate::rebuild::maintain;
 
-/// Starts the projector's tasks.
+/// Starts the projector's tasks. They wait for servers that are down.
 ///
 /// # Errors
 ///
-/// When a projection has a mistake, a URL cannot be used, or the HTTP address is taken. Servers need
-/// not be there yet.
+/// When a projection has a mistake, a URL is invalid, or the HTTP address is taken.
 pub async fn run(settings: Settings, tasks: &mut Tasks) -> Result<(), Failure> {
     let definitions = settings.load(&settings.projections)?;
     let mut registry = Registry::default();

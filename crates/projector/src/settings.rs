@@ -13,7 +13,7 @@ use secrecy::SecretString;
 
 use crate::error::ServerError;
 
-/// What the projector is told to do; each key is described in `config/default.toml`.
+/// The projector's settings; `config/default.toml` describes each key.
 #[derive(Clone)]
 pub struct Settings {
     /// `postgres.url`
@@ -50,11 +50,11 @@ pub struct Settings {
     pub(crate) rebuild_retention: Duration,
     /// `projector.storm_streams`, `storm_window` and `storm_percent`
     pub(crate) breaker: Breaker,
-    /// The projections in Rust, of a program that has some.
+    /// The projections in Rust, if the program has any.
     pub code: Registry,
 }
 
-/// The servers that a command needs, and so their URLs.
+/// The servers whose URLs a command needs.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Servers {
     /// PostgreSQL and RabbitMQ
@@ -68,7 +68,7 @@ impl Settings {
     ///
     /// # Errors
     ///
-    /// With every error in it.
+    /// Every error in the configuration.
     pub fn read(mut reader: Reader, needed: Servers) -> Result<(Self, Vec<Shown>), Errors> {
         reader.ignore_section("relay");
         // Only the relay listens, but both may read one file.
@@ -103,22 +103,22 @@ impl Settings {
         Ok((settings, reader.finish()?))
     }
 
-    /// Reads the projections of these names, or all of the folder.
+    /// Reads the projections with these names, or all projections in the folder if `names` is empty.
     pub(crate) fn load(&self, names: &[String]) -> Result<Vec<Definition>, Failure> {
         read_model::load(&self.projections_dir, names, &self.code).map_err(|it| mistakes(&it))
     }
 
-    /// How to reach the read models.
+    /// The address of MySQL and the login.
     pub(crate) fn mysql(&self) -> Result<read_model::Options, Failure> {
         Ok(read_model::Options::parse(&self.mysql_url).map_err(ServerError::from)?)
     }
 
-    /// How to reach the queues.
+    /// The address of RabbitMQ and the login.
     pub(crate) fn broker(&self) -> Result<broker::Options, Failure> {
         Ok(broker::Options::parse(&self.rabbitmq_url, "projector").map_err(ServerError::from)?)
     }
 
-    /// How to reach the event store.
+    /// The address of PostgreSQL and the login.
     pub(crate) fn store(&self) -> Result<event_store::Options, Failure> {
         let options = event_store::Options::parse(&self.postgres_url, "projector")
             .map_err(ServerError::from)?;
@@ -126,7 +126,7 @@ impl Settings {
     }
 }
 
-/// All mistakes in one message.
+/// One failure that lists all mistakes.
 pub(crate) fn mistakes(faults: &[Fault]) -> Failure {
     let lines: Vec<_> = faults.iter().map(|fault| format!("  {fault}")).collect();
     let count = match faults.len() {

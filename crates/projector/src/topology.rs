@@ -1,13 +1,13 @@
-//! What a projection needs in the broker.
+//! The exchange, queues and bindings that a projection needs in RabbitMQ.
 
 use broker::{Binding, Connection, Error, Queue};
 use futures_util::future::try_join_all;
 
 use projection::Projection;
 
-/// The header that tells a message's stream.
+/// The header that names a message's stream.
 const HASHED: &str = "stream_id";
-/// All queues behind an exchange that hashes get the same share.
+/// The routing key of a binding to a hash exchange is a weight. Every queue gets the same share.
 const WEIGHT: &str = "1";
 
 /// The exchange and the queues of a projection.
@@ -15,17 +15,17 @@ const WEIGHT: &str = "1";
 pub(crate) struct Topology {
     source: String,
     keys: Vec<String>,
-    /// The exchange that spreads the events over the queues, where there are several.
+    /// The exchange that distributes streams over the queues; `None` for a single queue.
     hash: Option<String>,
     /// One for each partition.
     pub(crate) queues: Vec<Queue>,
 }
 
 impl Topology {
-    /// What a projection needs for a number of partitions.
+    /// The topology of a projection for a number of partitions.
     ///
-    /// The names tell the number, so that another number has other queues: those of the old one are
-    /// emptied and removed.
+    /// Queue names contain that number. So after a change of the number, new and previous queues exist side by
+    /// side, until the previous ones are empty and removed.
     pub(crate) fn of(projection: &Projection, prefix: &str, source: &str, partitions: u16) -> Self {
         let name = format!("{prefix}.{}", projection.name);
         let dead_letters = format!("{name}.dead");
@@ -51,7 +51,8 @@ impl Topology {
         Self { source, keys, hash: Some(hash), queues }
     }
 
-    /// Makes what is missing. Says whether a queue is new: then it lacks what was published before.
+    /// Declares everything that is missing. Returns whether a queue is new: such a queue lacks the messages
+    /// that were published before.
     pub(crate) async fn declare(&self, connection: &Connection) -> Result<bool, Error> {
         connection.declare_exchange(&self.source).await?;
         if let Some(hash) = &self.hash {
@@ -64,7 +65,7 @@ impl Topology {
         Ok(new)
     }
 
-    /// Makes sure of the bindings.
+    /// Declares the bindings again.
     pub(crate) async fn bind(&self, connection: &Connection) -> Result<(), Error> {
         if let Some(hash) = &self.hash {
             connection.declare_hash_exchange(hash, HASHED, &self.source, &self.keys).await?;
@@ -75,7 +76,7 @@ impl Topology {
         Ok(())
     }
 
-    /// Lets nothing more in. What is in the queues stays there.
+    /// Removes the bindings. Messages that are in the queues stay there.
     pub(crate) async fn cut_off(&self, connection: &Connection) -> Result<(), Error> {
         match &self.hash {
             Some(hash) => connection.cut_off(hash, &self.source, &self.keys).await,
@@ -93,12 +94,12 @@ impl Topology {
         }
     }
 
-    /// How many messages wait in the queues.
+    /// The number of messages that wait in all queues.
     pub(crate) async fn ready_messages(&self, connection: &Connection) -> Result<u64, Error> {
         Ok(self.ready_in_each(connection).await?.into_iter().map(u64::from).sum())
     }
 
-    /// How many messages wait in each queue.
+    /// The number of messages that wait in each queue.
     pub(crate) async fn ready_in_each(&self, connection: &Connection) -> Result<Vec<u32>, Error> {
         let mut ready = Vec::with_capacity(self.queues.len());
         for queue in &self.queues {

@@ -167,6 +167,9 @@ pub enum Error {
         /// The projection.
         projection: String,
     },
+    /// Another migrator did not finish in time.
+    #[error("another `projector migrate` is running on this database: wait until it has finished")]
+    OtherMigrator,
     /// A migration of the tables failed.
     #[error("the migration of the read models failed")]
     Migration(#[source] sqlx::migrate::MigrateError),

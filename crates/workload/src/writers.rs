@@ -142,7 +142,7 @@ impl Writer {
 
     /// Appends a batch, again after a lost connection: the ids make repetition harmless.
     async fn append(&mut self, batch: &[Append]) -> Result<(), Failure> {
-        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(4));
+        let mut backoff = Backoff::reconnect(Duration::from_secs(4));
         let mut attempt = 0;
         loop {
             attempt += 1;

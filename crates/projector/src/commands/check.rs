@@ -13,15 +13,15 @@ use crate::settings::mistakes;
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  projector check config/projections --offline")]
 pub(crate) struct Check {
-    /// The folder with the projections; otherwise the configured one.
+    /// The folder with the projections. Default: the configured one.
     folder: Option<PathBuf>,
-    /// Only what needs no server. Otherwise the tables are made, and the statements prepared, in a
-    /// scratch database that is dropped again.
+    /// Run only the checks that need no server. Without this option, MySQL creates the tables and prepares the
+    /// statements in a scratch database, which is dropped afterwards.
     #[arg(long)]
     pub(crate) offline: bool,
 }
 
-/// Looks for mistakes, and says which handlers run for many events at once.
+/// Reports mistakes, and which handlers run for many events at once.
 pub(crate) async fn check(settings: &Settings, arguments: &Check) -> Result<(), Failure> {
     let folder = arguments.folder.as_ref().unwrap_or(&settings.projections_dir);
     let definitions =

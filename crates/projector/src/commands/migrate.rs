@@ -7,7 +7,7 @@ use super::{failure, open_mysql};
 use crate::Settings;
 use crate::output::say;
 
-/// Brings our own tables up to date, and makes the tables of projections that are missing.
+/// Brings the bookkeeping up to this version, and creates the missing tables of projections.
 pub(crate) async fn migrate(settings: &Settings) -> Result<(), Failure> {
     let definitions = settings.load(&settings.projections)?;
     let mut session = open_mysql(settings).await?;
@@ -16,12 +16,12 @@ pub(crate) async fn migrate(settings: &Settings) -> Result<(), Failure> {
         let migrated = session.migrate_projection(&model.projection, &model.ledger).await;
         let name = model.name();
         say(&match migrated.map_err(failure)? {
-            Migrated::Created => format!("{name}: tables made"),
-            Migrated::Upgraded => format!("{name}: the bookkeeping has a new version"),
+            Migrated::Created => format!("{name}: the tables were created"),
+            Migrated::Upgraded => format!("{name}: the bookkeeping was brought up to this version"),
             Migrated::Unchanged => format!("{name}: up to date"),
             Migrated::Differs => format!(
-                "{name}: tables.sql has changed since the tables were made, and they were left alone: \
-                 `projector rebuild start {name}` builds new ones without downtime"
+                "{name}: tables.sql has changed since the tables were created; they were not changed. Run \
+                 `projector rebuild start {name}` to build new tables without downtime"
             ),
         });
     }

@@ -1,4 +1,4 @@
-//! Commands for operators, and the endpoint for applications.
+//! The commands for operators, and the endpoint that lets applications wait for an event.
 
 mod check;
 mod migrate;
@@ -29,7 +29,7 @@ pub(crate) use self::wait_endpoint::route as wait_endpoint;
 use crate::Settings;
 use crate::error::{Error, ServerError};
 
-/// The projections of these names, or all that are configured.
+/// The projections with these names, or all configured ones if `names` is empty.
 fn models(settings: &Settings, names: &[String]) -> Result<Vec<ReadModel>, Failure> {
     let names = if names.is_empty() { &settings.projections } else { names };
     Ok(settings.load(names)?.into_iter().map(ReadModel::new).collect())
@@ -50,7 +50,7 @@ async fn open_store(settings: &Settings) -> Result<event_store::Session, Failure
     Ok(session)
 }
 
-/// The person who runs the command, for the record of decisions.
+/// The person who runs the command, for the table `projector_audit`.
 fn actor() -> String {
     let name = env::var("SUDO_USER").or_else(|_| env::var("USER")).or_else(|_| env::var("LOGNAME"));
     name.unwrap_or_else(|_| "unknown".to_owned())

@@ -10,12 +10,12 @@ use read_model::{ParkedStream, ReadModel, Session};
 
 use super::{actor, failure, model, open_mysql, open_store};
 use crate::Settings;
-use crate::heal::{Decision, ParkedError, go_on};
+use crate::heal::{Decision, ParkedError, retry_or_skip};
 use crate::output::{Format, say};
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum Parked {
-    /// List the streams that cannot go on.
+    /// List the parked streams, and why each of them was parked.
     #[command(after_help = "Example:\n  projector parked list order_summary")]
     List {
         /// The projection.
@@ -30,11 +30,13 @@ pub(crate) enum Parked {
         projection: String,
         /// The stream.
         stream: String,
-        /// Print the payload too.
+        /// Print the payload of the event too.
         #[arg(long)]
         payload: bool,
     },
-    /// Try again: read each stream from the event store, from the event that stopped it on.
+    /// Read parked streams from the event store and apply them, beginning with the event that stopped them.
+    ///
+    /// Exit code 1 if a stream stays parked.
     #[command(
         after_help = "Examples:\n  projector parked retry order_summary order-17\n  projector parked \
                             retry order_summary --error \"Data too long\""
@@ -42,17 +44,17 @@ pub(crate) enum Parked {
     Retry {
         /// The projection.
         projection: String,
-        /// The streams.
+        /// The streams to retry.
         #[arg(required_unless_present_any = ["all", "error"])]
         streams: Vec<String>,
-        /// All streams that are parked.
+        /// Retry all parked streams.
         #[arg(long, conflicts_with_all = ["streams", "error"])]
         all: bool,
-        /// The streams whose reason contains this text.
+        /// Retry the streams whose reason contains this text.
         #[arg(long, value_name = "TEXT", conflicts_with = "streams")]
         error: Option<String>,
     },
-    /// Leave out the event that stopped a stream, and apply those behind it.
+    /// Leave out the event that stopped a stream, and apply the later events.
     #[command(
         alias = "discard",
         after_help = "Example:\n  projector parked skip order_summary order-17 --reason \"test order\""
@@ -62,7 +64,7 @@ pub(crate) enum Parked {
         projection: String,
         /// The stream.
         stream: String,
-        /// Why; it is recorded in `projector_audit`, with your name and the time.
+        /// The reason. The table `projector_audit` records it with your name and the time.
         #[arg(long, value_parser = clap::builder::NonEmptyStringValueParser::new())]
         reason: String,
     },
@@ -165,26 +167,26 @@ async fn retry(
         chosen.retain(|stream| error.is_none_or(|text| stream.reason.contains(text)));
     }
     let mut store = open_store(settings).await?;
-    let (mut gone, mut left) = (0, 0);
+    let (mut resumed, mut left) = (0, 0);
     for stream in &chosen {
-        match go_on(&mut session, &model, &mut store, stream, Decision::Retry).await {
+        match retry_or_skip(&mut session, &model, &mut store, stream, Decision::Retry).await {
             Ok(part) => {
                 let actor = actor();
                 let audited = session.audit(&model.ledger, Some(stream), "retry", "", &actor);
                 audited.await.map_err(failure)?;
                 match part.parked {
-                    None => gone += 1,
+                    None => resumed += 1,
                     Some(parked) => {
                         left += 1;
                         say(&format!(
-                            "{} stays parked, at version {}: {}",
+                            "{} stays parked at version {}: {}",
                             parked.stream_id, parked.version, parked.reason
                         ));
                     }
                 }
             }
             // Another retry was faster.
-            Err(ParkedError::NotParked { .. }) => gone += 1,
+            Err(ParkedError::NotParked { .. }) => resumed += 1,
             Err(error @ ParkedError::WrongEvent { .. }) => {
                 left += 1;
                 say(&error.to_string());
@@ -194,11 +196,14 @@ async fn retry(
     }
     store.close().await;
     session.close().await;
-    say(&format!("{gone} streams go on, {left} stay parked"));
+    say(&format!("{resumed} streams go on, {left} stay parked"));
     if left == 0 {
         Ok(())
     } else {
-        Err(Failure::new(Exit::Failed, anyhow::anyhow!("{left} streams stay parked")))
+        let error = anyhow::anyhow!(
+            "{left} streams stay parked; fix their handlers and retry, or run `projector parked skip`"
+        );
+        Err(Failure::new(Exit::Failed, error))
     }
 }
 
@@ -213,25 +218,25 @@ async fn skip(
     model.prepare(&mut session).await.map_err(failure)?;
     let stream = find(&mut session, &model, stream).await?;
     let mut store = open_store(settings).await?;
-    let part = go_on(&mut session, &model, &mut store, &stream, Decision::Skip).await?;
+    let part = retry_or_skip(&mut session, &model, &mut store, &stream, Decision::Skip).await?;
     session.audit(&model.ledger, Some(&stream), "skip", reason, &actor()).await.map_err(failure)?;
     store.close().await;
     session.close().await;
     let (event, id) = (stream.event_id, &stream.stream_id);
     say(&match part.parked {
         None => format!(
-            "event {event} is left out, and {} after it are applied: {id} goes on",
+            "event {event} is skipped, and {} later events are applied: {id} goes on",
             part.applied
         ),
         Some(parked) => format!(
-            "event {event} is left out; {id} is parked again, at version {}: {}",
+            "event {event} is skipped; {id} is parked again at version {}: {}",
             parked.version, parked.reason
         ),
     });
     Ok(())
 }
 
-/// Stops a projection until it is resumed.
+/// Pauses a projection.
 pub(crate) async fn pause(
     settings: &Settings,
     projection: &str,
@@ -240,7 +245,7 @@ pub(crate) async fn pause(
     set_paused(settings, projection, Some(reason)).await
 }
 
-/// Lets a paused projection go on.
+/// Resumes a paused projection.
 pub(crate) async fn resume(settings: &Settings, projection: &str) -> Result<(), Failure> {
     set_paused(settings, projection, None).await
 }

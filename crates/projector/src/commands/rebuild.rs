@@ -1,4 +1,4 @@
-//! `projector rebuild`, `rollback`, `drop-old` and `verify`.
+//! `projector rebuild`, `rollback` and `drop-old`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use crate::context::host;
 use crate::output::{Format, say};
 use crate::rebuild::{Folded, Rebuilder, Report, text};
 
-/// `rebuild NAME`, the short form of `rebuild start NAME`, or one of the actions.
+/// An action, or a name: `rebuild NAME` is the short form of `rebuild start NAME`.
 #[derive(Args, Debug)]
 #[command(
     args_conflicts_with_subcommands = true,
@@ -33,10 +33,10 @@ pub(crate) struct Rebuild {
 
 #[derive(Subcommand, Debug)]
 enum Action {
-    /// Build new tables from the event store beside the live ones, and put them in service at once.
+    /// Build new tables from the event store, and swap them with the live tables.
     ///
-    /// Applications go on reading and writing. If this is interrupted, any running projector with the same
-    /// files goes on with the rebuild, and so does the command when it is called again.
+    /// Applications read and write meanwhile. If the command is interrupted, any running projector
+    /// with the same files continues the rebuild. So does the command when you call it again.
     #[command(
         after_help = "Examples:\n  projector rebuild start order_summary --dry-run\n  projector \
                             rebuild start order_summary --throttle 5000"
@@ -45,24 +45,24 @@ enum Action {
     /// Show the last rebuild of each projection.
     #[command(after_help = "Example:\n  projector rebuild status --json")]
     Status {
-        /// The projections; otherwise those that are configured.
+        /// The projections. Default: all configured ones.
         projections: Vec<String>,
         #[command(flatten)]
         format: Format,
     },
-    /// Give up a rebuild, wherever it runs, and drop its tables.
+    /// Cancel a rebuild, whichever process runs it, and drop its tables.
     #[command(after_help = "Example:\n  projector rebuild cancel order_summary")]
     Cancel {
         /// The projection.
         projection: String,
     },
-    /// Put the previous tables back in service, with all events since.
+    /// Put the previous tables back in service, after applying all events since the rebuild.
     #[command(after_help = "Example:\n  projector rebuild rollback order_summary")]
     Rollback {
         /// The projection.
         projection: String,
     },
-    /// Drop the tables that are not in service any more.
+    /// Drop the tables that a rebuild or a rollback has taken out of service.
     #[command(after_help = "Example:\n  projector rebuild cleanup order_summary")]
     Cleanup {
         /// The projection.
@@ -75,36 +75,36 @@ enum Action {
 struct Start {
     /// The projection.
     projection: String,
-    /// Apply so many events a second at most; 0 for no limit.
+    /// Apply at most this many events per second. 0 means no limit.
     #[arg(long, default_value_t = 0)]
     throttle: u32,
-    /// Wait while the live read model lags by more than so many seconds; 0 for never.
+    /// Wait while the live read model lags by more than this many seconds. 0 means never.
     #[arg(long, default_value_t = 0, value_name = "SECONDS")]
     max_lag: u32,
-    /// Put the new tables in service even if some streams cannot be applied.
+    /// Swap the tables even if the new handlers cannot apply some streams.
     #[arg(long)]
     allow_parked: bool,
     /// The same as `rebuild cancel`.
     #[arg(long, hide = true, conflicts_with_all = ["throttle", "max_lag", "allow_parked", "dry_run", "stream", "streams_file"])]
     cancel: bool,
-    /// Only report what a rebuild would do: how long it takes, which events have no handler, and which
-    /// streams would be parked. Exit code 1 when one would.
+    /// Report what a rebuild would do: how long it takes, which events have no handler, and which
+    /// streams would be parked. Exit code 1 if any would. Changes nothing.
     #[arg(long, conflicts_with_all = ["throttle", "max_lag", "allow_parked", "stream", "streams_file"])]
     dry_run: bool,
-    /// Only fold these streams again, in the live tables.
+    /// Rebuild only these streams, in the live tables.
     #[arg(long, num_args = 1.., value_name = "ID", conflicts_with_all = ["throttle", "max_lag", "allow_parked"])]
     stream: Vec<String>,
-    /// Only fold the streams of a file again, one in each line.
+    /// Rebuild only the streams in this file, one per line, in the live tables.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["throttle", "max_lag", "allow_parked"])]
     streams_file: Option<PathBuf>,
     /// Print JSON, for scripts.
-    // Not as `Format`: clap takes no notice of an optional group with another one in it.
+    // Not a flattened `Format`: clap ignores an optional group that contains another group.
     #[arg(long)]
     json: bool,
 }
 
 impl Rebuild {
-    /// Runs the action. Says whether every stream could be applied.
+    /// Runs the action. Returns whether every stream could be applied.
     pub(crate) async fn run(&self, settings: &Settings) -> Result<bool, Failure> {
         match (&self.action, &self.start) {
             (Some(Action::Start(start)), _) | (None, Some(start)) => start.run(settings).await,
@@ -171,22 +171,22 @@ impl Start {
         }
         if !format.json {
             say(&format!(
-                "rebuilding {projection}; if this is interrupted, a running projector goes on with it, \
-                 and `projector rebuild cancel {projection}` gives it up"
+                "rebuilding {projection}; if this command is interrupted, a running projector continues the \
+                 rebuild. To cancel it, run `projector rebuild cancel {projection}`"
             ));
         }
         let (throttle, max_lag, allow_parked) = (*throttle, *max_lag, *allow_parked);
         rebuilder.rebuild(RebuildOptions { throttle, max_lag, allow_parked }).await?;
         if !format.json {
             say(&format!(
-                "{projection} is rebuilt; `projector rebuild rollback {projection}` puts the previous \
-                 tables back, `projector rebuild cleanup {projection}` drops them"
+                "{projection} is rebuilt; `projector rebuild rollback {projection}` puts the previous tables \
+                 back, `projector rebuild cleanup {projection}` drops them"
             ));
         }
         Ok(true)
     }
 
-    /// The streams that are to be folded again; `None` for the whole read model.
+    /// The streams to rebuild; `None` for the whole read model.
     fn streams(&self) -> Result<Option<Vec<StreamId>>, Failure> {
         if self.stream.is_empty() && self.streams_file.is_none() {
             return Ok(None);
@@ -210,7 +210,7 @@ fn line(folded: &Folded) -> String {
     let Folded { stream_id, events, parked } = folded;
     match (events, parked) {
         (0, None) => {
-            format!("{stream_id}: the event store has no such stream; its rows are removed")
+            format!("{stream_id}: the event store has no such stream; its rows were removed")
         }
         (events, None) => format!("{stream_id}: {events} events"),
         (events, Some(parked)) => format!(
@@ -251,14 +251,16 @@ fn last(Last { projection, rebuild }: &Last) -> String {
 
 async fn cancel(settings: &Settings, projection: &str) -> Result<(), Failure> {
     rebuilder(settings, projection, Format::default()).await?.cancel().await?;
-    say(&format!("the rebuild of {projection} is cancelled"));
+    say(&format!("the rebuild of {projection} is cancelled, and its tables are dropped"));
     Ok(())
 }
 
 /// Puts the previous tables back in service.
 pub(crate) async fn roll_back(settings: &Settings, projection: &str) -> Result<(), Failure> {
     rebuilder(settings, projection, Format::default()).await?.roll_back().await?;
-    say(&format!("{projection} has its previous tables, with all events since the rebuild"));
+    say(&format!(
+        "the previous tables of {projection} are in service again, with all events since the rebuild"
+    ));
     Ok(())
 }
 

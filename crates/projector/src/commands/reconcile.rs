@@ -15,22 +15,22 @@ use crate::output::Format;
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  projector reconcile order_summary --since 24h --bucket 1h")]
 pub(crate) struct Reconcile {
-    /// The projections; otherwise those that are configured.
+    /// The projections. Default: all configured ones.
     projections: Vec<String>,
-    /// How far to look back.
+    /// How far back to count.
     #[arg(long, default_value = "24h", value_parser = humantime::parse_duration)]
     since: Duration,
-    /// How much time is counted together.
+    /// The length of a line's span of time, at least 1s.
     #[arg(long, default_value = "1h", value_parser = humantime::parse_duration)]
     bucket: Duration,
-    /// What is younger may still be on its way.
+    /// Leave out younger events: they may still be on their way.
     #[arg(long, default_value = "10s", value_parser = humantime::parse_duration)]
     grace: Duration,
     #[command(flatten)]
     format: Format,
 }
 
-/// Compares what was appended with what was published and applied; says whether nothing is missing.
+/// Counts the events that were appended, published and applied. Returns whether none is missing.
 pub(crate) async fn reconcile(settings: &Settings, arguments: &Reconcile) -> Result<bool, Failure> {
     let Reconcile { projections, since, bucket, grace, format } = arguments;
     let mut session = open_mysql(settings).await?;
@@ -39,7 +39,7 @@ pub(crate) async fn reconcile(settings: &Settings, arguments: &Reconcile) -> Res
     let span = (now - *since, now - *grace);
     let mut all = Vec::new();
     for model in models(settings, projections)? {
-        // What lasts too short to be counted together would be counted for ever.
+        // A tiny bucket would give an endless list.
         let bucket = (*bucket).max(Duration::from_secs(1));
         all.push(heal::reconcile(&mut session, &mut store, &model, span, bucket).await?);
     }

@@ -12,7 +12,7 @@ use crate::output::say;
 pub(crate) struct Show {
     /// The projection.
     projection: String,
-    /// Rows of each table at most.
+    /// The most rows of each table.
     #[arg(long, default_value_t = 10)]
     limit: u32,
 }

@@ -16,13 +16,13 @@ use crate::rebuild;
 #[derive(Args)]
 #[command(after_help = "Example:\n  projector status order_summary --json")]
 pub(crate) struct Status {
-    /// The projections; otherwise those that are configured.
+    /// The projections. Default: all configured ones.
     projections: Vec<String>,
     #[command(flatten)]
     format: Format,
 }
 
-/// One projection.
+/// The state of one projection.
 #[derive(Debug, Serialize)]
 struct Found {
     projection: String,
@@ -30,19 +30,19 @@ struct Found {
     /// Why it is paused, or not migrated.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
-    /// Up to here, every event is known to be applied or parked.
+    /// The position up to which every event is known to be applied or parked.
     checkpoint: Option<i64>,
-    /// Events that are published and not applied, without those of parked streams.
+    /// The number of events that are published and not applied, without parked streams.
     lag_events: i64,
     /// The age of the oldest of them.
     lag_seconds: f64,
     parked: i64,
     conflicts: i64,
-    /// Events that were lost on the way and read from the event store.
+    /// The number of events that were lost on the way and read from the event store.
     healed: u64,
     partitions: u16,
     instances: Vec<Instance>,
-    /// The last one.
+    /// The last rebuild.
     #[serde(skip_serializing_if = "Option::is_none")]
     rebuild: Option<Job>,
 }
@@ -62,14 +62,14 @@ impl State {
         match self {
             Self::NotMigrated => "not migrated: run `projector migrate`",
             Self::Paused => "paused",
-            Self::NoInstance => "no instance follows it",
+            Self::NoInstance => "no instance follows it; run `projector run`",
             Self::ApplyingHistory => "applying the history",
             Self::Following => "following",
         }
     }
 }
 
-/// Prints the state of projections. Says whether all of them follow their queues with no parked stream.
+/// Prints the state of projections. Returns whether all of them follow their queues and have no parked stream.
 pub(crate) async fn status(settings: &Settings, arguments: &Status) -> Result<bool, Failure> {
     let Status { projections: names, format } = arguments;
     let mut session = open_mysql(settings).await?;

@@ -11,18 +11,20 @@ use crate::topology::Topology as Wanted;
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum Topology {
-    /// Show how the broker differs from what the projections need. Exit code 1 if it would lose messages.
+    /// Show missing queues, queues with other settings, and queues without a consumer.
+    ///
+    /// Exit code 1 if a queue is missing or has other settings: then messages may get lost.
     #[command(after_help = "Example:\n  projector topology diff order_summary")]
     Diff {
-        /// The projections; otherwise those that are configured.
+        /// The projections. Default: all configured ones.
         projections: Vec<String>,
     },
-    /// Change the broker: declare the exchanges, queues and bindings that are missing.
+    /// Declare the exchanges, queues and bindings that are missing.
     ///
-    /// It deletes nothing, and leaves existing queues as they are.
+    /// This deletes nothing, and does not change existing queues.
     #[command(after_help = "Example:\n  projector topology apply order_summary")]
     Apply {
-        /// The projections; otherwise those that are configured.
+        /// The projections. Default: all configured ones.
         projections: Vec<String>,
     },
 }
@@ -59,7 +61,8 @@ impl Topology {
             Ok(())
         } else {
             let error = anyhow::anyhow!(
-                "{losses} differences; `projector topology apply` declares what is missing"
+                "{losses} queues are missing or have other settings; `projector topology apply` declares missing \
+                 ones"
             );
             Err(Failure::new(Exit::Failed, error))
         }
@@ -76,7 +79,7 @@ fn text(projection: &str, differences: &[Difference]) -> String {
             format!("  queue {queue} has other settings: {reason}")
         }
         Difference::NoConsumer { queue } => {
-            format!("  queue {queue} has no consumer: is a projector running?")
+            format!("  queue {queue} has no consumer; run `projector run`")
         }
     });
     format!("{projection}:\n{}", lines.collect::<Vec<_>>().join("\n"))

@@ -18,14 +18,14 @@ pub(crate) struct Verify {
     /// Overwrite rows that differ.
     #[arg(long)]
     repair: bool,
-    /// Compare so many streams only, chosen at random. Each row must belong to one stream.
+    /// Compare only this many streams, chosen at random. Each row must belong to one stream.
     #[arg(long, value_name = "STREAMS")]
     sample: Option<u32>,
     #[command(flatten)]
     format: Format,
 }
 
-/// Compares a read model with the event store; says whether it is right.
+/// Compares a read model with the event store. Returns whether it is right now.
 pub(crate) async fn verify(settings: &Settings, arguments: &Verify) -> Result<bool, Failure> {
     let Verify { projection, repair, sample, format } = arguments;
     let rebuilder = rebuilder(settings, projection, *format).await?;
@@ -33,15 +33,16 @@ pub(crate) async fn verify(settings: &Settings, arguments: &Verify) -> Result<bo
     format.print(&found, |found| {
         let mut lines: Vec<String> = found.drift.iter().map(ToString::to_string).collect();
         lines.push(match (found.drift.len(), repair) {
-            (0, _) => format!("{projection} is what the event store gives"),
-            (rows, true) => format!("{rows} rows were wrong and are right now"),
-            (rows, false) => format!("{rows} rows are wrong"),
+            (0, _) => format!("every compared row of {projection} agrees with the event store"),
+            (rows, true) => format!("{rows} rows were wrong and have been repaired"),
+            (rows, false) => format!("{rows} rows are wrong; --repair overwrites them"),
         });
         lines.extend(found.streams.iter().map(ToString::to_string));
         if !found.streams.is_empty() {
             let count = found.streams.len();
             lines.push(format!(
-                "the bookkeeping of {count} streams does not fit: `projector rebuild {projection}`"
+                "the bookkeeping of {count} streams contradicts the event store; run `projector rebuild start \
+                 {projection}`"
             ));
         }
         lines.join("\n")

@@ -1,5 +1,5 @@
-//! `GET /v1/projections/{name}/wait?event_id=…&timeout=2s`: answers when an event is applied, for an
-//! application that reads what it has just written.
+//! `GET /v1/projections/{name}/wait?event_id=…&timeout=2s` answers when an event is applied. An application
+//! calls it before it reads its own write.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,16 +21,16 @@ use crate::error::Error;
 
 const TIMEOUT: Duration = Duration::from_secs(2);
 const TIMEOUT_MAX: Duration = Duration::from_secs(30);
-/// Requests that wait at a time: health and metrics are answered by the same port.
+/// The most requests that wait at the same time: the same port also answers health checks and metrics.
 const WAITERS_MAX: usize = 128;
 /// How often to check.
 const POLL: Duration = Duration::from_millis(10);
 
-/// What the endpoint needs.
+/// The state of the endpoint.
 pub(crate) struct Waiting {
     context: Arc<Context>,
     models: HashMap<String, Arc<ReadModel>>,
-    /// One for all requests, so that they cannot exhaust the servers.
+    /// Shared by all requests, so that they cannot exhaust the connections of the servers.
     sessions: Mutex<Option<Sessions>>,
     places: Semaphore,
 }
@@ -41,7 +41,7 @@ struct Sessions {
     store: event_store::Session,
 }
 
-/// How far an event is.
+/// Whether an event is applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Seen {
     Applied,
@@ -66,17 +66,18 @@ async fn wait(
 ) -> Answer {
     let Some(model) = waiting.models.get(&name) else {
         let known: Vec<&String> = waiting.models.keys().collect();
-        let reason = format!("no projection {name} runs here; those that do: {known:?}");
+        let reason =
+            format!("this projector does not run the projection {name}; it runs {known:?}");
         return answer(StatusCode::NOT_FOUND, &json!({ "error": reason }));
     };
     let event_id = query.get("event_id").map(|text| EventId::parse(text));
     let timeout = query.get("timeout").map_or(Ok(TIMEOUT), |text| humantime::parse_duration(text));
     let (Some(Ok(event_id)), Ok(timeout)) = (event_id, timeout) else {
-        let reason = "expected ?event_id=<uuid>&timeout=<such as 500ms or 2s>";
+        let reason = "expected ?event_id=<uuid>&timeout=<duration, for example 500ms or 2s>";
         return answer(StatusCode::BAD_REQUEST, &json!({ "error": reason }));
     };
     let Ok(_place) = waiting.places.try_acquire() else {
-        let reason = format!("{WAITERS_MAX} requests wait already: try again");
+        let reason = format!("{WAITERS_MAX} requests are waiting already; try again later");
         return answer(StatusCode::SERVICE_UNAVAILABLE, &json!({ "error": reason }));
     };
     let until = Instant::now() + timeout.min(TIMEOUT_MAX);
@@ -84,7 +85,8 @@ async fn wait(
         match waiting.check(model, event_id).await {
             Ok(Seen::Applied) => return answer(StatusCode::OK, &json!({ "applied": true })),
             Ok(Seen::Parked) => {
-                let reason = "its stream is parked: `projector parked list` says why";
+                let reason =
+                    "the stream of the event is parked; `projector parked list` shows the reason";
                 return answer(StatusCode::CONFLICT, &json!({ "applied": false, "error": reason }));
             }
             Ok(Seen::NotYet) if Instant::now() + POLL < until => sleep(POLL).await,
@@ -105,7 +107,7 @@ fn answer(status: StatusCode, body: &Value) -> Answer {
 }
 
 impl Waiting {
-    /// Finds out how far an event is, from the event store and the bookkeeping.
+    /// Looks an event up in the event store and its stream in the bookkeeping.
     async fn check(&self, model: &ReadModel, event_id: EventId) -> Result<Seen, Error> {
         let mut shared = self.sessions.lock().await;
         let mut sessions = match shared.take() {
@@ -127,7 +129,7 @@ impl Sessions {
     async fn check(&mut self, model: &ReadModel, event_id: EventId) -> Result<Seen, Error> {
         let ledger = &model.ledger;
         let Some((stream_id, version)) = self.store.place_of(event_id).await? else {
-            // It may not be committed yet.
+            // The transaction that appends the event may not have committed yet.
             return Ok(Seen::NotYet);
         };
         let heads = self.mysql.heads(ledger, &[&stream_id]).await?;

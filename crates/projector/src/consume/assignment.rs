@@ -1,13 +1,13 @@
-//! Which instance should hold which partition. Pure.
+//! Computes which instance should hold which partition. Pure.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use uuid::Uuid;
 
-/// Gives each partition an instance: evenly, and so that few of them move when an instance comes or
-/// goes (rendezvous hashing with limits). The result depends on the set of instances alone.
+/// Assigns each partition to an instance by rendezvous hashing with limits: the load is even, and few
+/// partitions move when an instance joins or leaves. The order of `instances` does not matter.
 ///
-/// Empty when there is no instance.
+/// Returns nothing if there is no instance.
 pub(super) fn assign(instances: &[Uuid], partitions: u16) -> Vec<Uuid> {
     if instances.is_empty() {
         return Vec::new();
@@ -32,7 +32,7 @@ pub(super) fn assign(instances: &[Uuid], partitions: u16) -> Vec<Uuid> {
 }
 
 fn weight(partition: usize, instance: Uuid) -> u64 {
-    // The same in every process: its keys are fixed.
+    // `DefaultHasher::new` has fixed keys, so every process computes the same weights.
     let mut hasher = DefaultHasher::new();
     (partition, instance.as_u128()).hash(&mut hasher);
     hasher.finish()

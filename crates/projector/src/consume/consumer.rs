@@ -1,4 +1,4 @@
-//! Following a queue.
+//! Takes the deliveries of one queue, distributes them over lanes, and settles them.
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -6,32 +6,28 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use broker::{Connection, Delivery, Envelope, Queue, Receipt};
-use daemon::backoff::Backoff;
 use daemon::{CancellationToken, Probe, chain};
 use domain_events::{Event, StoredEvent, StreamId, StreamRange};
 use projection::plan::Verdict;
-use read_model::{ApplyError, Committed, ReadModel};
+use read_model::{ApplyError, ReadModel};
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::deliveries::Deliveries;
+use super::gaps::{Gaps, Reading};
 use super::lane::{Failure, Lane, Pending, Report};
 use crate::context::Context;
 use crate::error::Error;
 use crate::history::History;
 use crate::metrics::Outcome;
 
-/// How long deliveries are kept while MySQL does not take them; then another instance may.
+/// How long deliveries are kept while MySQL or the event store fails. Another instance may have more success.
 const KEEP_LIMIT: Duration = Duration::from_secs(3);
-/// How long to wait for missing events to be delivered, before the event store is asked.
-const GAP_WAIT: Duration = Duration::from_millis(50);
-/// The first pause when the event store cannot be asked.
-const RETRY_MIN: Duration = Duration::from_millis(100);
-/// How long batches may take to end when the queue is left.
-const LEAVE_LIMIT: Duration = Duration::from_secs(6);
+/// How long running batches may take to end when the consumer closes.
+const CLOSE_LIMIT: Duration = Duration::from_secs(6);
 
-/// Why a message is a dead letter whose event is not in the event store.
+/// The reason in the dead letter of an event that has no version.
 const NOT_STORED: &str = "the event is not in the event store: the application inserted it into outbox \
     itself. Projections apply events of the event store only, so that a rebuild has them too: append it \
     with append_event() or append_to_stream()";
@@ -43,21 +39,15 @@ pub(crate) struct Consumer<'c> {
     deliveries: Deliveries,
     lanes: Vec<Lane>,
     batches: JoinSet<Report>,
-    gaps: HashMap<StreamId, Gap>,
-    /// One at most reads the event store.
-    reading: JoinSet<Reading>,
-    /// Away while it is read.
-    history: Option<History>,
-    /// The prefetch; half of it may wait for missing events.
-    prefetch: usize,
+    gaps: Gaps,
+    /// Reports streams with gaps.
     probe: &'c Probe,
-    /// Where it is noted what the queue delivers.
-    serves: watch::Sender<Served>,
+    activity: watch::Sender<Activity>,
 }
 
-/// A projection that is followed on one connection.
+/// A projection and the broker connection that its consumers use.
 #[derive(Clone, Copy)]
-pub(super) struct Followed<'c> {
+pub(super) struct ConnectedProjection<'c> {
     pub(super) context: &'c Arc<Context>,
     pub(super) model: &'c Arc<ReadModel>,
     pub(super) connection: &'c Connection,
@@ -65,85 +55,73 @@ pub(super) struct Followed<'c> {
     pub(super) gaps: &'c Probe,
 }
 
-/// What this instance gets from a queue.
+/// Shows whether a queue delivers to this instance.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Served {
-    /// When it delivered last.
-    pub(crate) last: Option<Instant>,
-    /// Whether deliveries are not settled: while a slow batch has all that may be, no more come.
+pub(crate) struct Activity {
+    /// The time of the last delivery.
+    pub(crate) last_delivery: Option<Instant>,
+    /// Whether deliveries are unsettled. A slow batch may use up the prefetch; then the queue delivers nothing,
+    /// although this instance holds it.
     pub(crate) unsettled: bool,
-}
-
-/// A stream whose deliveries wait for events before them.
-struct Gap {
-    wanted: StreamRange,
-    pending: Vec<Pending>,
-    since: Instant,
-    due: Instant,
-    backoff: Backoff,
-}
-
-/// What was read from the event store.
-struct Reading {
-    history: History,
-    wanted: Vec<StreamRange>,
-    result: Result<Vec<StoredEvent>, event_store::Error>,
 }
 
 impl<'c> Consumer<'c> {
     /// Starts to consume.
     pub(super) async fn open(
-        projection: Followed<'c>,
+        projection: ConnectedProjection<'c>,
         queue: &Queue,
         priority: i32,
-        serves: watch::Sender<Served>,
+        activity: watch::Sender<Activity>,
     ) -> Result<Self, Error> {
-        let Followed { context, model, connection, gaps: probe } = projection;
-        let prefetch = context.settings.prefetch;
+        let ConnectedProjection { context, model, connection, gaps: probe } = projection;
+        let (prefetch, retry_max) = (context.settings.prefetch, context.settings.retry_max);
         let deliveries =
             Deliveries::open(connection, &context.broker, queue, prefetch, priority).await?;
         Ok(Self {
             context,
             model,
             deliveries,
-            lanes: (0..model.lanes()).map(|_| Lane::new(context.settings.retry_max)).collect(),
+            lanes: (0..model.lanes()).map(|_| Lane::new(retry_max)).collect(),
             batches: JoinSet::new(),
-            gaps: HashMap::new(),
-            reading: JoinSet::new(),
-            history: Some(History::new(context.store.clone())),
-            prefetch: usize::from(prefetch),
+            // The other half of the prefetch stays free for streams without a gap.
+            gaps: Gaps::new(
+                History::new(context.store.clone()),
+                usize::from(prefetch) / 2,
+                retry_max,
+            ),
             probe,
-            serves,
+            activity,
         })
     }
 
-    /// Applies deliveries until it is to stop.
+    /// Applies deliveries until `stop`.
     pub(crate) async fn follow(&mut self, stop: &CancellationToken) -> Result<(), Error> {
         loop {
             self.start();
             let unsettled = self.deliveries.has_unsettled();
-            self.serves.send_modify(|served| served.unsettled = unsettled);
+            self.activity.send_modify(|activity| activity.unsettled = unsettled);
             let timer = self.timer();
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
-                Some(report) = self.batches.join_next() => self.settle(done(report)?).await?,
-                Some(read) = self.reading.join_next() => self.fill(done(read)?).await?,
+                Some(report) = self.batches.join_next() => self.settle(joined(report)?).await?,
+                Some(read) = self.gaps.join_next() => self.close_gaps(joined(read)?).await?,
                 () = sleep_until(timer.unwrap_or_else(Instant::now)), if timer.is_some() => {}
                 next = self.deliveries.next(self.context.settings.batch_size) => {
                     let deliveries = next?;
-                    self.serves.send_modify(|served| served.last = Some(Instant::now()));
+                    let now = Instant::now();
+                    self.activity.send_modify(|activity| activity.last_delivery = Some(now));
                     for delivery in deliveries {
-                        self.take_in(delivery).await?;
+                        self.receive(delivery).await?;
                     }
                 }
             }
         }
     }
 
-    /// Leaves the queue: ends what was begun, acknowledges it, and gives the rest back.
-    pub(crate) async fn leave(mut self) {
-        let ended = timeout(LEAVE_LIMIT, async {
+    /// Lets running batches end, acknowledges their messages, and gives all others back to the queue.
+    pub(crate) async fn close(mut self) {
+        let ended = timeout(CLOSE_LIMIT, async {
             while let Some(report) = self.batches.join_next().await {
                 let Ok(report) = report else { continue };
                 if let Err(error) = self.settle(report).await {
@@ -153,8 +131,7 @@ impl<'c> Consumer<'c> {
         });
         drop(ended.await);
         self.batches.shutdown().await;
-        self.reading.shutdown().await;
-        let mut rest: Vec<Pending> = self.gaps.drain().flat_map(|(_, gap)| gap.pending).collect();
+        let mut rest = self.gaps.abort().await;
         for lane in &mut self.lanes {
             rest.extend(lane.take_waiting());
             lane.close().await;
@@ -162,53 +139,42 @@ impl<'c> Consumer<'c> {
         let receipts: Vec<Receipt> =
             rest.into_iter().filter_map(|it| it.envelope).map(Envelope::into_receipt).collect();
         if let Err(error) = self.deliveries.give_back(receipts).await {
-            tracing::debug!(error = chain(&error), "giving messages back failed");
+            tracing::debug!(error = chain(&error), "messages were not given back to the queue");
         }
         self.deliveries.close().await;
-        self.serves.send_modify(|served| served.unsettled = false);
+        self.activity.send_modify(|activity| activity.unsettled = false);
     }
 
-    /// Begins what can be begun.
+    /// Starts batches in idle lanes, and the read of missing events.
     fn start(&mut self) {
         for (number, lane) in self.lanes.iter_mut().enumerate() {
             if let Some(batch) = lane.start(number, self.context, self.model) {
                 self.batches.spawn(batch);
             }
         }
-        let now = Instant::now();
-        let due = self.gaps.values().filter(|gap| gap.due <= now);
-        let wanted: Vec<StreamRange> =
-            due.take(History::STREAMS_AT_ONCE).map(|gap| gap.wanted.clone()).collect();
-        if !wanted.is_empty()
-            && let Some(mut history) = self.history.take()
-        {
-            self.reading.spawn(async move {
-                let result = history.read(&wanted).await;
-                Reading { history, wanted, result }
-            });
-        }
+        self.gaps.start_reading();
     }
 
-    /// When there is something to begin.
+    /// The next time at which a batch or a read is due.
     fn timer(&self) -> Option<Instant> {
-        let retries = self.lanes.iter().filter_map(Lane::retry_at);
-        let gaps = self.gaps.values().map(|gap| gap.due).filter(|_| self.history.is_some());
-        retries.chain(gaps).min()
+        self.lanes.iter().filter_map(Lane::retry_at).chain(self.gaps.next_due()).min()
     }
 
-    /// Reads a message. One that is no event for this projection becomes a dead letter.
-    async fn take_in(&mut self, delivery: Delivery) -> Result<(), Error> {
+    /// Decodes a message and passes its event to a lane. A message without an event for this projection becomes
+    /// a dead letter.
+    async fn receive(&mut self, delivery: Delivery) -> Result<(), Error> {
         let Delivery { message, envelope } = delivery;
         let event = message.decode().map_err(|error| error.to_string());
-        match event.and_then(|event| self.for_us(event)) {
+        match event.and_then(|event| self.accept(event)) {
             Ok(event) => self.push(Pending { event, envelope: Some(envelope) }),
             Err(reason) => self.dead_letter(envelope, &message.body, &reason).await?,
         }
         Ok(())
     }
 
-    /// The event, or why this projection cannot apply it: a rebuild must have the same events.
-    fn for_us(&self, event: Event) -> Result<StoredEvent, String> {
+    /// Returns the event, or the reason why this projection does not apply it. A rebuild must apply the same
+    /// events.
+    fn accept(&self, event: Event) -> Result<StoredEvent, String> {
         let event = event.into_stored().map_err(|_event| NOT_STORED)?;
         let category = event.stream_id.category();
         let followed = &self.model.projection.categories;
@@ -227,7 +193,7 @@ impl<'c> Consumer<'c> {
         self.lanes[lane].push(pending);
     }
 
-    /// Moves a message to the dead-letter queue.
+    /// Moves a message to the dead-letter queue. If that fails, gives it back to its queue.
     async fn dead_letter(
         &mut self,
         envelope: Envelope,
@@ -245,12 +211,12 @@ impl<'c> Consumer<'c> {
         tracing::warn!(
             projection = self.model.name(),
             reason,
-            "a message went to the dead-letter queue"
+            "a message is not an event for this projection and went to its dead-letter queue"
         );
         Ok(())
     }
 
-    /// Settles the deliveries of a batch.
+    /// Settles the deliveries of a batch. Deliveries that follow a gap wait.
     async fn settle(&mut self, report: Report) -> Result<(), Error> {
         let lane = report.lane();
         let (batch, applied) = match self.lanes[lane].finish(report) {
@@ -264,35 +230,27 @@ impl<'c> Consumer<'c> {
                 Verdict::Gap => waiting.push(pending),
                 verdict => {
                     if *verdict == Verdict::Apply {
-                        self.resume(&pending.event);
+                        self.release(&pending.event);
                     }
                     receipts.extend(pending.envelope.map(Envelope::into_receipt));
                 }
             }
         }
-        self.acknowledge(receipts, &applied.committed).await?;
+        self.deliveries.ack(receipts, &applied.committed).await?;
         let gaps: HashMap<_, _> =
             applied.gaps.into_iter().map(|gap| (gap.stream_id.clone(), gap)).collect();
         for pending in waiting {
-            self.wait(pending, &gaps).await?;
+            self.hold(pending, &gaps).await?;
         }
         Ok(())
     }
 
-    async fn acknowledge(
-        &mut self,
-        receipts: Vec<Receipt>,
-        committed: &Committed,
-    ) -> Result<(), Error> {
-        Ok(self.deliveries.ack(receipts, committed).await?)
-    }
-
-    /// After a failure, gives up when it has gone on for too long.
+    /// Decides about a failed batch: the lane tries again for [`KEEP_LIMIT`], then the consumer gives up.
     fn failed(&self, failure: Failure) -> Result<(), Error> {
         let Failure { error, since } = failure;
         match error {
             ApplyError::Server(error) if since <= KEEP_LIMIT => {
-                tracing::debug!(error = chain(&error), "a batch is tried again");
+                tracing::debug!(error = chain(&error), "a batch failed and is tried again");
                 self.context.metrics.lost("mysql");
                 Ok(())
             }
@@ -300,37 +258,29 @@ impl<'c> Consumer<'c> {
         }
     }
 
-    /// Lets an event wait for those before it. Too many of them go back to the event store.
-    async fn wait(
+    /// Lets a delivery wait for the events before it. If too many wait, defers it.
+    async fn hold(
         &mut self,
         pending: Pending,
         gaps: &HashMap<StreamId, StreamRange>,
     ) -> Result<(), Error> {
-        let held: usize = self.gaps.values().map(|gap| gap.pending.len()).sum();
-        let Some((stream_id, wanted)) = gaps.get_key_value(&pending.event.stream_id) else {
-            return Ok(());
-        };
-        let gap = self.gaps.entry(stream_id.clone()).or_insert_with(|| Gap {
-            wanted: wanted.clone(),
-            pending: Vec::new(),
-            since: Instant::now(),
-            due: Instant::now() + GAP_WAIT,
-            backoff: Backoff::new(RETRY_MIN, self.context.settings.retry_max),
-        });
-        gap.wanted = wanted.clone();
-        if held < self.prefetch / 2 {
-            gap.pending.push(pending);
-            return Ok(());
+        let Some(missing) = gaps.get(&pending.event.stream_id) else { return Ok(()) };
+        match self.gaps.hold(pending, missing) {
+            None => Ok(()),
+            Some(pending) => self.defer(vec![pending]).await,
         }
-        self.context.metrics.count(self.model.name(), Outcome::Deferred, 1);
-        let receipts = pending.envelope.map(Envelope::into_receipt).into_iter().collect();
+    }
+
+    async fn defer(&mut self, events: Vec<Pending>) -> Result<(), Error> {
+        let receipts: Vec<Receipt> =
+            events.into_iter().filter_map(|it| it.envelope).map(Envelope::into_receipt).collect();
+        self.context.metrics.count(self.model.name(), Outcome::Deferred, receipts.len());
         Ok(self.deliveries.defer(receipts).await?)
     }
 
-    /// After an event was applied, those of its stream that waited are tried again.
-    fn resume(&mut self, event: &StoredEvent) {
-        let gap = self.gaps.remove(&event.stream_id);
-        for pending in gap.into_iter().flat_map(|gap| gap.pending) {
+    /// After an event was applied, puts the deliveries of its stream that waited back into a lane.
+    fn release(&mut self, event: &StoredEvent) {
+        for pending in self.gaps.close(&event.stream_id).into_iter().flatten() {
             self.push(pending);
         }
         if self.gaps.is_empty() {
@@ -338,28 +288,25 @@ impl<'c> Consumer<'c> {
         }
     }
 
-    /// Takes what was read from the event store: the missing events, then those that waited for them.
-    async fn fill(&mut self, reading: Reading) -> Result<(), Error> {
-        let Reading { history, wanted, result } = reading;
-        self.history = Some(history);
+    /// Puts missing events that were read into a lane, and after them the deliveries that waited.
+    async fn close_gaps(&mut self, reading: Reading) -> Result<(), Error> {
+        let (missing, result) = self.gaps.finish(reading);
         let found = match result {
             Ok(found) => found,
-            Err(error) => {
-                return self.defer_gaps(&wanted, &chain(&error)).await;
-            }
+            Err(error) => return self.postpone_gaps(&missing, &chain(&error)).await,
         };
-        for wanted in wanted {
-            let Some(gap) = self.gaps.remove(&wanted.stream_id) else { continue };
-            let own = found.iter().filter(|event| event.stream_id == wanted.stream_id);
-            if own.clone().any(|event| event.version == wanted.from) {
+        for missing in missing {
+            let Some(waiting) = self.gaps.close(&missing.stream_id) else { continue };
+            let own = found.iter().filter(|event| event.stream_id == missing.stream_id);
+            if own.clone().any(|event| event.version == missing.from) {
                 for event in own.cloned() {
                     self.push(Pending { event, envelope: None });
                 }
-                for pending in gap.pending {
+                for pending in waiting {
                     self.push(pending);
                 }
             } else {
-                self.refuse(&wanted, gap.pending).await?;
+                self.refuse(&missing, waiting).await?;
             }
         }
         if self.gaps.is_empty() {
@@ -368,39 +315,28 @@ impl<'c> Consumer<'c> {
         Ok(())
     }
 
-    /// The event store cannot be asked: only the streams with gaps wait. After a while their
-    /// deliveries are let go, lest they hold up another instance that is to have this queue.
-    async fn defer_gaps(&mut self, wanted: &[StreamRange], reason: &str) -> Result<(), Error> {
-        let now = Instant::now();
-        let mut old = Vec::new();
-        for wanted in wanted {
-            if let Some(gap) = self.gaps.get_mut(&wanted.stream_id) {
-                gap.due = now + gap.backoff.failed();
-                if now - gap.since > KEEP_LIMIT {
-                    old.append(&mut gap.pending);
-                }
-            }
-        }
+    /// Schedules another read of missing events after a failure. Only their streams wait. Deliveries that have
+    /// waited for too long are deferred: unsettled, they would keep the broker from handing the queue over to
+    /// another instance.
+    async fn postpone_gaps(&mut self, missing: &[StreamRange], reason: &str) -> Result<(), Error> {
+        let expired = self.gaps.postpone(missing, KEEP_LIMIT);
         self.context.metrics.lost("postgresql");
         self.probe.failing(&format!(
-            "{} streams wait for missing events; the event store cannot be asked: {reason}",
+            "{} streams wait for missing events, because the event store cannot be read: {reason}",
             self.gaps.len()
         ));
-        let receipts: Vec<Receipt> =
-            old.into_iter().filter_map(|it| it.envelope).map(Envelope::into_receipt).collect();
-        self.context.metrics.count(self.model.name(), Outcome::Deferred, receipts.len());
-        Ok(self.deliveries.defer(receipts).await?)
+        self.defer(expired).await
     }
 
-    /// Dead-letters what claims versions that the event store does not lead up to.
-    async fn refuse(&mut self, wanted: &StreamRange, pending: Vec<Pending>) -> Result<(), Error> {
-        for Pending { event, envelope } in pending {
+    /// Moves deliveries to the dead-letter queue if the event store lacks the events before them.
+    async fn refuse(&mut self, missing: &StreamRange, waiting: Vec<Pending>) -> Result<(), Error> {
+        for Pending { event, envelope } in waiting {
             let Some(envelope) = envelope else { continue };
             let StoredEvent { stream_id, version, .. } = &event;
             let reason = format!(
-                "version {version} of stream {stream_id} cannot follow: the event store has no \
+                "version {version} of stream {stream_id} cannot be applied: the event store has no \
                  version {}",
-                wanted.from
+                missing.from
             );
             self.dead_letter(envelope, event.data.as_str().as_bytes(), &reason).await?;
         }
@@ -408,7 +344,7 @@ impl<'c> Consumer<'c> {
     }
 }
 
-/// What a task gives; it does not panic, and nobody aborts it before the end.
-fn done<T>(result: Result<T, JoinError>) -> Result<T, Error> {
+/// The result of a task. Tasks do not panic, and are aborted only when the consumer closes.
+fn joined<T>(result: Result<T, JoinError>) -> Result<T, Error> {
     result.map_err(|_aborted| Error::Stopped)
 }

@@ -1,4 +1,4 @@
-//! The deliveries of a queue: each is settled once.
+//! The deliveries of a queue. Each is settled once: acknowledged, or given back.
 
 use std::time::Duration;
 
@@ -9,12 +9,12 @@ use read_model::Committed;
 /// How long the broker may take to confirm a dead letter.
 const CONFIRM_LIMIT: Duration = Duration::from_secs(5);
 
-/// Takes deliveries of one queue.
+/// Receives and settles the deliveries of one queue.
 pub(crate) struct Deliveries {
     consumer: Consumer,
     options: Options,
-    /// On a connection of its own: the broker stops reading from one that publishes when it is short
-    /// of memory, and acknowledgements would wait there too.
+    /// A separate connection: a broker that is short of memory stops reading from connections that publish, and
+    /// acknowledgements on the same connection would wait too.
     dead_letters: Option<(Connection, Publisher)>,
     dead_letter_queue: String,
 }
@@ -36,7 +36,7 @@ impl Deliveries {
         })
     }
 
-    /// Waits for deliveries; cancel-safe.
+    /// Waits for deliveries and returns at most `max` of them. Cancel-safe.
     pub(crate) async fn next(&mut self, max: usize) -> Result<Vec<Delivery>, Error> {
         self.consumer.next(max).await
     }
@@ -46,7 +46,7 @@ impl Deliveries {
         self.consumer.has_unsettled()
     }
 
-    /// Lets the broker forget messages whose effects are committed.
+    /// Acknowledges messages whose effects are committed.
     pub(crate) async fn ack(
         &mut self,
         receipts: Vec<Receipt>,
@@ -55,16 +55,17 @@ impl Deliveries {
         self.consumer.ack(receipts).await
     }
 
-    /// Lets the broker forget messages that come after missing events which cannot be read for now.
-    /// They are in the event store, and the checkpoint stays before them: the sweeper or a later
-    /// message of the stream brings them. Kept unsettled, they would fill the prefetch and stop all
-    /// streams.
+    /// Acknowledges unapplied messages that follow missing events, when those cannot be read for now. If such
+    /// messages stayed unsettled, they would fill the prefetch and stop all streams.
+    ///
+    /// Their events are not lost: the event store has them, and the checkpoint stays before them. The sweeper
+    /// or a later message of the stream causes them to be read.
     pub(crate) async fn defer(&mut self, receipts: Vec<Receipt>) -> Result<(), Error> {
         self.consumer.ack(receipts).await
     }
 
-    /// Moves a message to the dead-letter queue, with the reason in a header. After an error the
-    /// message is still there.
+    /// Publishes a message to the dead-letter queue, with the reason in a header. The caller settles the
+    /// delivery, whether this succeeds or fails.
     pub(crate) async fn dead_letter(
         &mut self,
         envelope: &Envelope,
@@ -84,17 +85,17 @@ impl Deliveries {
         Ok(())
     }
 
-    /// Lets the broker forget messages that are in the dead-letter queue.
+    /// Acknowledges messages that are in the dead-letter queue.
     pub(crate) async fn ack_dead_letters(&mut self, receipts: Vec<Receipt>) -> Result<(), Error> {
         self.consumer.ack(receipts).await
     }
 
-    /// Ends the consumer; what is not settled goes back to the queue.
+    /// Ends the consumer. The broker puts unsettled messages back into the queue.
     pub(crate) async fn close(self) {
         self.consumer.close().await;
     }
 
-    /// Gives messages back, to be delivered again.
+    /// Puts messages back into the queue, to be delivered again.
     pub(crate) async fn give_back(&mut self, receipts: Vec<Receipt>) -> Result<(), Error> {
         self.consumer.give_back(receipts).await
     }

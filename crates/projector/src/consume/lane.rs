@@ -1,4 +1,4 @@
-//! A lane: batches of some streams, one after another, each one transaction.
+//! A lane applies the events of some streams: one batch after another, each in one transaction.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -14,36 +14,36 @@ use tokio::time::Instant;
 use crate::context::Context;
 use crate::metrics::Healing;
 
-/// The first pause of a lane that failed.
+/// The first pause after a failed batch.
 const RETRY_MIN: Duration = Duration::from_millis(50);
-/// A batch is not larger than this, in bytes of payload.
+/// The most bytes of payload in a batch. A single larger event is a batch of its own.
 const BATCH_BYTES: usize = 8 << 20;
 
-/// An event that is not settled.
+/// An event whose delivery is not settled.
 pub(crate) struct Pending {
     pub(crate) event: StoredEvent,
-    /// What settles its delivery; an event from the event store has none.
+    /// Settles the delivery; `None` for an event from the event store.
     pub(crate) envelope: Option<Envelope>,
 }
 
-/// Events that wait for their turn, and what applies them.
+/// The queue of waiting events, and the worker that applies them.
 pub(crate) struct Lane {
     waiting: VecDeque<Pending>,
-    /// Away while a batch is applied.
+    /// `None` while it applies a batch.
     worker: Option<Worker>,
-    /// Not before.
+    /// The end of the pause after a failure.
     retry_at: Option<Instant>,
 }
 
-/// What applies batches. It outlives its session.
+/// Applies batches. It reconnects after a failure.
 struct Worker {
     session: Option<Session>,
     backoff: Backoff,
-    /// Since when nothing could be applied.
+    /// Since when every batch has failed.
     failing: Option<Instant>,
 }
 
-/// What became of a batch.
+/// The result of a batch.
 pub(crate) struct Report {
     lane: usize,
     worker: Worker,
@@ -51,11 +51,11 @@ pub(crate) struct Report {
     result: Result<Applied, ApplyError>,
 }
 
-/// A batch that has to be done again.
+/// A batch failed and waits for another attempt.
 pub(crate) struct Failure {
-    /// Why.
+    /// The cause.
     pub(crate) error: ApplyError,
-    /// For how long nothing could be applied.
+    /// For how long every batch of the lane has failed.
     pub(crate) since: Duration,
 }
 
@@ -71,13 +71,14 @@ impl Lane {
         self.waiting.push_back(pending);
     }
 
-    /// When there is something to do that has to wait until then.
+    /// The time of the next attempt, if events wait for one.
     pub(crate) fn retry_at(&self) -> Option<Instant> {
         self.retry_at.filter(|_| self.worker.is_some() && !self.waiting.is_empty())
     }
 
-    /// Begins the next batch, if it is time for one: all that waits, within limits. So a single event
-    /// is applied at once, and what arrives meanwhile becomes the next batch.
+    /// Starts the next batch if events wait, unless a batch or a pause is running. A batch takes all waiting
+    /// events, within limits. So a single event is applied at once, and events that arrive meanwhile form
+    /// the next batch.
     pub(crate) fn start(
         &mut self,
         lane: usize,
@@ -100,7 +101,7 @@ impl Lane {
         Some(async move { worker.apply(lane, &context, &model, batch).await })
     }
 
-    /// Takes the worker back, and what became of its batch. After a failure, the batch waits again.
+    /// Takes the worker back and returns the result of its batch. After a failure, the batch waits again.
     pub(crate) fn finish(&mut self, report: Report) -> Result<(Vec<Pending>, Applied), Failure> {
         let Report { mut worker, batch, result, .. } = report;
         let outcome = match result {
@@ -123,12 +124,12 @@ impl Lane {
         outcome
     }
 
-    /// Everything that was not begun.
+    /// Removes all events whose batch has not started.
     pub(crate) fn take_waiting(&mut self) -> impl Iterator<Item = Pending> {
         self.waiting.drain(..)
     }
 
-    /// Says goodbye to MySQL.
+    /// Closes the connection to MySQL.
     pub(crate) async fn close(&mut self) {
         if let Some(session) = self.worker.as_mut().and_then(|worker| worker.session.take()) {
             session.close().await;
@@ -151,7 +152,7 @@ impl Worker {
         model: &ReadModel,
         batch: Vec<Pending>,
     ) -> Report {
-        let result = self.try_to(context, model, &batch).await;
+        let result = self.try_apply(context, model, &batch).await;
         if let Ok(applied) = &result {
             self.count_healed(context, model, &batch, applied).await;
         }
@@ -179,7 +180,7 @@ impl Worker {
         }
     }
 
-    async fn try_to(
+    async fn try_apply(
         &mut self,
         context: &Context,
         model: &ReadModel,

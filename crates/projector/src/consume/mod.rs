@@ -1,8 +1,9 @@
-//! Following the queues of a projection.
+//! Follows the queues of a projection: takes deliveries, applies them, acknowledges them.
 
 mod assignment;
 mod consumer;
 mod deliveries;
+mod gaps;
 mod lane;
 mod partitions;
 mod supervisor;

@@ -1,10 +1,11 @@
 //! The queues of a projection, shared by its instances.
 //!
-//! Every instance consumes every queue; the broker delivers to the consumer with the highest priority
-//! and keeps the others waiting. So when an instance dies, another has its queues at once. Each instance
-//! computes the queue assignment from recent heartbeats (`assignment`). It takes a queue over by consuming
-//! it again with a higher priority than any before; the broker hands the queue over once the previous
-//! consumer has settled its deliveries. Nothing but the spread of the load depends on this.
+//! Every instance consumes every queue. The broker delivers to the consumer with the highest priority; the
+//! others wait. So when an instance dies, another one receives its messages at once.
+//!
+//! Each instance computes the queue assignment from recent heartbeats (`assignment`). To take a queue over, it
+//! consumes the queue again with a higher priority than any before. The broker hands the queue over after the
+//! previous consumer has settled its deliveries. Only the distribution of the load depends on the assignment.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -15,94 +16,98 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
 use super::assignment::assign;
-use super::consumer::{Consumer, Followed, Served};
+use super::consumer::{Activity, ConnectedProjection, Consumer};
 use crate::context::host;
 use crate::error::Error;
 use crate::topology::Topology;
 
-/// How often an instance says that it is there.
+/// How often an instance records its heartbeat.
 const HEARTBEAT: Duration = Duration::from_millis(500);
-/// A queue that delivered to this instance within this time is its.
+/// An instance holds a queue for this long after the last delivery.
 const HOLDS: Duration = Duration::from_millis(1_500);
-/// How long to wait for a queue that another instance has, before it is taken once more: the other may be
-/// in a batch that takes long.
+/// How long to wait for another instance to hand a queue over, before taking it over once more. The other
+/// instance may be busy with a long batch.
 const TAKE_AGAIN: Duration = Duration::from_secs(10);
 
 /// The queues of one projection, on one connection.
 pub(super) struct Partitions<'p> {
-    pub(super) projection: Followed<'p>,
+    pub(super) projection: ConnectedProjection<'p>,
     pub(super) topology: &'p Topology,
-    /// Reports that the queues are followed.
+    /// Reports that the queues are consumed.
     pub(super) ready: Option<&'p Probe>,
 }
 
-/// A queue, as seen by the task that spreads the load.
-struct Seat {
-    /// With which priority to consume.
+/// The state of one queue for the task that distributes the load.
+struct QueueSlot {
+    /// The priority to consume with. A change makes the consumer start again.
     priority: watch::Sender<i32>,
-    /// What it gives.
-    served: watch::Receiver<Served>,
-    /// Since when it is to be this instance's.
-    mine: Mutex<Option<Instant>>,
+    activity: watch::Receiver<Activity>,
+    /// Since when the queue is assigned to this instance, or when it was last taken over.
+    assigned_since: Mutex<Option<Instant>>,
 }
 
-impl Seat {
+impl QueueSlot {
     fn is_held(&self) -> bool {
-        let served = *self.served.borrow();
-        served.unsettled || served.last.is_some_and(|at| at.elapsed() < HOLDS)
+        let Activity { last_delivery, unsettled } = *self.activity.borrow();
+        unsettled || last_delivery.is_some_and(|at| at.elapsed() < HOLDS)
     }
 
-    /// Notes whether this instance should have the queue; says whether it has to take it over.
-    fn must_take(&self, should: bool, contested: bool) -> bool {
-        let mut mine = self.mine.lock().unwrap_or_else(PoisonError::into_inner);
-        // Who loses a queue goes on until another one takes it.
-        let Some(since) = mine.filter(|_| should) else {
-            *mine = should.then(Instant::now);
-            return should;
+    /// Records the assignment of the queue. Returns whether this instance must take the queue over.
+    ///
+    /// `contested` means that another instance holds the queue.
+    fn must_take(&self, assigned: bool, contested: bool) -> bool {
+        let mut since = self.assigned_since.lock().unwrap_or_else(PoisonError::into_inner);
+        // An instance that loses a queue keeps consuming until another one takes the queue over.
+        let Some(at) = since.filter(|_| assigned) else {
+            *since = assigned.then(Instant::now);
+            return assigned;
         };
-        // Another instance took it while this one was thought to have gone.
-        let lost = contested && !self.is_held() && since.elapsed() > TAKE_AGAIN;
+        // The others may have missed heartbeats of this instance and taken the queue over.
+        let lost = contested && !self.is_held() && at.elapsed() > TAKE_AGAIN;
         if lost {
-            *mine = Some(Instant::now());
+            *since = Some(Instant::now());
         }
         lost
     }
 }
 
 impl Partitions<'_> {
-    /// Applies what the queues deliver, until `stop` or the first error of one of them.
+    /// Applies the deliveries of all queues, until `stop` or the first error.
     pub(super) async fn follow(&self, stop: &CancellationToken) -> Result<(), Error> {
-        // The first error ends all consumers, each in order.
+        // The first error stops all consumers; each of them still settles its deliveries.
         let stop = stop.child_token();
-        let mut seats = Vec::new();
+        let mut slots = Vec::new();
         let mut queues = Vec::new();
         for number in 0..self.topology.queues.len() {
             let (priority, wanted) = watch::channel(0);
-            let (serves, served) = watch::channel(Served::default());
-            seats.push(Seat { priority, served, mine: Mutex::default() });
-            queues.push(self.guarded(number, wanted, serves, &stop));
+            let (sender, activity) = watch::channel(Activity::default());
+            slots.push(QueueSlot { priority, activity, assigned_since: Mutex::default() });
+            queues.push(self.follow_or_stop_all(number, wanted, sender, &stop));
         }
-        // Before the first queue is consumed, so that each is consumed but once.
+        // Done before the first queue is consumed: otherwise a new priority would make consumers start again.
         let mut session = None;
-        if let Err(error) = self.spread_once(&mut session, &seats).await {
-            tracing::debug!(error = chain(&error), "the load cannot be spread for now");
+        if let Err(error) = self.distribute_once(&mut session, &slots).await {
+            tracing::debug!(
+                error = chain(&error),
+                "the queue assignment was not updated; it is tried again"
+            );
         }
         let (_left, results) = tokio::join!(
-            self.spread(session, &seats, &stop),
+            self.distribute(session, &slots, &stop),
             futures_util::future::join_all(queues)
         );
         results.into_iter().collect()
     }
 
-    /// Follows one queue; its end ends the others.
-    async fn guarded(
+    /// Follows one queue. Its end stops all others.
+    async fn follow_or_stop_all(
         &self,
         number: usize,
         wanted: watch::Receiver<i32>,
-        serves: watch::Sender<Served>,
+        activity: watch::Sender<Activity>,
         stop: &CancellationToken,
     ) -> Result<(), Error> {
-        let result = self.follow_one(number, wanted, &serves, stop).await;
+        let result = self.follow_one(number, wanted, &activity, stop).await;
         stop.cancel();
         result
     }
@@ -111,13 +116,13 @@ impl Partitions<'_> {
         &self,
         number: usize,
         mut wanted: watch::Receiver<i32>,
-        serves: &watch::Sender<Served>,
+        activity: &watch::Sender<Activity>,
         stop: &CancellationToken,
     ) -> Result<(), Error> {
         let queue = &self.topology.queues[number];
         while !stop.is_cancelled() {
             let priority = *wanted.borrow_and_update();
-            let open = Consumer::open(self.projection, queue, priority, serves.clone());
+            let open = Consumer::open(self.projection, queue, priority, activity.clone());
             let Some(consumer) = stop.run_until_cancelled(open).await else { break };
             let mut consumer = consumer?;
             if let Some(ready) = self.ready {
@@ -125,7 +130,7 @@ impl Partitions<'_> {
             }
             let again = stop.child_token();
             let changed = async {
-                // The sender lives as long as this.
+                // This cannot fail: the sender outlives this future.
                 drop(wanted.changed().await);
                 again.cancel();
                 std::future::pending::<()>().await;
@@ -135,50 +140,61 @@ impl Partitions<'_> {
                 () = changed => Ok(()),
             };
             if result.is_err() {
-                // The others need not wait until this one has left.
+                // The other consumers stop at once, not after this one has closed.
                 stop.cancel();
             }
-            consumer.leave().await;
+            consumer.close().await;
             result?;
         }
         Ok(())
     }
 
-    /// Says that this instance is there, and takes the queues that it should have.
-    async fn spread(&self, mut session: Option<Session>, seats: &[Seat], stop: &CancellationToken) {
+    /// Records heartbeats and takes over the queues that are assigned to this instance, until `stop`.
+    async fn distribute(
+        &self,
+        mut session: Option<Session>,
+        slots: &[QueueSlot],
+        stop: &CancellationToken,
+    ) {
         while stop.run_until_cancelled(sleep(HEARTBEAT)).await.is_some() {
-            match stop.run_until_cancelled(self.spread_once(&mut session, seats)).await {
+            match stop.run_until_cancelled(self.distribute_once(&mut session, slots)).await {
                 None => break,
                 Some(Ok(())) => {}
                 Some(Err(error)) => {
-                    tracing::debug!(error = chain(&error), "the load cannot be spread for now");
+                    tracing::debug!(
+                        error = chain(&error),
+                        "the queue assignment was not updated; it is tried again"
+                    );
                     session = None;
                 }
             }
         }
-        // Others need not wait until it is missed.
+        // Other instances take the queues over at once, not after missing heartbeats.
         if let Ok(mut session) = Session::connect(&self.projection.context.mysql).await {
             let left = session
                 .leave(&self.projection.model.ledger, self.projection.context.instance)
                 .await;
             if let Err(error) = left {
-                tracing::debug!(error = chain(&error), "this instance left without saying so");
+                tracing::debug!(
+                    error = chain(&error),
+                    "this instance stopped, but the other instances were not informed"
+                );
             }
             session.close().await;
         }
     }
 
-    async fn spread_once(
+    async fn distribute_once(
         &self,
         session: &mut Option<Session>,
-        seats: &[Seat],
+        slots: &[QueueSlot],
     ) -> Result<(), Error> {
         let mut connected = match session.take() {
             Some(session) => session,
             None => Session::connect(&self.projection.context.mysql).await?,
         };
-        let held = (1_u16..).zip(seats).filter(|(_, seat)| seat.is_held());
-        let partitions = u16::try_from(seats.len()).unwrap_or(u16::MAX);
+        let held = (1_u16..).zip(slots).filter(|(_, slot)| slot.is_held());
+        let partitions = u16::try_from(slots.len()).unwrap_or(u16::MAX);
         let own = Instance {
             id: self.projection.context.instance,
             host: host(),
@@ -187,12 +203,12 @@ impl Partitions<'_> {
         };
         let instances = connected.heartbeat(&self.projection.model.ledger, &own).await?;
         let ids: Vec<_> = instances.iter().map(|instance| instance.id).collect();
-        for ((number, seat), holder) in (1_u16..).zip(seats).zip(assign(&ids, partitions)) {
+        for ((number, slot), holder) in (1_u16..).zip(slots).zip(assign(&ids, partitions)) {
             let others = instances.iter().filter(|other| other.id != own.id);
             let contested = others.clone().any(|other| other.partitions.contains(&number));
-            if seat.must_take(holder == own.id, contested) {
+            if slot.must_take(holder == own.id, contested) {
                 let priority = connected.next_priority(&self.projection.model.ledger).await?;
-                seat.priority.send_replace(priority);
+                slot.priority.send_replace(priority);
             }
         }
         *session = Some(connected);

@@ -1,4 +1,5 @@
-//! One projection, over whatever happens to the servers.
+//! Supervises one projection: prepares it, follows its queues, and starts again after every failure of a
+//! server.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +12,7 @@ use domain_events::{Position, StoredEvent};
 use read_model::{Checkpoint, Lock, ReadModel, Session};
 use tokio::time::{Instant, sleep};
 
-use super::consumer::Followed;
+use super::consumer::ConnectedProjection;
 use super::partitions::Partitions;
 use crate::Settings;
 use crate::context::Context;
@@ -19,13 +20,13 @@ use crate::error::{Error, ServerError};
 use crate::history::{Decided, FENCE_PATIENCE, History, PAGE, Pace, Span, Target, replay};
 use crate::topology::Topology;
 
-/// How often to ask whether another instance is done.
+/// How often to check whether another instance has finished.
 const OWN_PAUSE: Duration = Duration::from_secs(1);
-/// How often to look whether a paused projection may go on.
+/// How often to check whether a paused projection was resumed.
 const PAUSE_POLL: Duration = Duration::from_millis(500);
-/// How often to look whether old queues are empty.
+/// How often to check whether previous queues are empty.
 const DRAIN_POLL: Duration = Duration::from_millis(200);
-/// After this, a connection counts as one that worked.
+/// A connection that lasted longer resets the back-off.
 const SETTLED: Duration = Duration::from_secs(5);
 
 /// Keeps one read model up to date until shutdown.
@@ -44,7 +45,7 @@ pub(crate) async fn supervise(
     };
     supervisor.gaps.ok();
     let settings = &context.settings;
-    let mut backoff = Backoff::new(Duration::from_millis(100), settings.retry_max);
+    let mut backoff = Backoff::reconnect(settings.retry_max);
     let mut worked = false;
     loop {
         let Err(error) = Box::pin(supervisor.cycle(&mut worked, &mut backoff)).await else {
@@ -69,12 +70,12 @@ struct Supervisor<'c> {
     model: &'c Arc<ReadModel>,
     probe: Probe,
     gaps: Probe,
-    /// A queue was made, and lacks what was published before.
+    /// Whether a queue was declared that lacks the messages published before.
     new_queue: AtomicBool,
 }
 
 impl Supervisor<'_> {
-    /// From connecting to the end of one connection; `Ok` at shutdown.
+    /// Connects, and follows the queues until the connection ends. `Ok` means shutdown.
     async fn cycle(&self, worked: &mut bool, backoff: &mut Backoff) -> Result<(), Error> {
         let stop = &self.context.shutdown;
         let prepare = Box::pin(self.prepare());
@@ -83,7 +84,7 @@ impl Supervisor<'_> {
         tracing::info!(
             projection = self.model.name(),
             queues = topology.queues.len(),
-            "following the queue"
+            "the projection follows its queues"
         );
         *worked = true;
         let started = Instant::now();
@@ -96,10 +97,11 @@ impl Supervisor<'_> {
         result
     }
 
-    /// Everything before the first delivery: tables, queues, history.
+    /// Does everything that precedes the first delivery: checks the tables, declares the queues, applies the
+    /// history.
     async fn prepare(&self) -> Result<(Connection, Topology), Error> {
         let (context, model) = (self.context, self.model);
-        // MySQL first: while it is away, nothing is taken from the queue.
+        // MySQL first: while it is down, no message is taken from a queue.
         let mut session = Session::connect(&context.mysql).await?;
         session.require_tables(&model.projection, &model.ledger).await?;
         model.prepare(&mut session).await?;
@@ -107,22 +109,22 @@ impl Supervisor<'_> {
         while let Some((reason, _since)) = session.paused(&model.ledger).await? {
             let name = model.name();
             self.probe
-                .failing(&format!("paused: {reason}; `projector resume {name}` lets it go on"));
+                .failing(&format!("paused: {reason}; run `projector resume {name}` to continue"));
             context.metrics.paused(name, true);
             sleep(PAUSE_POLL).await;
         }
         context.metrics.paused(model.name(), false);
-        // So that a refused login, or a missing migration, is reported before the first gap.
+        // Otherwise a refused login or a missing migration would be reported only at the first gap.
         History::new(context.store.clone()).session().await?.require_migrated().await?;
         let connection = Connection::connect(&context.broker).await?;
         let topology = self.topology(model.projection.partitions);
         self.wait_for_others(&mut session).await?;
         session.close().await;
-        // Kept over whatever fails before the replay has begun.
+        // The flag survives failures until a replay has begun.
         if topology.declare(&connection).await? {
             self.new_queue.store(true, Ordering::Relaxed);
         }
-        // MySQL would have ended a session that lay idle while a slow broker made queues.
+        // A new session: a slow broker may take longer to declare queues than MySQL keeps an idle session.
         let mut session = Session::connect(&context.mysql).await?;
         self.retire_old_queues(&mut session, &connection).await?;
         self.replay(&mut session).await?;
@@ -130,7 +132,8 @@ impl Supervisor<'_> {
         Ok((connection, topology))
     }
 
-    /// Says so when the read model was built from other files than this instance has.
+    /// Fails if a rebuild from other files has replaced the read model. Warns if the files have changed since
+    /// the read model was built.
     fn compare_definition(&self) -> Result<(), Error> {
         let name = self.model.name();
         if self.model.is_outdated() {
@@ -139,8 +142,8 @@ impl Supervisor<'_> {
         if self.model.is_changed() {
             tracing::warn!(
                 projection = name,
-                "the files of the projection have changed since its read model was built: what was \
-                 applied before stays as it is; run `projector rebuild start {name}`"
+                "the files of the projection have changed since its read model was built. The new handlers \
+                 apply only to new events until you run `projector rebuild start {name}`"
             );
         }
         Ok(())
@@ -158,10 +161,14 @@ impl Supervisor<'_> {
         ready: Option<&'p Probe>,
     ) -> Partitions<'p> {
         let (context, model, gaps) = (self.context, self.model, &self.gaps);
-        Partitions { projection: Followed { context, model, connection, gaps }, topology, ready }
+        Partitions {
+            projection: ConnectedProjection { context, model, connection, gaps },
+            topology,
+            ready,
+        }
     }
 
-    /// Instances that share another number of queues must end first.
+    /// Waits until all instances with another number of partitions have stopped.
     async fn wait_for_others(&self, session: &mut Session) -> Result<(), Error> {
         let wanted = self.model.projection.partitions;
         loop {
@@ -170,15 +177,16 @@ impl Supervisor<'_> {
                 return Ok(());
             };
             self.probe.not_ready(&format!(
-                "projection.toml has partitions = {wanted}, but {} works with {}: stop all that do",
+                "projection.toml has partitions = {wanted}, but the instance {} runs with partitions = {}: \
+                 stop all instances that do",
                 other.host, other.of
             ));
             sleep(OWN_PAUSE).await;
         }
     }
 
-    /// After a change of the number of queues: lets nothing more into the old ones, empties and removes
-    /// them.
+    /// After a change of the number of partitions: closes the previous queues to new messages, empties and
+    /// removes them.
     async fn retire_old_queues(
         &self,
         session: &mut Session,
@@ -186,9 +194,10 @@ impl Supervisor<'_> {
     ) -> Result<(), Error> {
         let (ledger, wanted) = (&self.model.ledger, self.model.projection.partitions);
         while let Some(old) = session.partitions(ledger).await?.filter(|old| *old != wanted) {
-            // Not the lock of the sweeper, which goes on.
+            // A lock of its own: the sweeper keeps its lock and goes on.
             if !session.try_own(ledger, Lock::Queues).await? {
-                self.probe.not_ready("another instance empties the previous queues");
+                self.probe
+                    .not_ready("waiting until another instance has emptied the previous queues");
                 sleep(OWN_PAUSE).await;
                 continue;
             }
@@ -214,7 +223,7 @@ impl Supervisor<'_> {
                 Ok::<_, Error>(())
             };
             let partitions = self.partitions(connection, old, None);
-            // What was taken and not applied goes back, and is counted again.
+            // Deliveries that were not applied go back to their queue; then the loop counts them again.
             tokio::try_join!(partitions.follow(&emptied), watch)?;
             if self.context.shutdown.is_cancelled() {
                 return Err(Error::Stopped);
@@ -223,11 +232,11 @@ impl Supervisor<'_> {
         Ok(old.remove(connection).await?)
     }
 
-    /// Applies the event store's history, if a queue is new or that was never finished: only the event store
-    /// has events that were published before the queue was there.
+    /// Applies the history from the event store if a queue is new, or if an earlier replay has not ended. A new
+    /// queue lacks the events that were published before it existed.
     ///
-    /// Nobody follows the queue meanwhile. Each delivery would show a gap, its stream would be read from the
-    /// event store once more, and the read model is of no use before its history is applied anyway.
+    /// The queues are not consumed meanwhile: every delivery would show a gap, and its stream would be read
+    /// from the event store once more.
     async fn replay(&self, session: &mut Session) -> Result<(), Error> {
         let ledger = &self.model.ledger;
         let mut history = History::new(self.context.store.clone());
@@ -243,9 +252,9 @@ impl Supervisor<'_> {
             else {
                 return Ok(());
             };
-            // Only one instance replays, and nobody sweeps meanwhile.
+            // This lock keeps other instances from replaying and from sweeping.
             if !session.try_own(ledger, Lock::Checkpoint).await? {
-                self.probe.not_ready("another instance applies the history");
+                self.probe.not_ready("waiting until another instance has applied the history");
                 sleep(OWN_PAUSE).await;
                 continue;
             }
@@ -277,23 +286,23 @@ impl Supervisor<'_> {
             projection = self.model.name(),
             from = from.get(),
             until = until.get(),
-            "the event store's history is applied"
+            "the history is applied"
         );
         Ok(())
     }
 }
 
-/// Reports how far the replay before the first delivery is.
+/// Reports the progress of the replay before the first delivery.
 struct FirstReplay<'r> {
     supervisor: &'r Supervisor<'r>,
-    /// The session that keeps other instances away; it must not fall idle.
+    /// Holds the lock of the replay. MySQL ends idle sessions, so each page pings this one.
     owner: &'r mut Session,
 }
 
 impl Pace for FirstReplay<'_> {
     type Error = Error;
 
-    /// One transaction for each lane: `owner` is pinged after each page, and handlers may be slow.
+    /// A page is one transaction for each lane: handlers may be slow, and `owner` is pinged only after each page.
     fn page(&self) -> u32 {
         let Supervisor { context, model, .. } = self.supervisor;
         let page = context.settings.batch_size * usize::from(model.lanes());

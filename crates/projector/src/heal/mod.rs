@@ -1,4 +1,4 @@
-//! Finding and repairing what went wrong on the way: lost events, stuck queues, parked streams.
+//! Finds and repairs lost events, stuck queues and parked streams.
 
 mod parked;
 mod reconcile;
@@ -7,6 +7,6 @@ mod stuck_queues;
 mod sweeper;
 mod unserved;
 
-pub(crate) use parked::{Decision, Error as ParkedError, go_on};
+pub(crate) use parked::{Decision, Error as ParkedError, retry_or_skip};
 pub(crate) use reconcile::{Line, Reconciliation, reconcile, reconcile_hourly};
 pub(crate) use sweeper::sweep;

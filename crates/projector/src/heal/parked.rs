@@ -1,4 +1,4 @@
-//! Letting a parked stream go on.
+//! Retries a parked stream, or skips the event that stopped it.
 
 use daemon::{Exit, Failure};
 use domain_events::{StreamId, StreamRange, StreamVersion};
@@ -9,7 +9,7 @@ use crate::error::{Error as WorkError, ServerError};
 use crate::failpoints::failpoint;
 use crate::history::{OneBatch, catch_up};
 
-/// How to go on with the event that stopped a stream.
+/// The decision about the event that stopped a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Decision {
     /// Try it again.
@@ -18,29 +18,29 @@ pub(crate) enum Decision {
     Skip,
 }
 
-/// Why a parked stream does not go on. Nothing was changed.
+/// Why a decision about a parked stream failed. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    /// As for any work on a projection.
+    /// Work on the projection was interrupted.
     #[error(transparent)]
     Work(#[from] WorkError),
-    /// It is not parked, or not any more.
+    /// The stream is not parked; perhaps another command was faster.
     #[error("stream {stream_id} is not parked")]
     NotParked {
         /// The stream.
         stream_id: StreamId,
     },
-    /// A conflict that the event store does not settle.
+    /// A stream in conflict: the event store does not have the event that was applied.
     #[error(
-        "version {version} of stream {stream_id} was applied from another event than the event store \
-         has, {stored}: this read model must be rebuilt"
+        "stream {stream_id} stays parked: its version {version} was applied from another event than the \
+         event store has ({stored}). Run `projector rebuild start` for this projection"
     )]
     WrongEvent {
         /// The stream.
         stream_id: StreamId,
         /// The version.
         version: StreamVersion,
-        /// The event that the event store has.
+        /// The ID of the event in the event store, or "no event".
         stored: String,
     },
 }
@@ -60,16 +60,16 @@ impl From<Error> for Failure {
     }
 }
 
-/// Folds a parked stream from the event store, from the event that stopped it on, in one transaction.
-/// Deliveries of the stream wait meanwhile. Where an event cannot be applied, the stream is parked again,
-/// and the events before it stay applied.
+/// Folds a parked stream from the event store in one transaction, beginning with the event that stopped it, or
+/// after it for [`Decision::Skip`]. Deliveries of the stream wait meanwhile. If an event cannot be applied, the
+/// stream is parked again, and the events before it stay applied.
 ///
-/// After a rebuild, the tables are read again first: handlers that they are not for are refused.
+/// If a rebuild has swapped the tables, this reads their columns again first.
 ///
 /// # Errors
 ///
-/// See [`Error`].
-pub(crate) async fn go_on(
+/// [`Error`]; among others, when the handlers do not belong to the tables in service.
+pub(crate) async fn retry_or_skip(
     session: &mut Session,
     model: &ReadModel,
     store: &mut event_store::Session,
@@ -80,7 +80,7 @@ pub(crate) async fn go_on(
         require_applied(store, stream).await?;
     }
     loop {
-        match once(session, model, store, stream, decision).await {
+        match try_once(session, model, store, stream, decision).await {
             Err(Error::Work(WorkError::Replaced)) => {
                 model.prepare(session).await?;
                 if model.is_outdated() {
@@ -93,7 +93,7 @@ pub(crate) async fn go_on(
     }
 }
 
-async fn once(
+async fn try_once(
     session: &mut Session,
     model: &ReadModel,
     store: &mut event_store::Session,
@@ -108,14 +108,14 @@ async fn once(
             Ok(part)
         }
         Err(error) => {
-            // The first error says more. The session goes anyway.
+            // The first error matters more. If the rollback fails, the end of the session rolls back.
             drop(batch.rollback().await);
             Err(error)
         }
     }
 }
 
-/// Makes sure that the event store has the event that was applied: only then a conflict can go on.
+/// Fails unless the event store has the event that was applied. Otherwise the conflict remains.
 async fn require_applied(
     store: &mut event_store::Session,
     stream: &ParkedStream,

@@ -1,4 +1,4 @@
-//! Whether every appended event was published and applied.
+//! Compares how many events were appended, published and applied.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -13,52 +13,54 @@ use tokio::time::sleep;
 
 use crate::context::Context;
 use crate::error::Error;
-use crate::history::behind;
+use crate::history::lagging_streams;
 
-/// How often a daemon reconciles each projection, how far back, and how often it looks whether it is time.
+/// How often a daemon reconciles each projection. Younger events are not counted.
 const INTERVAL: Duration = Duration::from_mins(5);
+/// How far back a daemon reconciles.
 const SPAN: Duration = Duration::from_hours(1);
+/// How often to check whether a projection is due.
 const POLL: Duration = Duration::from_secs(2);
-/// Streams that are asked for at once.
+/// The number of streams in one query.
 const STREAMS: usize = 1_000;
-/// Missing events that are listed.
+/// The most missing events in a list.
 const EXAMPLES: usize = 100;
 
-/// Events of one category and time.
+/// The events of one category and one span of time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Line {
     pub(crate) category: String,
-    /// From this time on.
+    /// The start of the span.
     pub(crate) from: DateTime<Utc>,
-    /// In the event store.
+    /// Events in the event store.
     pub(crate) appended: i64,
-    /// Of these, not in the outbox any more, or marked there.
+    /// Appended events whose outbox row is marked as published or deleted.
     pub(crate) published: i64,
-    /// Of these, applied.
+    /// Appended events that are applied.
     pub(crate) applied: i64,
-    /// Not applied, because their stream is parked.
+    /// Events that are not applied because their stream is parked.
     pub(crate) parked: i64,
-    /// Published, and neither applied nor parked.
+    /// Published events that are neither applied nor parked.
     pub(crate) missing: i64,
 }
 
-/// One projection.
+/// The result for one projection.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Reconciliation {
     pub(crate) projection: String,
     pub(crate) lines: Vec<Line>,
-    /// Some of the events that are missing.
+    /// The first missing events.
     pub(crate) missing: Vec<Lacking>,
 }
 
 impl Reconciliation {
-    /// How many events are missing.
+    /// The number of missing events.
     pub(crate) fn missing(&self) -> i64 {
         self.lines.iter().map(|line| line.missing).sum()
     }
 }
 
-/// Compares what was appended in a span of time with what a projection has applied.
+/// Counts the events that were appended in a span of time, and those of them that were published and applied.
 pub(crate) async fn reconcile(
     session: &mut Session,
     store: &mut event_store::Session,
@@ -87,7 +89,7 @@ pub(crate) async fn reconcile(
         lines.insert((category, from), line);
     }
     let mut missing = Vec::new();
-    for page in behind(session, store, model, (after, until)).await?.chunks(STREAMS) {
+    for page in lagging_streams(session, store, model, (after, until)).await?.chunks(STREAMS) {
         let streams: Vec<_> = page.iter().map(|one| (&one.stream_id, one.applied)).collect();
         let parked: HashSet<&str> =
             page.iter().filter(|one| one.is_parked).map(|one| one.stream_id.as_str()).collect();
@@ -110,7 +112,8 @@ pub(crate) async fn reconcile(
     Ok(Reconciliation { projection: model.name().to_owned(), lines, missing })
 }
 
-/// Counts the missing events of the last hour of each projection, until shutdown. One instance of all does.
+/// Counts the missing events of the last hour for each projection, until shutdown. A lock chooses one instance
+/// to do it.
 pub(crate) async fn reconcile_hourly(
     context: Arc<Context>,
     models: Vec<Arc<ReadModel>>,
@@ -129,8 +132,12 @@ pub(crate) async fn reconcile_hourly(
                 None => return Ok(()),
                 Some(Ok(())) => {}
                 Some(Err(error)) => {
-                    // Each task that needs the servers reports it by itself.
-                    tracing::debug!(projection = name, reason = chain(&error), "not reconciled");
+                    // Other tasks report the failure of the server in `/readyz`.
+                    tracing::debug!(
+                        projection = name,
+                        reason = chain(&error),
+                        "the projection was not reconciled"
+                    );
                     session = None;
                 }
             }
@@ -139,7 +146,7 @@ pub(crate) async fn reconcile_hourly(
     Ok(())
 }
 
-/// The session keeps the lock, so that the same instance goes on with it.
+/// Keeps the session, and with it the lock: the same instance reconciles again next time.
 async fn count_missing(
     context: &Context,
     kept: &mut Option<Session>,
@@ -154,7 +161,7 @@ async fn count_missing(
     if !is_new && session.try_own(&model.ledger, Lock::Reconcile).await? {
         let mut store = event_store::Session::connect(&context.store).await?;
         let now = Utc::now();
-        // Younger events may be on their way; and so may more, while the read model lags.
+        // Events that are younger than the interval may still be on their way.
         let span = (now - SPAN, now - INTERVAL);
         let found = reconcile(&mut session, &mut store, model, span, SPAN).await?;
         store.close().await;

@@ -1,4 +1,4 @@
-//! What the sweeper knows of one projection.
+//! The state of the sweeper for one projection.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -10,25 +10,26 @@ use read_model::ReadModel;
 use uuid::Uuid;
 
 use super::unserved::Unserved;
-use crate::history::Behind;
+use crate::history::LaggingStream;
 
-/// Positions compared at once.
+/// The largest number of positions that are compared at once.
 const WINDOW: i64 = 20_000;
-/// While the queue is not empty, a missing event may still be in it; but not for ever.
+/// While its queue is not empty, a missing event may still be in it. After this many graces it counts as lost
+/// all the same.
 const GRACES_IN_QUEUE: u32 = 12;
 
-/// What is known of one projection.
+/// The state of the sweeper for one projection.
 pub(super) struct State {
     pub(super) model: Arc<ReadModel>,
-    /// Tells the tables that it knows of from others.
+    /// Identifies the tables that the state describes; a rebuild changes it.
     pub(super) epoch: Option<Uuid>,
-    /// Up to here it was compared.
+    /// The end of the positions that were compared.
     pub(super) seen: Option<Position>,
-    /// Windows with streams that are behind: from after where, up to where.
+    /// Compared windows with lagging streams, as `after < position <= end`.
     pub(super) open: BTreeMap<Position, Position>,
-    /// Streams that are behind: where they stood, and since when.
-    pub(super) behind: HashMap<StreamId, (i64, Instant)>,
-    /// When the queues last had nothing that would still come.
+    /// Lagging streams: the last applied version, and since when it has not changed.
+    pub(super) lagging: HashMap<StreamId, (i64, Instant)>,
+    /// When the queues last had no message that may still be delivered.
     pub(super) drained: Option<Instant>,
     pub(super) unserved: Unserved,
     /// Why stuck queues could not be deleted.
@@ -48,7 +49,7 @@ impl State {
             epoch: None,
             seen: None,
             open: BTreeMap::new(),
-            behind: HashMap::new(),
+            lagging: HashMap::new(),
             drained: None,
             unserved,
             undeleted: None,
@@ -57,44 +58,45 @@ impl State {
         }
     }
 
-    /// Lets another instance go on. What is known of streams stays true: one that has not moved when it
-    /// is looked at again has not moved in between.
-    pub(super) fn leave(&mut self) {
+    /// Resets the state when another instance may take over the checkpoint. The versions of lagging streams
+    /// stay: versions only grow, so a stream with the same version later has made no progress.
+    pub(super) fn release(&mut self) {
         self.seen = None;
         self.open.clear();
         self.probe.ok();
     }
 
-    /// When it is not known what happens to the queues.
+    /// Resets the state of the queues, when their messages could not be counted.
     pub(super) fn forget_queues(&mut self) {
         self.unserved.forget();
         self.undeleted = None;
         self.queues.ok();
     }
 
-    /// Reports which queues are stuck and could not be deleted, and why.
+    /// Reports in `/readyz` which stuck queues could not be deleted, and why.
     pub(super) fn report_stuck(&self, queues: &[&str]) {
         let Some(reason) = &self.undeleted else {
             self.queues.ok();
             return;
         };
         self.queues.failing(&format!(
-            "RabbitMQ delivers the messages of {} to no instance, though all of them consume it; events \
-             are read from the event store instead. The queue could not be deleted: {reason}. Stop all \
-             projectors of this projection and start them again; OPERATIONS.md has more remedies under \
+            "RabbitMQ delivers the messages of {} to no instance, although every instance consumes it; its \
+             events are applied from the event store instead. The projector could not delete the queue: \
+             {reason}. Restart all projectors of this projection; OPERATIONS.md has more remedies under \
              \"Queues\"",
             queues.join(", ")
         ));
     }
 
+    /// Resets everything that is known of the tables, after a rebuild has swapped them.
     pub(super) fn forget(&mut self) {
         self.seen = None;
         self.open.clear();
-        self.behind.clear();
+        self.lagging.clear();
         self.probe.ok();
     }
 
-    /// What to compare: windows with streams that lagged before, and new positions.
+    /// The windows to compare: those with lagging streams, and new positions.
     pub(super) fn windows(&self, seen: Position, until: Position) -> Vec<(Position, Position)> {
         let mut windows: Vec<_> = self.open.iter().map(|(after, end)| (*after, *end)).collect();
         let mut after = seen;
@@ -106,12 +108,13 @@ impl State {
         windows
     }
 
+    /// Records a compared window. `clean` means that it has no lagging stream.
     pub(super) fn compared(&mut self, (after, end): (Position, Position), clean: bool) {
         if clean {
             self.open.remove(&after);
             return;
         }
-        // While a stream is stuck, small windows would pile up.
+        // Merged with the window before it: while a stream makes no progress, small windows would pile up.
         let before = self.open.range(..after).next_back().map(|(after, end)| (*after, *end));
         match before {
             Some((start, middle)) if middle == after && end.get() - start.get() <= WINDOW => {
@@ -124,18 +127,20 @@ impl State {
         }
     }
 
-    /// Remembers since when streams are behind, and gives those that count as lost.
-    pub(super) fn note(
+    /// Records lagging streams and returns the events that count as lost: their stream has made no progress for
+    /// `grace`, and the queues were empty since. Without an empty queue, the limit is [`GRACES_IN_QUEUE`]
+    /// graces.
+    pub(super) fn track(
         &mut self,
-        behind: &HashMap<StreamId, Behind>,
+        lagging: &HashMap<StreamId, LaggingStream>,
         grace: Duration,
     ) -> Vec<StreamRange> {
         let now = Instant::now();
         let mut seen = HashMap::new();
         let mut due = Vec::new();
-        for Behind { stream_id, applied, stored, .. } in behind.values() {
-            let known = self.behind.get(stream_id);
-            // A stream that moved is being delivered.
+        for LaggingStream { stream_id, applied, stored, .. } in lagging.values() {
+            let known = self.lagging.get(stream_id);
+            // A stream that has made progress is being delivered.
             let since = known.filter(|(before, _)| before == applied).map_or(now, |known| known.1);
             let waited = now - since;
             let drained = self.drained.is_some_and(|drained| drained >= since);
@@ -147,7 +152,7 @@ impl State {
             }
             seen.insert(stream_id.clone(), (*applied, since));
         }
-        self.behind = seen;
+        self.lagging = seen;
         due
     }
 }

@@ -1,4 +1,4 @@
-//! Deleting queues that are stuck.
+//! Deletes stuck queues: queues that have messages and deliver them to no instance.
 
 use broker::Connection;
 use daemon::chain;
@@ -6,8 +6,8 @@ use daemon::chain;
 use super::state::State;
 use crate::topology::Topology;
 
-/// Deletes stuck queues, by number. The instances that consume them declare them again, and apply from the
-/// event store what was in them.
+/// Deletes the queues with the numbers `stuck`. The instances that consume them declare them again, and apply
+/// the events of their lost messages from the event store.
 pub(super) async fn delete_stuck(
     connection: &mut Option<Connection>,
     topology: &Topology,
@@ -25,7 +25,7 @@ pub(super) async fn delete_stuck(
     state.report_stuck(&names.collect::<Vec<_>>());
 }
 
-/// Deletes a queue, or says why that failed.
+/// Deletes a queue, or returns the reason why that failed.
 async fn delete(
     kept: &mut Option<Connection>,
     topology: &Topology,
@@ -33,8 +33,8 @@ async fn delete(
     number: usize,
 ) -> Result<(), String> {
     let queue = &topology.queues[number].name;
-    let connection = kept.take().ok_or("RabbitMQ is away")?;
-    // Even if the answer is lost, the queue that follows is not taken for this one.
+    let connection = kept.take().ok_or("RabbitMQ cannot be reached")?;
+    // Restarted before the request, whose answer may be lost: the new queue must not count as stuck at once.
     let before = state.unserved.clone();
     state.unserved.restart(number);
     if let Err(error) = connection.delete_queue(queue).await {
@@ -46,8 +46,8 @@ async fn delete(
     tracing::warn!(
         projection = state.model.name(),
         queue,
-        "RabbitMQ delivered the messages of this queue to no instance, though all of them consume it; \
-         it was deleted and is declared again, and its events are read from the event store"
+        "RabbitMQ delivered the messages of this queue to no instance, although every instance consumes it; \
+         it was deleted and is declared again, and its events are applied from the event store"
     );
     *kept = Some(connection);
     Ok(())

@@ -1,9 +1,9 @@
-//! Finding events that were lost on the way.
+//! The sweeper finds events that were lost on the way, and applies them from the event store.
 //!
-//! A gap shows when a later event of its stream arrives; a lost *last* event never does. So every
-//! few seconds the sweeper compares the heads of streams in the event store with the bookkeeping, from a
-//! checkpoint up to the last published event. Only the sweeper, and the replay before the first
-//! delivery, move the checkpoint: up to it, every event is known to be applied.
+//! When an event is lost, the next event of its stream reveals the gap. A lost *last* event has no such
+//! successor. So every few seconds the sweeper compares the last version of each stream in the event store with
+//! the bookkeeping, from the checkpoint to the last published event. Only the sweeper and the replay before the
+//! first delivery move the checkpoint: every event up to it is known to be applied or parked.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,15 +21,15 @@ use super::unserved::Unserved;
 use crate::Settings;
 use crate::context::Context;
 use crate::error::Error;
-use crate::history::{Behind, Decided, History, Lag, behind, published};
+use crate::history::{Decided, History, Lag, LaggingStream, lagging_streams, published};
 use crate::metrics::Healing;
 use crate::topology::Topology;
 
-/// How long to wait for open appends before the sweep is postponed.
-const FENCE_PATIENCE: Duration = Duration::from_secs(2);
-/// A lag of this age without progress is not healthy.
+/// How long to wait for open transactions that append events, before the sweep is postponed.
+const APPEND_PATIENCE: Duration = Duration::from_secs(2);
+/// `/readyz` reports streams that have lagged without progress for this long.
 const LAG_LIMIT: Duration = Duration::from_mins(1);
-/// MySQL ends a session that lies idle for longer than a minute.
+/// With a longer interval, each sweep connects again: MySQL ends sessions that are idle for a minute.
 const IDLE_LIMIT: Duration = Duration::from_secs(30);
 
 /// Sweeps all projections of this instance until shutdown.
@@ -71,12 +71,12 @@ struct Sweeper<'c> {
     states: Vec<State>,
 }
 
-/// How far the event store is.
+/// The ends of the event store.
 #[derive(Clone, Copy)]
 struct Limits {
-    /// Every event up to here is decided.
+    /// The order of all events up to here is decided: no open transaction can add one.
     decided: Position,
-    /// And published, as far as the relay is concerned.
+    /// The relay has published all events up to here.
     published: Position,
 }
 
@@ -87,7 +87,7 @@ impl Sweeper<'_> {
         self.connection = None;
     }
 
-    /// Sweeps every projection; an error with one does not keep it from the others.
+    /// Sweeps every projection, also after an error with one of them. Returns the last error.
     async fn round(&mut self) -> Result<(), Error> {
         let mut states = std::mem::take(&mut self.states);
         let mut result = Ok(());
@@ -95,16 +95,16 @@ impl Sweeper<'_> {
             Ok(limits) => {
                 for state in &mut states {
                     if let Err(error) = self.sweep(state, limits).await {
-                        // With the session goes what it owned.
-                        state.leave();
+                        // The end of the session releases its locks.
+                        state.release();
                         self.disconnect();
                         result = Err(error);
                     }
                 }
             }
             Err(error) => {
-                // While an append stays open nothing is swept, and a replay must not wait for that.
-                states.iter_mut().for_each(State::leave);
+                // Releases the locks: a replay must not wait for a sweep that an open append holds up.
+                states.iter_mut().for_each(State::release);
                 self.session = None;
                 if !matches!(error, Error::Fence(_)) {
                     self.history.forget();
@@ -117,7 +117,7 @@ impl Sweeper<'_> {
     }
 
     async fn limits(&mut self) -> Result<Limits, Error> {
-        let decided = match self.history.decided(FENCE_PATIENCE).await? {
+        let decided = match self.history.decided(APPEND_PATIENCE).await? {
             Decided::UpTo(decided) => decided,
             Decided::HeldUp(writers) => return Err(writers.into()),
         };
@@ -140,20 +140,20 @@ impl Sweeper<'_> {
             self.require_not_restored(checkpoint, limits).await?;
             let instances = session.instances(&model.ledger).await?;
             let queues = self.check_queues(state, &instances).await;
-            // Lost events can be applied without the broker.
+            // An error with the broker comes last: lost events can be applied without it.
             if self.heal_all(&mut session, state, checkpoint, limits.published).await? {
                 self.bind_again(&model).await;
             }
             queues?;
         } else {
-            state.leave();
+            state.release();
             state.forget_queues();
         }
         self.session = Some(session);
         Ok(())
     }
 
-    /// Makes sure that the event store has not gone back behind the checkpoint.
+    /// Fails if the event store ends before the checkpoint: then an older event store was restored.
     async fn require_not_restored(
         &mut self,
         checkpoint: Position,
@@ -162,7 +162,7 @@ impl Sweeper<'_> {
         if checkpoint <= limits.decided {
             return Ok(());
         }
-        // A rebuild may have moved it meanwhile, while this instance stood still.
+        // This process may have been suspended between the two reads, while another one moved the checkpoint.
         let decided = self.limits().await?.decided;
         if checkpoint <= decided {
             return Ok(());
@@ -170,7 +170,7 @@ impl Sweeper<'_> {
         Err(Error::StoreWentBack { checkpoint, decided })
     }
 
-    /// Deletes stuck queues, and finds out whether messages are still to come.
+    /// Deletes stuck queues, and records whether the queues may still deliver messages.
     async fn check_queues(
         &mut self,
         state: &mut State,
@@ -184,7 +184,7 @@ impl Sweeper<'_> {
             }
         };
         let stuck = state.unserved.stuck(&ready, instances, Instant::now());
-        // Messages of a stuck queue do not come either.
+        // A stuck queue counts as empty: it delivers nothing.
         let mut waiting = ready.iter().enumerate().filter(|(_, messages)| **messages > 0);
         if waiting.all(|(number, _)| stuck.contains(&number)) {
             state.drained = Some(Instant::now());
@@ -194,7 +194,7 @@ impl Sweeper<'_> {
         Ok(())
     }
 
-    /// How many messages wait in each queue.
+    /// The number of messages that wait in each queue.
     async fn ready_messages(&mut self, model: &ReadModel) -> Result<Vec<u32>, Error> {
         let connection = match self.connection.take() {
             Some(connection) if connection.is_connected() => connection,
@@ -205,7 +205,7 @@ impl Sweeper<'_> {
         Ok(ready)
     }
 
-    /// Heals until nothing is left that counts as lost. Says whether anything was.
+    /// Heals until no event counts as lost. Returns whether any did.
     async fn heal_all(
         &mut self,
         session: &mut Session,
@@ -220,18 +220,22 @@ impl Sweeper<'_> {
         Ok(healed)
     }
 
-    /// Binds the queues again: nothing but lost events shows that a binding is gone.
+    /// Declares the bindings again. Lost events are the only sign of a missing binding.
     async fn bind_again(&mut self, model: &ReadModel) {
         let Some(connection) = self.connection.take() else { return };
         match self.topology(model).bind(&connection).await {
             Ok(()) => self.connection = Some(connection),
-            // The login may lack the right to do so.
-            Err(error) => tracing::debug!(error = chain(&error), "the queues were not bound"),
+            // Not an error: the login may lack the right to bind.
+            Err(error) => tracing::debug!(
+                projection = model.name(),
+                error = chain(&error),
+                "the bindings of the queues were not declared again"
+            ),
         }
     }
 
-    /// Compares new positions, and those with streams that lagged before. Heals lost events; says whether
-    /// that made a difference.
+    /// Compares new positions, and windows with lagging streams. Heals lost events and returns whether that
+    /// made progress.
     async fn compare(
         &mut self,
         session: &mut Session,
@@ -241,11 +245,11 @@ impl Sweeper<'_> {
     ) -> Result<bool, Error> {
         let model = Arc::clone(&state.model);
         let seen = state.seen.unwrap_or(checkpoint);
-        let mut lagging: HashMap<StreamId, Behind> = HashMap::new();
+        let mut lagging: HashMap<StreamId, LaggingStream> = HashMap::new();
         for window in state.windows(seen, until) {
             let store = self.history.session().await?;
-            let mut found = behind(session, store, &model, window).await?;
-            // A parked stream waits for a person, whose command reads its events again.
+            let mut found = lagging_streams(session, store, &model, window).await?;
+            // A parked stream waits for an operator; `parked retry` or `skip` reads its events.
             found.retain(|stream| !stream.is_parked);
             state.compared(window, found.is_empty());
             for found in found {
@@ -259,7 +263,7 @@ impl Sweeper<'_> {
             session.move_checkpoint(&model.ledger, clean).await?;
         }
         self.context.metrics.checkpoint(model.name(), clean.max(checkpoint).get());
-        let due = state.note(&lagging, self.context.settings.sweep_grace);
+        let due = state.track(&lagging, self.context.settings.sweep_grace);
         self.report(state, &lagging).await?;
         if due.is_empty() { Ok(false) } else { self.heal(session, &model, &due).await }
     }
@@ -270,7 +274,7 @@ impl Sweeper<'_> {
         Topology::of(projection, &settings.queue_prefix, exchange, projection.partitions)
     }
 
-    /// Applies what is missing, some of it; says whether that made a difference.
+    /// Applies the first missing events of each stream. Returns whether that made progress.
     async fn heal(
         &mut self,
         session: &mut Session,
@@ -295,34 +299,36 @@ impl Sweeper<'_> {
     async fn report(
         &mut self,
         state: &State,
-        behind: &HashMap<StreamId, Behind>,
+        lagging: &HashMap<StreamId, LaggingStream>,
     ) -> Result<(), Error> {
-        let lag = if behind.is_empty() {
+        let lag = if lagging.is_empty() {
             Lag::default()
         } else {
-            Lag::of(self.history.session().await?, behind.values()).await?
+            Lag::of(self.history.session().await?, lagging.values()).await?
         };
         let Lag { events, seconds } = lag;
         self.context.metrics.lag(state.model.name(), events, seconds);
-        let stuck = state.behind.values().filter(|(_, since)| since.elapsed() > LAG_LIMIT).count();
+        let stuck = state.lagging.values().filter(|(_, since)| since.elapsed() > LAG_LIMIT).count();
         if stuck == 0 {
             state.probe.ok();
         } else {
             let limit = LAG_LIMIT.as_secs();
-            state.probe.failing(&format!("{stuck} streams have made no progress for {limit} s"));
+            state
+                .probe
+                .failing(&format!("{stuck} streams lag and have made no progress for {limit} s"));
         }
         Ok(())
     }
 }
 
-/// The checkpoint, if this instance may move it: it owns it, and no replay is under way.
+/// Returns the checkpoint if this instance may move it: it holds the lock, and no replay runs.
 async fn own_checkpoint(
     session: &mut Session,
     state: &mut State,
 ) -> Result<Option<Position>, Error> {
     let model = Arc::clone(&state.model);
     let checkpoint = session.checkpoint(&model.ledger).await?;
-    // Other tables lack other events.
+    // A new epoch means other tables, which may lack other events.
     if let Some(checkpoint) = checkpoint.filter(|it| state.epoch != Some(it.epoch)) {
         state.epoch = Some(checkpoint.epoch);
         state.forget();

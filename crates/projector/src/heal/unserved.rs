@@ -1,23 +1,23 @@
-//! Noticing queues that are stuck.
+//! Detects stuck queues.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use read_model::Instance;
 
-/// A queue that has messages and serves no instance is stuck after so many graces.
+/// A queue that has messages and delivers to no instance is stuck after this many graces.
 const GRACES_UNSERVED: u32 = 3;
-/// But not sooner: RabbitMQ may need three heartbeats of 10 s until it drops a frozen consumer.
+/// The minimum: RabbitMQ may need three heartbeats of 10 s to drop a frozen consumer.
 const UNSERVED_MIN: Duration = Duration::from_secs(40);
 
-/// Queues whose messages are delivered to no instance, and since when.
+/// Queues that have messages and deliver to no instance, and since when.
 ///
 /// After a crash, RabbitMQ 4.3 may keep treating a pre-crash consumer as the single active consumer
 /// indefinitely. Quorum queues have been stuck like this for other reasons too (rabbitmq-server issues 1825
 /// and 17317). Such a queue only grows.
 #[derive(Debug, Clone)]
 pub(crate) struct Unserved {
-    /// After this time a queue is stuck.
+    /// How long a queue may deliver to no instance before it is stuck.
     limit: Duration,
     queues: HashMap<usize, Spell>,
 }
@@ -25,7 +25,7 @@ pub(crate) struct Unserved {
 #[derive(Debug, Clone, Copy)]
 struct Spell {
     since: Instant,
-    /// Whether it seemed to be empty at the last look.
+    /// Whether the last count was 0.
     empty: bool,
 }
 
@@ -35,8 +35,8 @@ impl Unserved {
         Self { limit, queues: HashMap::new() }
     }
 
-    /// Takes how many messages each queue has, and which queues deliver to an instance; gives the queues
-    /// that have delivered to none for too long.
+    /// Records the number of messages in each queue, and which queues deliver to an instance. Returns the
+    /// numbers of the stuck queues.
     pub(crate) fn stuck(
         &mut self,
         ready: &[u32],
@@ -53,7 +53,8 @@ impl Unserved {
         for (number, messages) in ready.iter().enumerate() {
             let empty = *messages == 0;
             let known = self.queues.get(&number);
-            // RabbitMQ says 0 too when the leader of a queue does not answer it at once.
+            // One count of 0 proves nothing: RabbitMQ also reports 0 when the leader of a queue is slow to
+            // answer.
             if is_served(number) || (empty && known.is_none_or(|spell| spell.empty)) {
                 self.queues.remove(&number);
                 continue;
@@ -67,12 +68,12 @@ impl Unserved {
         stuck
     }
 
-    /// Starts over with a queue that is about to be another one.
+    /// Starts over with a queue that is about to be deleted.
     pub(crate) fn restart(&mut self, number: usize) {
         self.queues.remove(&number);
     }
 
-    /// Starts over with all queues, when it is not known what happened meanwhile.
+    /// Starts over with all queues, after messages could not be counted.
     pub(crate) fn forget(&mut self) {
         self.queues.clear();
     }
@@ -92,12 +93,12 @@ mod tests {
     }
 
     #[test]
-    fn a_queue_is_stuck_when_it_serves_nobody_for_too_long() {
+    fn a_queue_that_delivers_to_no_instance_is_stuck_after_the_limit() {
         let begun = Instant::now();
         let after = |seconds| begun + Duration::from_secs(seconds);
         let mut unserved = Unserved::new(GRACE);
         let none = [instance(&[]), instance(&[])];
-        // However slow the rounds are.
+        // The time counts, not the number of checks.
         for seconds in [0, 8, 48, 59] {
             assert!(unserved.stuck(&[5, 0], &none, after(seconds)).is_empty());
         }
@@ -111,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn a_consumer_that_is_frozen_is_given_time() {
+    fn the_limit_leaves_rabbitmq_time_to_drop_a_frozen_consumer() {
         let begun = Instant::now();
         let mut unserved = Unserved::new(Duration::from_secs(1));
         let none = [instance(&[])];
@@ -121,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn a_queue_that_seems_empty_once_is_not() {
+    fn a_single_count_of_zero_does_not_restart() {
         let begun = Instant::now();
         let after = |seconds| begun + Duration::from_secs(seconds);
         let mut unserved = Unserved::new(GRACE);
@@ -136,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn a_delivery_or_nobody_there_restart() {
+    fn a_delivery_or_the_absence_of_instances_restarts() {
         let begun = Instant::now();
         let none = [instance(&[])];
         for instances in [vec![instance(&[1])], Vec::new()] {

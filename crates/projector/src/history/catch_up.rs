@@ -1,8 +1,9 @@
-//! Bringing streams up to date from the event store.
+//! Brings single streams up to date from the event store.
 //!
-//! The one loop for a parked stream that goes on, for streams folded in place, for comparisons and for
-//! rebuilds. **Invariant:** it applies through an [`Admitted`] batch, so never with handlers that the
-//! tables in service are not for. (`projector_rebuild::a_retry_does_not_apply_previous_handlers_…`)
+//! Retries of parked streams, streams folded in place, comparisons and rebuilds all use this loop.
+//!
+//! **Invariant:** in live tables it applies through an [`Admitted`] batch, so never with handlers that do not
+//! belong to these tables. (`projector_rebuild::a_retry_does_not_apply_previous_handlers_…`)
 
 use domain_events::{StoredEvent, StreamId, StreamRange, StreamVersion};
 use projection::plan::Heads;
@@ -10,22 +11,24 @@ use read_model::{Admitted, Part, ReadModel, apply_part};
 
 use crate::error::Error;
 
-/// Streams that are read at once.
+/// The most streams in one read.
 pub(crate) const STREAMS_AT_ONCE: usize = 100;
-/// Events of each stream that are read at once, where there are many streams, and where there is one.
+/// The most events of each stream in one read of several streams.
 const EVENTS_OF_EACH: u32 = 100;
+/// The most events in one read of a single stream.
 const EVENTS_OF_ONE: u32 = 500;
 
 /// Tables to which events are applied.
 pub(crate) trait Sink {
-    /// Where streams stand. The streams must be sorted.
+    /// Returns the head of each stream: its last applied event, and whether it is parked. `streams` must be
+    /// sorted.
     async fn heads(&mut self, streams: &[&StreamId]) -> Result<Heads, Error>;
 
-    /// Applies events, each stream in order.
+    /// Applies events. The events of each stream are in order.
     async fn apply(&mut self, events: &[StoredEvent]) -> Result<Part, Error>;
 }
 
-/// Tables in service, within one transaction.
+/// The live tables, within one transaction.
 pub(crate) struct OneBatch<'b, 's> {
     pub(crate) batch: &'b mut Admitted<'s>,
     pub(crate) model: &'b ReadModel,
@@ -42,8 +45,8 @@ impl Sink for OneBatch<'_, '_> {
     }
 }
 
-/// Applies what the event store has of streams, up to a version of each or as far as they go. A stream
-/// that parks stays where it is.
+/// Applies the events of streams that the tables lack, up to the given version of each stream. A stream that
+/// parks stops there.
 ///
 /// # Errors
 ///
@@ -59,7 +62,7 @@ pub(crate) async fn catch_up(
         let mut names: Vec<&StreamId> = page.iter().map(|(stream_id, _)| stream_id).collect();
         names.sort_unstable();
         loop {
-            // In one batch, the streams are locked before they are read: later deliveries come after.
+            // `OneBatch` locks the streams before they are read, so that concurrent deliveries wait.
             let heads = sink.heads(&names).await?;
             let wanted: Vec<StreamRange> =
                 page.iter().filter_map(|(id, version)| missing(&heads, id, *version)).collect();
@@ -78,7 +81,8 @@ pub(crate) async fn catch_up(
     Ok(total)
 }
 
-/// What tables lack of a stream up to a version. A parked stream lacks nothing that could be applied.
+/// The range of events that the tables lack of a stream, up to a version. `None` for a parked stream, because
+/// none of its events can be applied.
 fn missing(heads: &Heads, stream_id: &StreamId, to: StreamVersion) -> Option<StreamRange> {
     let head = heads.get(stream_id).copied().unwrap_or_default();
     let (stream_id, from) = (stream_id.clone(), head.next());

@@ -1,4 +1,4 @@
-//! How far a read model is behind: events that are published and not applied.
+//! Measures the lag of a read model: the events that are published and not applied.
 
 use chrono::Utc;
 use domain_events::{Position, StreamId, StreamVersion};
@@ -6,32 +6,32 @@ use read_model::{ReadModel, Session};
 
 use crate::error::Error;
 
-/// Positions compared at once.
+/// The number of positions that are compared at once.
 const WINDOW: i64 = 50_000;
-/// Streams compared at once.
+/// The number of streams that are compared at once.
 const STREAMS: usize = 1_000;
 
 /// A stream of which a read model has applied fewer events than the event store has.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Behind {
+pub(crate) struct LaggingStream {
     /// The stream.
     pub(crate) stream_id: StreamId,
-    /// The version of its last event that was applied; 0 for none.
+    /// The version of the last applied event; 0 for none.
     pub(crate) applied: i64,
-    /// Its last event in the range that was compared.
+    /// The version of its last event in the compared range.
     pub(crate) stored: StreamVersion,
-    /// Whether it waits for a person.
+    /// Whether the stream is parked.
     pub(crate) is_parked: bool,
 }
 
-impl Behind {
-    /// How many events it lacks.
+impl LaggingStream {
+    /// The number of events that are not applied.
     fn events(&self) -> i64 {
         self.stored.get() - self.applied
     }
 }
 
-/// The last position up to which every event is published, as far as the order of events is decided.
+/// The position up to which every event is published, at most `decided`.
 pub(crate) async fn published(
     store: &mut event_store::Session,
     decided: Position,
@@ -41,13 +41,13 @@ pub(crate) async fn published(
     Ok(before.map_or(decided, |before| before.min(decided)))
 }
 
-/// The streams with events in `after < position <= until` that a read model has not applied.
-pub(crate) async fn behind(
+/// Returns the streams with events in `after < position <= until` that the read model has not applied.
+pub(crate) async fn lagging_streams(
     session: &mut Session,
     store: &mut event_store::Session,
     model: &ReadModel,
     (mut after, until): (Position, Position),
-) -> Result<Vec<Behind>, Error> {
+) -> Result<Vec<LaggingStream>, Error> {
     let mut found = Vec::new();
     while after < until {
         let end = Position::new(after.get() + WINDOW).map_or(until, |end| end.min(until));
@@ -59,7 +59,7 @@ pub(crate) async fn behind(
                 let known = known.get(&head.stream_id).copied().unwrap_or_default();
                 let applied = known.last.map_or(0, |last| last.version.get());
                 if applied < head.version.get() {
-                    found.push(Behind {
+                    found.push(LaggingStream {
                         stream_id: head.stream_id.clone(),
                         applied,
                         stored: head.version,
@@ -78,24 +78,24 @@ pub(crate) async fn behind(
     Ok(found)
 }
 
-/// How far a read model is behind, without its parked streams.
+/// The lag of a read model, without parked streams.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub(crate) struct Lag {
-    /// Events that are not applied.
+    /// The number of events that are not applied.
     pub(crate) events: i64,
     /// The age of the oldest of them, in seconds.
     pub(crate) seconds: f64,
 }
 
 impl Lag {
-    /// The lag that some streams make up.
+    /// The lag of these streams together.
     pub(crate) async fn of(
         store: &mut event_store::Session,
-        behind: impl Iterator<Item = &Behind> + Clone,
+        streams: impl Iterator<Item = &LaggingStream> + Clone,
     ) -> Result<Self, Error> {
-        let behind = behind.filter(|stream| !stream.is_parked);
-        let events = behind.clone().map(Behind::events).sum();
-        let first: Vec<_> = behind.map(|stream| (&stream.stream_id, stream.applied + 1)).collect();
+        let streams = streams.filter(|stream| !stream.is_parked);
+        let events = streams.clone().map(LaggingStream::events).sum();
+        let first: Vec<_> = streams.map(|stream| (&stream.stream_id, stream.applied + 1)).collect();
         let mut oldest = None;
         for page in first.chunks(STREAMS) {
             oldest = [oldest, store.oldest(page).await?].into_iter().flatten().min();
@@ -105,7 +105,7 @@ impl Lag {
     }
 }
 
-/// How far a read model is behind now, from its checkpoint on.
+/// Measures the current lag of a read model, from its checkpoint on.
 pub(crate) async fn lag(
     session: &mut Session,
     store: &mut event_store::Session,
@@ -115,6 +115,6 @@ pub(crate) async fn lag(
     let after = checkpoint.map_or(Position::START, |checkpoint| checkpoint.position);
     let end = store.take_fence().await?.limit();
     let until = published(store, end).await?;
-    let behind = behind(session, store, model, (after, until)).await?;
-    Lag::of(store, behind.iter()).await
+    let lagging = lagging_streams(session, store, model, (after, until)).await?;
+    Lag::of(store, lagging.iter()).await
 }

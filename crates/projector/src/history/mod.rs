@@ -1,4 +1,4 @@
-//! Reading the event store: its decided end, missing parts of streams, and history.
+//! Reads the event store: its decided end, missing events of streams, and whole histories.
 
 mod catch_up;
 mod lag;
@@ -13,32 +13,32 @@ use tokio::time::sleep;
 use crate::error::OpenWriters;
 
 pub(crate) use catch_up::{OneBatch, STREAMS_AT_ONCE, Sink, catch_up};
-pub(crate) use lag::{Behind, Lag, behind, lag, published};
+pub(crate) use lag::{Lag, LaggingStream, lag, lagging_streams, published};
 pub(crate) use replay::{FENCE_PATIENCE, PAGE, Pace, Span, Target, replay};
 
-/// Events of one stream that are healed at once.
+/// The most events of one stream in one read.
 const EVENTS_AT_ONCE: u32 = 500;
 
-/// How often to look whether a fence is decided.
+/// How often to check whether a fence is decided.
 const FENCE_PAUSE: Duration = Duration::from_millis(20);
 
-/// The event store, connected when it is needed.
+/// The event store. It connects on first use.
 pub(crate) struct History {
     options: event_store::Options,
     session: Option<Session>,
-    /// A fence that open transactions hold up. A new one would have new ones to wait for.
+    /// A fence that still waits for open transactions. A new fence would have to wait for later ones too.
     fence: Option<Fence>,
 }
 
 impl History {
-    /// Streams that are healed with one query.
+    /// The most streams in one read.
     pub(crate) const STREAMS_AT_ONCE: usize = 50;
 
     pub(crate) fn new(options: event_store::Options) -> Self {
         Self { options, session: None, fence: None }
     }
 
-    /// A session, connected. Drop it with [`History::forget`] after an error.
+    /// Returns a connected session. After an error, call [`History::forget`].
     pub(crate) async fn session(&mut self) -> Result<&mut Session, Error> {
         let session = match self.session.take() {
             Some(session) => session,
@@ -47,14 +47,14 @@ impl History {
         Ok(self.session.insert(session))
     }
 
-    /// Drops the session.
+    /// Drops the session and the fence.
     pub(crate) fn forget(&mut self) {
         self.session = None;
         self.fence = None;
     }
 
-    /// Waits until the order of all events so far is decided, for no longer than `patience`. To be asked
-    /// again when open transactions take longer.
+    /// Waits, for `patience` at most, until the order of all events so far is decided. If open transactions
+    /// take longer, call it again.
     pub(crate) async fn decided(&mut self, patience: Duration) -> Result<Decided, Error> {
         let decided = self.wait_for_fence(patience).await;
         if decided.is_err() {
@@ -84,7 +84,7 @@ impl History {
         Ok(Decided::UpTo(fence.limit()))
     }
 
-    /// Reads missing parts of streams: some of them, from their beginnings.
+    /// Reads the beginnings of the wanted ranges, for the first [`Self::STREAMS_AT_ONCE`] of them.
     pub(crate) async fn read(&mut self, wanted: &[StreamRange]) -> Result<Vec<StoredEvent>, Error> {
         let some = &wanted[..wanted.len().min(Self::STREAMS_AT_ONCE)];
         let read = match self.session().await {
@@ -98,10 +98,11 @@ impl History {
     }
 }
 
-/// Whether the order of the events so far is decided.
+/// Whether the order of the events so far is decided. It is decided up to a position if no open transaction can
+/// still add an event before that position.
 pub(crate) enum Decided {
-    /// It is, up to this position.
+    /// The order is decided up to this position.
     UpTo(Position),
-    /// Open transactions hold it up.
+    /// These open transactions can still add events.
     HeldUp(OpenWriters),
 }

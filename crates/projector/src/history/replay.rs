@@ -1,4 +1,4 @@
-//! Applying history: the one driver for new projections, rebuilds and comparisons.
+//! Applies history in order. New projections, rebuilds and comparisons use this one loop.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
@@ -18,24 +18,25 @@ use crate::error::Error;
 use crate::failpoints::failpoint;
 use crate::metrics::Healing;
 
-/// Events of a page of history at most.
+/// The most events of history in one page.
 pub(crate) const PAGE: u32 = 8_000;
-/// Events of one transaction at most.
+/// The most events in one transaction.
 const BATCH: usize = 4_000;
-/// How long to wait for open transactions before they are reported.
+/// How long to wait for open transactions that append events, before reporting them.
 pub(crate) const FENCE_PATIENCE: Duration = Duration::from_secs(5);
-/// How often the checkpoint moves. What is applied again after a crash is known by its versions.
+/// How often the checkpoint moves. After a crash, events since the last move are read again; their versions
+/// show that they are applied.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Tables to which history is applied. Where every row belongs to a stream, several lanes work side by
-/// side.
+/// The tables to which history is applied. If every row belongs to one stream, several lanes apply events in
+/// parallel.
 pub(crate) struct Target {
-    /// The projection.
     pub(crate) model: Arc<ReadModel>,
-    /// One for each lane.
+    /// One session for each lane.
     sessions: Vec<Session>,
     options: Options,
-    /// Of a daemon, whose metrics count the events, and whose breaker pauses the projection.
+    /// Set for live tables: the metrics of this daemon count the events, and its breaker may pause the
+    /// projection.
     daemon: Option<Arc<Context>>,
 }
 
@@ -54,7 +55,7 @@ impl Target {
         Ok(Self { model, sessions, options: options.clone(), daemon: None })
     }
 
-    /// Tables in service, whose events a daemon counts.
+    /// The live tables, with the metrics and the breaker of a daemon.
     pub(crate) async fn of_daemon(
         context: &Arc<Context>,
         model: &Arc<ReadModel>,
@@ -64,36 +65,36 @@ impl Target {
         Ok(Self { daemon: Some(Arc::clone(context)), ..target })
     }
 
-    /// Connects again where a session was idle for too long.
-    pub(crate) async fn revive(&mut self) -> Result<(), Error> {
+    /// Replaces sessions that were idle for too long.
+    pub(crate) async fn reconnect_idle(&mut self) -> Result<(), Error> {
         for session in std::mem::take(&mut self.sessions) {
             self.sessions.push(session.or_new(&self.options).await?);
         }
         Ok(())
     }
 
-    /// The first session and the read model, for what is done once.
+    /// The first session and the read model, for work that needs no lanes.
     pub(crate) fn session(&mut self) -> (&mut Session, &ReadModel) {
         (&mut self.sessions[0], &self.model)
     }
 
-    /// Ends the connections.
+    /// Closes the connections.
     pub(crate) async fn close(self) {
         for session in self.sessions {
             session.close().await;
         }
     }
 
-    /// Up to where the history is applied.
+    /// The position up to which the history is applied.
     pub(crate) async fn position(&mut self) -> Result<Position, Error> {
         let (session, model) = self.session();
         let checkpoint = session.checkpoint(&model.ledger).await?;
         Ok(checkpoint.map_or(Position::START, |checkpoint| checkpoint.position))
     }
 
-    /// Applies what is committed and not in these tables, stream by stream, without waiting until the
-    /// order of all events is decided.
-    pub(crate) async fn fold_the_rest(
+    /// Applies all committed events that these tables lack, stream by stream. Unlike a replay, this does not
+    /// wait for open transactions, and does not move the checkpoint.
+    pub(crate) async fn catch_up_streams(
         &mut self,
         store: &mut event_store::Session,
     ) -> Result<(), Error> {
@@ -112,7 +113,7 @@ impl Sink for Target {
     }
 
     async fn apply(&mut self, events: &[StoredEvent]) -> Result<Part, Error> {
-        self.revive().await?;
+        self.reconnect_idle().await?;
         let Self { model, sessions, daemon, .. } = self;
         let mut parts: Vec<Vec<&StoredEvent>> = vec![Vec::new(); sessions.len()];
         for event in events {
@@ -147,7 +148,7 @@ async fn apply_batch(
     batch: &[&StoredEvent],
 ) -> Result<Applied, Error> {
     match daemon {
-        // Streams that park are counted at the end.
+        // No breaker: the caller decides about parked streams at the end.
         None => Ok(apply(session, model, batch, Breaker::NONE).await?),
         Some(context) => {
             let applied = context.apply(session, model, batch).await?;
@@ -157,7 +158,7 @@ async fn apply_batch(
     }
 }
 
-/// A part of the history, and how far its replay is.
+/// The replayed part of the history, and the progress in it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Span {
     pub(crate) from: Position,
@@ -165,12 +166,12 @@ pub(crate) struct Span {
     pub(crate) until: Position,
 }
 
-/// What accompanies a replay: it reports how far that is, and may slow it down or end it.
+/// Accompanies a replay: reports its progress, and may slow it down or end it.
 pub(crate) trait Pace {
-    /// Why it ends.
+    /// Why the replay ends.
     type Error: From<Error>;
 
-    /// Events of a page at most.
+    /// The most events in a page.
     fn page(&self) -> u32 {
         PAGE
     }
@@ -184,12 +185,12 @@ pub(crate) trait Pace {
     ) -> Result<(), Self::Error>;
 }
 
-/// Applies the history in `from < position <= until`. The next page is read meanwhile. An event that
-/// cannot be applied parks its stream.
+/// Applies the history in `from < position <= until`, and reads the next page meanwhile. An event that cannot
+/// be applied parks its stream.
 ///
 /// # Errors
 ///
-/// When a server fails, and what `pace` ends it with. It can be called again, from the checkpoint on.
+/// When a server fails, or `pace` ends the replay. It can then be called again, from the checkpoint on.
 pub(crate) async fn replay<P: Pace>(
     store: &event_store::Options,
     target: &mut Target,
@@ -231,7 +232,7 @@ async fn read_pages(
     let mut session = match event_store::Session::connect(&store).await {
         Ok(session) => session,
         Err(error) => {
-            // If this fails, nobody waits for the page any more.
+            // If this fails, the replay has ended, and nobody waits for the page.
             drop(pages.send(Err(error)).await);
             return;
         }

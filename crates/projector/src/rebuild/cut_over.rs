@@ -1,8 +1,9 @@
-//! Putting tables in service.
+//! The cut-over puts new tables in service.
 //!
-//! The gate is closed, events that came meanwhile are applied, and one statement swaps all tables. The gate
-//! is for speed: after the swap, everything between the checkpoint of the new tables and a fence taken then
-//! is applied again, and versions make that harmless.
+//! It closes the gate, the row lock that every batch takes first. Then it applies the events that arrived
+//! meanwhile, and swaps all tables with one statement. After the swap, it replays all events between the
+//! checkpoint of the new tables and a new fence. So correctness does not depend on the gate; versions make
+//! events that were applied already harmless.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,11 +17,12 @@ use crate::error::Error as WorkError;
 use crate::failpoints::failpoint;
 use crate::history::Target;
 
-/// The longest pause between two attempts to swap.
+/// The longest pause between two attempts to swap the tables.
 const SWAP_PAUSE: Duration = Duration::from_secs(2);
 
 impl Owned<'_> {
-    /// Swaps the tables of `target`, in the database `from`, with those in service, which go `away`.
+    /// Moves the tables of `target` from the database `from` into service, and those in service to the database
+    /// `away`.
     pub(super) async fn cut_over(
         &mut self,
         target: &mut Target,
@@ -31,8 +33,7 @@ impl Owned<'_> {
         let mut store = event_store::Session::connect(&rebuilder.store).await?;
         self.enter(state).await?;
         failpoint!("rebuild::cutting-over");
-        // There must be no tables where those in service go. Only the session that owns the rebuild may
-        // drop them.
+        // The swap needs free table names in `away`. Only the session that owns the job may drop tables.
         self.session.make_database(away).await?;
         self.session.drop_tables(away, &self.tables).await?;
         failpoint!("rebuild::place-freed");
@@ -40,13 +41,13 @@ impl Owned<'_> {
         failpoint!("rebuild::swap-announced");
         let mut pause = Duration::from_millis(100);
         loop {
-            target.fold_the_rest(&mut store).await?;
+            target.catch_up_streams(&mut store).await?;
             let ticket = self.session.issue_ticket(&self.live.ledger, from).await?;
             failpoint!("rebuild::before-gate");
             let closed = Instant::now();
             let mut batch = self.session.close_gate(&self.live.ledger).await?;
             failpoint!("rebuild::gate-closed");
-            target.fold_the_rest(&mut store).await?;
+            target.catch_up_streams(&mut store).await?;
             failpoint!("rebuild::caught-up-behind-gate");
             let live = &rebuilder.databases.live;
             let ways = [from, live, away];
@@ -64,11 +65,15 @@ impl Owned<'_> {
                 batch.commit().await?;
                 failpoint!("rebuild::gate-open");
                 let gap = closed.elapsed();
-                rebuilder.report.say(&format!("swapped; no batch was applied for {gap:?}"));
+                rebuilder
+                    .report
+                    .say(&format!("the tables are swapped; no batch was applied for {gap:?}"));
                 break;
             }
             batch.rollback().await?;
-            rebuilder.report.say(&format!("a reader holds a table; the next try is in {pause:?}"));
+            rebuilder.report.say(&format!(
+                "a reader holds a table, so the tables were not swapped; the next attempt is in {pause:?}"
+            ));
             sleep(pause).await;
             pause = SWAP_PAUSE.min(pause * 2);
         }
@@ -78,12 +83,12 @@ impl Owned<'_> {
         Ok(())
     }
 
-    /// Records that other tables are in service, where a swap was interrupted before that.
+    /// Records a swap whose owner died before it could do so.
     pub(super) async fn record_swap(&mut self) -> Result<(), Error> {
         let rebuilder = self.rebuilder;
-        rebuilder
-            .report
-            .say("the new tables are in service already; events since then are applied now");
+        rebuilder.report.say(
+            "the tables were swapped before the interruption; now events since then are applied",
+        );
         let mut batch = self.session.close_gate(&self.live.ledger).await?;
         batch.next_generation(&self.live.projection).await?;
         batch.commit().await?;
@@ -96,7 +101,7 @@ impl Owned<'_> {
         is_swapped(&mut self.session, live, &self.tables, from).await
     }
 
-    /// Applies to the tables in service what they might lack.
+    /// Applies the events that the tables in service may lack.
     pub(super) async fn catch_up_in_service(&mut self) -> Result<(), Error> {
         let rebuilder = self.rebuilder;
         let session = Session::connect(&rebuilder.mysql).await?;
@@ -105,7 +110,7 @@ impl Owned<'_> {
         let mut pace =
             RebuildPace::of_comparison(&rebuilder.report, &rebuilder.store, &mut self.session);
         match rebuilder.catch_up(&mut target, &mut pace).await {
-            // The sweeper does it, as soon as the projection is resumed.
+            // A paused projection applies nothing; after `resume`, the sweeper does this.
             Ok(()) | Err(Error::Work(WorkError::Paused { .. })) => {}
             Err(error) => return Err(error),
         }
@@ -121,6 +126,6 @@ async fn is_swapped(
     from: &str,
 ) -> Result<bool, Error> {
     let left = session.count_tables(from, tables).await?;
-    let there = session.count_tables(live, tables).await?;
-    Ok(left == 0 && there == tables.len())
+    let live = session.count_tables(live, tables).await?;
+    Ok(left == 0 && live == tables.len())
 }

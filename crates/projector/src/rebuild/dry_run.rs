@@ -1,4 +1,4 @@
-//! What a rebuild would do, without doing it.
+//! Reports what a rebuild would do, without changing the live tables.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,15 +10,15 @@ use serde::Serialize;
 use super::progress::RebuildPace;
 use super::{Error, Rebuilder};
 
-/// What a rebuild would do.
+/// The result of a dry run.
 #[derive(Debug, Serialize)]
 pub(crate) struct DryRun {
     events: u64,
     seconds: f64,
-    /// Events of types that no handler is for: they leave no trace.
+    /// The number of events of each type that has no handler.
     unhandled: BTreeMap<String, u64>,
-    /// Why streams would be parked, those reasons first that most have. What comes after the first
-    /// such event of a stream is not looked at.
+    /// Why streams would be parked, the most frequent reason first. Events after the first failed event of a
+    /// stream are not tried.
     parked: Vec<ParkedReason>,
 }
 
@@ -35,15 +35,15 @@ impl fmt::Display for DryRun {
         let rate = f64::from(u32::try_from(*events).unwrap_or(u32::MAX)) / seconds.max(0.001);
         writeln!(
             f,
-            "{events} events in {seconds:.1} s, {rate:.0} events/s: a rebuild takes as long"
+            "{events} events in {seconds:.1} s, {rate:.0} events/s; a rebuild takes about as long"
         )?;
         for (event_type, count) in unhandled {
-            writeln!(f, "no handler for {event_type}: {count} events leave no trace")?;
+            writeln!(f, "no handler for {event_type}: {count} events have no effect")?;
         }
         for ParkedReason { reason, streams, first_stream, first_version, .. } in parked {
             writeln!(
                 f,
-                "{streams} streams would be parked, {first_stream} at version {first_version} for one: \
+                "{streams} streams would be parked, for example {first_stream} at version {first_version}: \
                  {reason}"
             )?;
         }
@@ -52,18 +52,18 @@ impl fmt::Display for DryRun {
 }
 
 impl Rebuilder {
-    /// Applies the whole history to tables that are dropped afterwards.
+    /// Applies the whole history to separate tables, and drops them.
     pub(crate) async fn dry_run(&self) -> Result<DryRun, Error> {
         let mut session = Session::connect(&self.mysql).await?;
         let ledger = self.model().ledger;
-        self.alone(&mut session, &ledger).await?;
+        self.require_exclusive(&mut session, &ledger).await?;
         let (database, tables) = (&self.databases.verify, self.tables(&ledger));
         session.make_database(database).await?;
         session.drop_tables(database, &tables).await?;
         let begun = Instant::now();
         let mut target = self.target(&mut session, database).await?;
         let mut pace = RebuildPace::of_comparison(&self.report, &self.store, &mut session);
-        self.come_nearer(&mut target, &mut pace).await?;
+        self.replay_decided(&mut target, &mut pace).await?;
         let seconds = begun.elapsed().as_secs_f64();
         let (built, model) = target.session();
         let parked = built.parked_reasons(&model.ledger).await?;

@@ -1,83 +1,92 @@
-//! Why a rebuild or a comparison ends.
+//! Errors of rebuilds and comparisons.
 
 use daemon::{Exit, Failure};
 use read_model::ApplyError;
 
 use crate::error::{Error as WorkError, ServerError};
 
-/// Why a rebuild, a comparison or another change of a projection's tables as a whole ends.
+/// An error of a rebuild, a rollback, a comparison, or another operation on all tables of a projection.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    /// As for any work on a projection.
+    /// Work on the projection was interrupted.
     #[error(transparent)]
     Work(WorkError),
-    /// Another process has the lock.
-    #[error("another rebuild or comparison of {projection} is running")]
-    Another {
+    /// Another process holds the lock.
+    #[error(
+        "another rebuild or comparison of {projection} is running: wait until it ends. To end a rebuild, run \
+         `projector rebuild cancel {projection}`"
+    )]
+    Locked {
         /// The projection.
         projection: String,
     },
-    /// What was asked for must wait for a rebuild.
+    /// The operation is impossible during a rebuild.
     #[error(
-        "a rebuild of {projection} is under way: `projector rebuild cancel {projection}` gives it up"
+        "a rebuild of {projection} is under way; wait until it ends, or run `projector rebuild cancel \
+         {projection}`"
     )]
     UnderWay {
         /// The projection.
         projection: String,
     },
-    /// Somebody gave it up.
+    /// An operator cancelled the rebuild.
     #[error("the rebuild of {projection} was cancelled")]
     Cancelled {
         /// The projection.
         projection: String,
     },
-    /// It failed in another process.
-    #[error("the rebuild of {projection} failed: {reason}")]
+    /// The rebuild failed in another process.
+    #[error("the rebuild of {projection} failed in another process: {reason}")]
     Failed {
         /// The projection.
         projection: String,
         /// Why.
         reason: String,
     },
-    /// Rows may belong to several streams.
-    #[error("single streams of {projection} cannot be checked or folded: {reason}")]
+    /// Some rows may belong to several streams.
+    #[error(
+        "single streams of {projection} cannot be verified or rebuilt, because a row may belong to several streams: \
+         {reason}"
+    )]
     NotOwned {
         /// The projection.
         projection: String,
-        /// The statement to which that is due.
+        /// The statement that causes it.
         reason: String,
     },
-    /// There is nothing to cancel.
-    #[error("no rebuild of {projection} is under way")]
+    /// No rebuild can be cancelled: none is under way, or its tables are already swapped.
+    #[error(
+        "no rebuild of {projection} is under way; `projector rebuild status {projection}` shows the last one"
+    )]
     NothingToCancel {
         /// The projection.
         projection: String,
     },
-    /// There is nothing to go back to.
+    /// The previous tables do not exist.
     #[error("{projection} has no previous tables: they were dropped, or it was never rebuilt")]
     NoPreviousTables {
         /// The projection.
         projection: String,
     },
-    /// The new handlers cannot apply everything.
+    /// The new handlers cannot apply all events.
     #[error(
-        "{parked} streams cannot be applied by these handlers, one because: {reason}; nothing was \
-         swapped. Fix the handlers and rebuild again, or accept it with --allow-parked"
+        "{parked} streams cannot be applied by these handlers, for example because: {reason}. The tables \
+         were not swapped. Fix the handlers and rebuild again, or accept parked streams with --allow-parked"
     )]
     Parked {
-        /// How many streams.
+        /// The number of streams.
         parked: i64,
-        /// Why, of one of them.
+        /// The reason of one of them.
         reason: String,
     },
 }
 
 impl Error {
-    /// Whether the rebuild can go on without anybody doing anything.
+    /// Whether another attempt may succeed without anybody changing anything.
     pub(super) fn is_transient(&self) -> bool {
         match self {
             Self::Work(error) => error.server().is_some_and(ServerError::is_transient),
-            Self::Another { .. }
+            Self::Locked { .. }
             | Self::UnderWay { .. }
             | Self::Cancelled { .. }
             | Self::Failed { .. }

@@ -1,4 +1,4 @@
-//! Folding single streams again in the live tables.
+//! Rebuilds single streams in the live tables.
 
 use domain_events::{StreamId, StreamVersion};
 use read_model::{ParkedStream, Part, ReadModel, Session};
@@ -7,25 +7,25 @@ use serde::Serialize;
 use super::{Error, Rebuilder};
 use crate::history::{OneBatch, catch_up};
 
-/// A stream that was folded again.
+/// A stream that was rebuilt.
 #[derive(Debug, Serialize)]
 pub(crate) struct Folded {
     /// The stream.
     pub(crate) stream_id: String,
-    /// How many of its events were applied; 0 when the event store does not have it.
+    /// The number of its events that were applied; 0 if the event store does not have the stream.
     pub(crate) events: usize,
-    /// Why it cannot go on.
+    /// The event that could not be applied, if the stream was parked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) parked: Option<ParkedStream>,
 }
 
 impl Rebuilder {
-    /// Removes the rows of streams from the read model and folds them again, each stream in one
-    /// transaction: readers see the old rows or the new ones.
+    /// Removes the rows of each stream and applies its events again, in one transaction: readers see either the
+    /// previous rows or the new ones.
     ///
     /// # Errors
     ///
-    /// [`Error::NotOwned`] when rows may belong to several streams; then nothing is changed.
+    /// [`Error::NotOwned`] if a row may belong to several streams; then nothing is changed.
     pub(crate) async fn fold_in_place(
         &self,
         streams: &[StreamId],

@@ -1,5 +1,5 @@
-//! What a projector does for rebuilds: it goes on with interrupted ones, reports how far they are, and drops
-//! previous tables in time.
+//! The maintenance of rebuilds by projectors: continues interrupted ones, reports their progress, and drops
+//! previous tables after `rebuild_retention`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::context::{Context, host};
 /// How often to check.
 const INTERVAL: Duration = Duration::from_secs(2);
 
-/// Looks after the rebuilds of all projections of this instance until shutdown.
+/// Maintains the rebuilds of all projections of this instance until shutdown.
 pub(crate) async fn maintain(
     context: Arc<Context>,
     models: Vec<Arc<ReadModel>>,
@@ -31,10 +31,14 @@ pub(crate) async fn maintain(
                     maintenance.session = None;
                     let (projection, reason) = (model.name(), chain(&error));
                     if error.is_transient() {
-                        // Each task that needs the servers reports it by itself.
-                        tracing::debug!(projection, reason, "checking on a rebuild failed");
+                        // Other tasks report the failure of the server in `/readyz`.
+                        tracing::debug!(
+                            projection,
+                            reason,
+                            "the state of the rebuild was not checked; it is tried again"
+                        );
                     } else {
-                        tracing::error!(projection, reason, "going on with a rebuild failed");
+                        tracing::error!(projection, reason, "the interrupted rebuild failed");
                     }
                 }
             }
@@ -69,15 +73,18 @@ impl Maintenance<'_> {
         let rebuilder = self.rebuilder(model, &database);
         if is_old {
             match rebuilder.drop_previous().await {
-                // Later.
-                Err(Error::Another { .. }) => {}
+                // A rebuild or a comparison is running; try again at the next check.
+                Err(Error::Locked { .. }) => {}
                 dropped => {
                     dropped?;
-                    tracing::info!(projection = name, "the previous tables are dropped");
+                    tracing::info!(
+                        projection = name,
+                        "the previous tables were dropped: rebuild_retention is over"
+                    );
                 }
             }
         } else if rebuilder.resume().await? {
-            tracing::info!(projection = name, "an interrupted rebuild is done");
+            tracing::info!(projection = name, "the interrupted rebuild is done");
         }
         Ok(())
     }
@@ -96,7 +103,7 @@ impl Maintenance<'_> {
     }
 }
 
-/// Whether nobody will go back to the previous tables.
+/// Whether the previous tables have been kept for `rebuild_retention`.
 fn is_old(job: &Job, context: &Context) -> bool {
     let age = (Utc::now() - job.changed_at).to_std().unwrap_or_default();
     let kept = context.settings.rebuild_retention;

@@ -1,4 +1,4 @@
-//! How a rebuild reports how far it is, and what slows it down.
+//! Reports the progress of a rebuild, and slows it down to its limits.
 
 use std::collections::HashMap;
 use std::io::{IsTerminal, stdout};
@@ -18,25 +18,25 @@ use crate::output::say;
 /// How often progress is reported.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Where a rebuild reports to.
+/// The place to which a rebuild reports.
 pub(crate) enum Report {
     /// A person at a terminal.
     Terminal(ProgressBar),
     /// The output of a command that is not a terminal.
     Lines,
-    /// Nowhere: the command prints JSON.
+    /// None: the command prints JSON.
     Quiet,
     /// The log and the metrics of a projector.
     Log {
-        /// Of which projection.
+        /// The projection.
         projection: String,
-        /// Where it is counted.
+        /// The metrics of the projector.
         metrics: Box<Metrics>,
     },
 }
 
 impl Report {
-    /// For a command.
+    /// The report of a command: a progress bar on a terminal, otherwise lines.
     pub(crate) fn of_command() -> Self {
         if !stdout().is_terminal() {
             return Self::Lines;
@@ -48,7 +48,7 @@ impl Report {
         Self::Terminal(bar)
     }
 
-    /// Reports what happens.
+    /// Reports a step.
     pub(crate) fn say(&self, text: &str) {
         match self {
             Self::Terminal(bar) => bar.println(text),
@@ -58,7 +58,7 @@ impl Report {
         }
     }
 
-    /// Reports how far the history is applied; called once a second.
+    /// Reports how far the history is applied. Called once a second.
     pub(crate) fn progress(&self, progress: &Progress) {
         match self {
             Self::Terminal(bar) => {
@@ -76,42 +76,42 @@ impl Report {
     }
 }
 
-/// In words.
+/// The progress in words.
 pub(crate) fn text(progress: &Progress) -> String {
     let Progress { position, until, events_per_second, seconds_left, .. } = progress;
     let left = seconds_left.map_or_else(String::new, |seconds| {
-        format!(", {} left", humantime::format_duration(Duration::from_secs(seconds)))
+        format!(", about {} left", humantime::format_duration(Duration::from_secs(seconds)))
     });
     format!(
-        "position {position} of {until}, {} behind, {events_per_second} events/s{left}",
+        "position {position} of {until}, {} positions left, {events_per_second} events/s{left}",
         until - position
     )
 }
 
-/// What accompanies the replay of a rebuild or a comparison.
+/// Accompanies the replay of a rebuild or a comparison.
 pub(crate) struct RebuildPace<'p> {
     report: &'p Report,
     options: RebuildOptions,
     store: &'p event_store::Options,
-    /// To measure the lag with, once it is needed.
+    /// Measures the lag; connects on first use.
     store_session: Option<event_store::Session>,
-    /// The session that keeps others away; it must not fall idle.
+    /// Holds the lock of the rebuild. MySQL ends idle sessions, so each report uses this one.
     owner: &'p mut Session,
     /// The live tables, in whose bookkeeping the progress of a rebuild is recorded.
     live: Option<&'p ReadModel>,
     begun: Instant,
     reported: Option<Instant>,
     last: Progress,
-    /// When the throttle lets another page through.
+    /// When the throttle allows the next page.
     next: Instant,
-    /// Events so far.
+    /// The number of events so far.
     pub(super) events: u64,
-    /// Of event types that no handler is for.
+    /// The number of events of each type that has no handler.
     pub(super) unhandled: HashMap<EventType, u64>,
 }
 
 impl<'p> RebuildPace<'p> {
-    /// For tables that are thrown away.
+    /// For tables that are dropped afterwards.
     pub(super) fn of_comparison(
         report: &'p Report,
         store: &'p event_store::Options,
@@ -144,14 +144,14 @@ impl<'p> RebuildPace<'p> {
         Self { options, live: Some(live), ..Self::of_comparison(report, store, owner) }
     }
 
-    /// Reports that open transactions hold the rebuild up.
+    /// Reports that the rebuild waits for open transactions.
     pub(super) async fn held_up(&mut self, by: &str, at: Position) -> Result<(), Error> {
         self.report.say(&format!("waiting: {by}"));
         self.last = self.measure(Span { from: at, at, until: at });
         self.record().await
     }
 
-    /// Positions may lie far apart where other categories are, so the time left is an estimate.
+    /// Measures the progress. The time left is an estimate: events of other categories also use up positions.
     fn measure(&self, Span { from, at, until }: Span) -> Progress {
         let elapsed = self.begun.elapsed();
         let done = u128::from((at.get() - from.get()).unsigned_abs());
@@ -167,7 +167,7 @@ impl<'p> RebuildPace<'p> {
         }
     }
 
-    /// Records the progress, and finds out whether the rebuild was cancelled.
+    /// Records the progress. Fails if the rebuild was cancelled.
     async fn record(&mut self) -> Result<(), Error> {
         let Some(live) = self.live else { return Ok(self.owner.ping().await?) };
         if self.owner.note_progress(&live.ledger, &self.last).await? {
@@ -181,14 +181,14 @@ impl<'p> RebuildPace<'p> {
         if self.options.throttle > 0 {
             let events = u32::try_from(events).unwrap_or(u32::MAX);
             let due = Duration::from_secs(1) * events / self.options.throttle;
-            // Time that a wait has left unused is not made up for.
+            // After a wait, the throttle does not catch up on unused time.
             self.next = Instant::now().max(self.next + due);
             sleep(self.next.saturating_duration_since(Instant::now())).await;
         }
     }
 
-    /// Waits while the live read model lags more than it may.
-    async fn give_way(&mut self) -> Result<(), Error> {
+    /// Waits while the lag of the live read model exceeds `--max-lag`.
+    async fn wait_for_live(&mut self) -> Result<(), Error> {
         let limit = f64::from(self.options.max_lag);
         let Some(live) = self.live.filter(|_| limit > 0.0) else { return Ok(()) };
         let mut store = match self.store_session.take() {
@@ -203,10 +203,13 @@ impl<'p> RebuildPace<'p> {
                 return Ok(());
             }
             if !reported {
-                self.report.say(&format!("waiting: {} lags by {events} events", live.name()));
+                self.report.say(&format!(
+                    "waiting: {} lags by {events} events, {seconds:.0} s, more than --max-lag",
+                    live.name()
+                ));
                 reported = true;
             }
-            // So that it can be cancelled.
+            // This notices a cancelled rebuild.
             self.record().await?;
             sleep(REPORT_INTERVAL).await;
         }
@@ -216,7 +219,7 @@ impl<'p> RebuildPace<'p> {
 impl Pace for RebuildPace<'_> {
     type Error = Error;
 
-    /// A throttle is felt several times a second.
+    /// With a throttle, a quarter of a second's events: small pages keep the rate even.
     fn page(&self) -> u32 {
         match self.options.throttle {
             0 => PAGE,
@@ -244,6 +247,6 @@ impl Pace for RebuildPace<'_> {
             self.record().await?;
         }
         self.throttle(page.len()).await;
-        self.give_way().await
+        self.wait_for_live().await
     }
 }

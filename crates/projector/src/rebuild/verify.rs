@@ -1,4 +1,4 @@
-//! Proving that a read model is right.
+//! Compares a read model with the event store, and repairs it.
 
 use std::fmt;
 
@@ -9,91 +9,92 @@ use serde::Serialize;
 
 use super::progress::RebuildPace;
 use super::{Error, Rebuilder};
-use crate::history::{OneBatch, STREAMS_AT_ONCE, Sink, Target, behind, catch_up};
+use crate::history::{OneBatch, STREAMS_AT_ONCE, Sink, Target, catch_up, lagging_streams};
 
-/// Streams of a sample that are folded before the session is used again.
+/// How many streams of a sample are folded before the idle session is pinged.
 const SAMPLED_AT_ONCE: usize = 1_000;
-/// Streams of the bookkeeping that are compared at once.
+/// The number of streams of the bookkeeping that are compared at once.
 const BOOKKEEPING_PAGE: u32 = 1_000;
 
-/// What a comparison found.
+/// The result of a comparison.
 #[derive(Debug, Default, Serialize)]
 pub(crate) struct Findings {
-    /// Rows that are not as they must be.
+    /// Rows that differ.
     pub(crate) drift: Vec<Drift>,
-    /// Streams whose bookkeeping does not fit the event store.
-    pub(crate) streams: Vec<Misfit>,
+    /// Streams whose bookkeeping contradicts the event store.
+    pub(crate) streams: Vec<Mismatch>,
 }
 
 impl Findings {
-    /// Whether everything is right.
+    /// Whether there is no difference.
     pub(crate) fn is_empty(&self) -> bool {
         self.drift.is_empty() && self.streams.is_empty()
     }
 }
 
-/// A stream whose bookkeeping does not fit the event store.
+/// A stream whose bookkeeping contradicts the event store.
 #[derive(Debug, Serialize)]
-pub(crate) struct Misfit {
+pub(crate) struct Mismatch {
     stream_id: String,
     /// The last version that was applied.
     applied: i64,
-    /// What is wrong with it.
-    kind: MisfitKind,
+    kind: MismatchKind,
 }
 
 #[derive(Debug, Clone, Copy, Serialize)]
 #[serde(rename_all = "snake_case")]
-enum MisfitKind {
-    /// The event store does not have that event.
+enum MismatchKind {
+    /// The event store does not have the last applied event.
     Ahead,
-    /// It has another event with that version.
+    /// The event store has another event with that version.
     OtherEvent,
-    /// It has more events, from before the checkpoint, that were not applied.
+    /// The event store has later events before the checkpoint that were not applied.
     Behind,
 }
 
-impl fmt::Display for Misfit {
+impl fmt::Display for Mismatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { stream_id, applied, kind } = self;
         match kind {
-            MisfitKind::Ahead => write!(
+            MismatchKind::Ahead => write!(
                 f,
-                "stream {stream_id}: version {applied} was applied, and the event store does not have \
-                 it: was an older one restored?"
+                "stream {stream_id}: version {applied} was applied, but the event store does not have it; \
+                 perhaps an older event store was restored"
             ),
-            MisfitKind::OtherEvent => write!(
+            MismatchKind::OtherEvent => write!(
                 f,
                 "stream {stream_id}: version {applied} was applied from another event than the event \
                  store has"
             ),
-            MisfitKind::Behind => write!(
+            MismatchKind::Behind => write!(
                 f,
-                "stream {stream_id}: version {applied} was the last to be applied, though later ones \
-                 lie before the checkpoint"
+                "stream {stream_id}: version {applied} was the last to be applied, but the event store has \
+                 later events before the checkpoint"
             ),
         }
     }
 }
 
-/// A comparison at work.
+/// A running comparison.
 struct Verification<'v> {
     rebuilder: &'v Rebuilder,
     session: Session,
     store: event_store::Session,
     live: ReadModel,
-    /// What the event store gives.
-    right: Target,
+    /// The tables that the event store gives.
+    expected: Target,
     comparisons: Vec<Comparison>,
-    /// Only these streams.
+    /// The streams to compare; `None` for all.
     sample: Option<Vec<(StreamId, StreamVersion)>>,
 }
 
 impl Rebuilder {
-    /// Folds the history beside the live tables and compares every row. Live batches go on meanwhile,
-    /// but for the moment in which rows that differ are looked at again, both at the same versions.
+    /// Applies the history to separate tables and compares every row with the live tables. Live batches go on
+    /// meanwhile. Rows that differ may just have changed, so they are compared again while no batch runs and
+    /// both sides are at the same versions.
     ///
-    /// With `sample`, only so many streams, chosen at random. With `repair`, rows are made right.
+    /// `sample` restricts the comparison to that many streams, chosen at random. `repair` overwrites rows that
+    /// differ.
     pub(crate) async fn verify(
         &self,
         sample: Option<u32>,
@@ -102,13 +103,13 @@ impl Rebuilder {
         let live = self.model();
         let mut session = Session::connect(&self.mysql).await?;
         session.require_tables(&live.projection, &live.ledger).await?;
-        self.alone(&mut session, &live.ledger).await?;
+        self.require_exclusive(&mut session, &live.ledger).await?;
         live.prepare(&mut session).await?;
         let mut store = event_store::Session::connect(&self.store).await?;
-        let streams = misfits(&mut session, &mut store, &live).await?;
+        let streams = mismatches(&mut session, &mut store, &live).await?;
         let comparisons = self.comparisons(&mut session, &live, sample.is_some()).await?;
         let (database, tables) = (&self.databases.verify, self.tables(&live.ledger));
-        // What an interrupted one may have left.
+        // An interrupted comparison may have left tables.
         session.make_database(database).await?;
         session.drop_tables(database, &tables).await?;
         for compared in &comparisons {
@@ -121,16 +122,16 @@ impl Rebuilder {
                 Some(chosen.into_iter().map(|id| (id, StreamVersion::LAST)).collect())
             }
         };
-        let right = self.target(&mut session, database).await?;
+        let expected = self.target(&mut session, database).await?;
         let mut verification =
-            Verification { rebuilder: self, session, store, live, right, comparisons, sample };
+            Verification { rebuilder: self, session, store, live, expected, comparisons, sample };
         let drift = verification.compare(repair).await?;
-        let Verification { mut session, comparisons, store, right, .. } = verification;
+        let Verification { mut session, comparisons, store, expected, .. } = verification;
         for compared in &comparisons {
             session.drop_suspects(compared).await?;
         }
         session.drop_tables(database, &tables).await?;
-        right.close().await;
+        expected.close().await;
         store.close().await;
         session.close().await;
         Ok(Findings { drift, streams })
@@ -152,7 +153,7 @@ impl Rebuilder {
             let rows = match &columns {
                 None => Rows::All,
                 Some(columns) => match columns.get(&table.name) {
-                    // No handler changes it.
+                    // No handler writes this table.
                     None => continue,
                     Some(column) => Rows::OfStreams {
                         column: column.clone(),
@@ -161,8 +162,8 @@ impl Rebuilder {
                 },
             };
             let info = session.table_info(&table.name).await?;
-            let right = &self.databases.verify;
-            comparisons.push(Comparison::of(&table.name, &info, right, &rows)?);
+            let expected = &self.databases.verify;
+            comparisons.push(Comparison::of(&table.name, &info, expected, &rows)?);
         }
         Ok(comparisons)
     }
@@ -174,29 +175,29 @@ impl Verification<'_> {
         if self.sample.is_none() {
             let store = &self.rebuilder.store;
             let mut pace = RebuildPace::of_comparison(report, store, &mut self.session);
-            self.rebuilder.catch_up(&mut self.right, &mut pace).await?;
+            self.rebuilder.catch_up(&mut self.expected, &mut pace).await?;
         }
-        self.fold_the_rest().await?;
+        self.catch_up_streams().await?;
         let mut suspects = 0;
         for compared in &self.comparisons {
             suspects += self.session.collect_suspects(compared).await?;
         }
-        self.right.revive().await?;
+        self.expected.reconnect_idle().await?;
         if suspects == 0 {
             return Ok(Vec::new());
         }
         report.say(&format!(
-            "{suspects} rows differ or are moving; they are compared again while no batch is applied"
+            "{suspects} rows differ or have just changed; they are compared again while no batch is applied"
         ));
-        self.fold_the_rest().await?;
-        let Self { session, store, live, right, .. } = self;
+        self.catch_up_streams().await?;
+        let Self { session, store, live, expected, .. } = self;
         let mut batch = live.begin_alone(session).await?;
-        fold_the_rest(right, store, self.sample.as_deref()).await?;
-        let behind = match &self.sample {
+        catch_up_streams(expected, store, self.sample.as_deref()).await?;
+        let lagging = match &self.sample {
             Some(sample) => sample.iter().map(|(stream_id, _)| stream_id.clone()).collect(),
-            None => live_streams_behind(right, store, &self.rebuilder.databases.live).await?,
+            None => lagging_live_streams(expected, store, &self.rebuilder.databases.live).await?,
         };
-        catch_up_with(&mut batch, live, right, store, &behind).await?;
+        catch_up_with(&mut batch, live, expected, store, &lagging).await?;
         let mut drift = Vec::new();
         for compared in &self.comparisons {
             drift.extend(batch.recheck(compared).await?);
@@ -210,75 +211,75 @@ impl Verification<'_> {
         Ok(drift)
     }
 
-    async fn fold_the_rest(&mut self) -> Result<(), Error> {
+    async fn catch_up_streams(&mut self) -> Result<(), Error> {
         let Some(sample) = &self.sample else {
-            return Ok(self.right.fold_the_rest(&mut self.store).await?);
+            return Ok(self.expected.catch_up_streams(&mut self.store).await?);
         };
         for part in sample.chunks(SAMPLED_AT_ONCE) {
-            catch_up(&mut self.right, &mut self.store, part).await?;
+            catch_up(&mut self.expected, &mut self.store, part).await?;
             self.session.ping().await?;
         }
         Ok(())
     }
 }
 
-async fn fold_the_rest(
-    right: &mut Target,
+async fn catch_up_streams(
+    expected: &mut Target,
     store: &mut event_store::Session,
     sample: Option<&[(StreamId, StreamVersion)]>,
 ) -> Result<(), Error> {
     match sample {
-        Some(sample) => catch_up(right, store, sample).await.map(drop)?,
-        None => right.fold_the_rest(store).await?,
+        Some(sample) => catch_up(expected, store, sample).await.map(drop)?,
+        None => expected.catch_up_streams(store).await?,
     }
     Ok(())
 }
 
-/// The streams of which the live tables may have applied fewer events than the other ones.
-async fn live_streams_behind(
-    right: &mut Target,
+/// The streams of which the live tables may have applied fewer events than the expected ones.
+async fn lagging_live_streams(
+    expected: &mut Target,
     store: &mut event_store::Session,
     live: &str,
 ) -> Result<Vec<StreamId>, Error> {
-    let after = right.position().await?;
+    let after = expected.position().await?;
     let end = store.take_fence().await?.limit();
-    let (session, model) = right.session();
-    let mut behind = session.streams_behind_of(live, &model.ledger).await?;
+    let (session, model) = expected.session();
+    let mut lagging = session.streams_behind_of(live, &model.ledger).await?;
     let heads = store.stream_heads(after, end, &model.projection.categories).await?;
-    behind.extend(heads.into_iter().map(|head| head.stream_id));
-    behind.sort_unstable();
-    behind.dedup();
-    Ok(behind)
+    lagging.extend(heads.into_iter().map(|head| head.stream_id));
+    lagging.sort_unstable();
+    lagging.dedup();
+    Ok(lagging)
 }
 
-/// Brings streams of the live tables to the versions of the other ones, within a batch.
+/// Brings streams of the live tables to the versions of the expected tables, within a batch.
 async fn catch_up_with(
     batch: &mut Admitted<'_>,
     live: &ReadModel,
-    right: &mut Target,
+    expected: &mut Target,
     store: &mut event_store::Session,
     streams: &[StreamId],
 ) -> Result<(), Error> {
     for page in streams.chunks(STREAMS_AT_ONCE) {
         let names: Vec<&StreamId> = page.iter().collect();
-        let there = right.heads(&names).await?;
+        let heads = expected.heads(&names).await?;
         let version = |(stream_id, head): (StreamId, Head)| Some((stream_id, head.last?.version));
-        let wanted: Vec<_> = there.into_iter().filter_map(version).collect();
+        let wanted: Vec<_> = heads.into_iter().filter_map(version).collect();
         catch_up(&mut OneBatch { batch, model: live }, store, &wanted).await?;
     }
     Ok(())
 }
 
-/// The streams whose bookkeeping does not fit the event store.
-async fn misfits(
+/// The streams whose bookkeeping contradicts the event store.
+async fn mismatches(
     session: &mut Session,
     store: &mut event_store::Session,
     live: &ReadModel,
-) -> Result<Vec<Misfit>, Error> {
+) -> Result<Vec<Mismatch>, Error> {
     let mut found = Vec::new();
     let mut after = None;
     loop {
-        // The bookkeeping first: whatever it has, the event store had before.
+        // The bookkeeping is read first: the event store had its events earlier.
         let page = session.bookkeeping(&live.ledger, after.as_ref(), BOOKKEEPING_PAGE).await?;
         let Some((last, _)) = page.last() else { break };
         after = Some(last.clone());
@@ -286,12 +287,12 @@ async fn misfits(
         let stored = store.event_ids(&applied).await?;
         for ((stream_id, Last { version, event_id }), stored) in page.iter().zip(stored) {
             let kind = match stored {
-                None => MisfitKind::Ahead,
-                Some(stored) if stored != event_id.uuid() => MisfitKind::OtherEvent,
+                None => MismatchKind::Ahead,
+                Some(stored) if stored != event_id.uuid() => MismatchKind::OtherEvent,
                 Some(_) => continue,
             };
             let stream_id = stream_id.as_str().to_owned();
-            found.push(Misfit { stream_id, applied: version.get(), kind });
+            found.push(Mismatch { stream_id, applied: version.get(), kind });
         }
     }
     let Some(checkpoint) = session.checkpoint(&live.ledger).await? else { return Ok(found) };
@@ -299,11 +300,11 @@ async fn misfits(
         None => checkpoint.position,
         Some(_) => Position::START,
     };
-    let behind = behind(session, store, live, (Position::START, until)).await?;
-    found.extend(behind.into_iter().filter(|stream| !stream.is_parked).map(|stream| Misfit {
+    let lagging = lagging_streams(session, store, live, (Position::START, until)).await?;
+    found.extend(lagging.into_iter().filter(|stream| !stream.is_parked).map(|stream| Mismatch {
         stream_id: stream.stream_id.as_str().to_owned(),
         applied: stream.applied,
-        kind: MisfitKind::Behind,
+        kind: MismatchKind::Behind,
     }));
     Ok(found)
 }

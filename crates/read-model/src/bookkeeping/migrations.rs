@@ -3,12 +3,12 @@
 //! Applied versions are recorded in `<projection>__migrations`. A rebuild swaps that table together with
 //! the tables that it describes.
 
-use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::{AssertSqlSafe, SqlSafeStr, query_scalar};
 
 use super::Ledger;
 use crate::error::number;
 use crate::error_codes::ER_NO_SUCH_TABLE;
+use crate::schema::Migrations;
 use crate::session::within;
 use crate::{Error, Session};
 
@@ -24,15 +24,13 @@ const NAME: &str = "{projection}";
 
 impl Ledger {
     /// The migrations of this projection's bookkeeping.
-    pub(crate) fn migrator(&self) -> Migrator {
-        let migrations = MIGRATIONS.map(|(version, description, sql)| {
+    pub(crate) fn migrations(&self) -> Migrations {
+        let files = MIGRATIONS.map(|(version, description, sql)| {
             // The name has only lower-case letters, digits and underscores, so it needs no quotes.
             let sql = AssertSqlSafe(sql.replace(NAME, self.projection())).into_sql_str();
-            Migration::new(version, description.into(), MigrationType::Simple, sql, false)
+            (version, description, sql)
         });
-        let mut migrator = Migrator::with_migrations(migrations.into());
-        migrator.dangerous_set_table_name(self.migrations_table().to_owned());
-        migrator
+        Migrations::new(self.migrations_table(), files.into())
     }
 }
 

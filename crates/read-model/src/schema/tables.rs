@@ -1,22 +1,15 @@
 //! Creates the tables of projections and those of the projector itself.
 
 use std::collections::HashMap;
-use std::time::Duration;
 
 use domain_events::Category;
-use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
 use sqlx::{AssertSqlSafe, SqlSafeStr, query, query_as, query_scalar};
-use tokio::time::timeout;
 
-use super::all_tables;
+use super::{Migrations, all_tables};
 use crate::session::within;
 use crate::{Error, Ledger, Session};
 use projection::Projection;
 
-/// The longest time for one run of migrations.
-const MIGRATION_LIMIT: Duration = Duration::from_mins(10);
-/// The longest wait for another `projector migrate`, in seconds.
-const TURN_SECONDS: u32 = 10;
 /// The table of applied migrations. It is not sqlx's default, which an application in the same database may
 /// use.
 const TABLE: &str = "projector_migrations";
@@ -47,26 +40,16 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// When MySQL fails.
+    /// When MySQL fails; [`Error::OtherMigrator`] if another migrator runs for too long.
     pub async fn migrate(&mut self) -> Result<(), Error> {
-        let migrations = MIGRATIONS.map(|(version, description, sql)| {
-            let kind = MigrationType::Simple;
-            Migration::new(version, description.into(), kind, sql.into_sql_str(), false)
-        });
-        let mut migrator = Migrator::with_migrations(migrations.into());
-        migrator.dangerous_set_table_name(TABLE);
-        self.run_migrations(&migrator).await
-    }
-
-    async fn run_migrations(&mut self, migrator: &Migrator) -> Result<(), Error> {
-        let limit = MIGRATION_LIMIT;
-        timeout(limit, migrator.run_direct(None, &mut self.connection, false))
-            .await
-            .map_err(|_elapsed| Error::Timeout { operation: "migrating tables", limit })?
-            .map_err(|error| match error {
-                MigrateError::Execute(source) => Error::of("migrating tables", source),
-                other => Error::Migration(other),
-            })
+        let files = MIGRATIONS
+            .map(|(version, description, sql)| (version, description, sql.into_sql_str()));
+        if !self.lock_migrations().await? {
+            return Err(Error::OtherMigrator);
+        }
+        let result = self.run_migrations(&Migrations::new(TABLE, files.into())).await;
+        self.unlock_migrations().await?;
+        result
     }
 
     /// Creates the missing tables of a projection and migrates its bookkeeping. A lock lets only one
@@ -74,27 +57,17 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// When MySQL fails; [`Error::Tables`] if the present tables do not match, or another migrator runs for
-    /// too long.
+    /// When MySQL fails; [`Error::Tables`] if the present tables do not match; [`Error::OtherMigrator`].
     pub async fn migrate_projection(
         &mut self,
         projection: &Projection,
         ledger: &Ledger,
     ) -> Result<Migrated, Error> {
-        let lock = query_scalar(
-            "SELECT GET_LOCK(CONCAT('projector.', LEFT(SHA2(DATABASE(), 256), 40)), ?)",
-        )
-        .bind(TURN_SECONDS);
-        let locked: Option<i64> =
-            within("waiting for another migrator", lock.fetch_one(&mut self.connection)).await?;
-        if locked != Some(1) {
-            let reason = "another `projector migrate` is running".to_owned();
-            return Err(Error::Tables { projection: projection.name.clone(), reason });
+        if !self.lock_migrations().await? {
+            return Err(Error::OtherMigrator);
         }
         let result = self.create_tables(projection, ledger).await;
-        let release =
-            query("SELECT RELEASE_LOCK(CONCAT('projector.', LEFT(SHA2(DATABASE(), 256), 40)))");
-        within("releasing the migration lock", release.execute(&mut self.connection)).await?;
+        self.unlock_migrations().await?;
         result
     }
 
@@ -196,7 +169,7 @@ impl Session {
             ));
         }
         let before = self.bookkeeping_version(ledger).await?;
-        self.run_migrations(&ledger.migrator()).await?;
+        self.run_migrations(&ledger.migrations()).await?;
         let upgraded =
             existing.contains_key(streams) && before != self.bookkeeping_version(ledger).await?;
         for table in &missing {
