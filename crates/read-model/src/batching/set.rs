@@ -71,10 +71,11 @@ impl SetForm {
         let expects_one_row = match statement.rows {
             None => false,
             Some(1) if keys_cover(shape, &table.primary) => true,
-            Some(_) => return Err(
-                "its directive `rows` needs a condition on the whole primary key, and `rows = 1`"
-                    .to_owned(),
-            ),
+            Some(_) => {
+                return Err(
+                    "only `rows = 1` with the whole primary key in WHERE is batchable".to_owned()
+                );
+            }
         };
         let kind = match merged {
             Some(merged) => FormKind::Merged(merged),
