@@ -1,8 +1,8 @@
 //! The effect of a batchable statement.
 //!
-//! A batchable statement can run once for many events. A statement with any other element (a subquery, a
-//! join, a function that is not in the list, …) runs once for each event, and `projector check` shows the
-//! reason.
+//! A batchable statement can run once for many events. If [`Shape`] cannot express a statement (because of
+//! a subquery, a join, an unknown function, …), the statement runs once for each event, and `projector check`
+//! shows the reason.
 
 mod read;
 
@@ -65,7 +65,7 @@ pub enum Term {
 pub enum Condition {
     /// A comparison.
     Compare(Term, &'static str, Term),
-    /// `column IS NULL`, or with `true` `column IS NOT NULL`.
+    /// `column IS NULL` if the flag is false, `column IS NOT NULL` if it is true.
     IsNull(String, bool),
 }
 

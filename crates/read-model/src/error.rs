@@ -107,7 +107,7 @@ pub enum Error {
     },
     /// A rebuild has a state that this program does not know.
     #[error(
-        "projector_rebuilds has the unknown state {state}: is another projector a newer version?"
+        "projector_rebuilds has the unknown state {state}: does a newer projector use this database?"
     )]
     UnknownState {
         /// The state.
@@ -167,15 +167,15 @@ pub enum Error {
         /// The projection.
         projection: String,
     },
-    /// Another migrator did not end in time.
-    #[error("another `projector migrate` is running on this database: wait until it has ended")]
+    /// Another migrator did not finish in time.
+    #[error("another `projector migrate` is running on this database: wait until it has finished")]
     OtherMigrator,
     /// A migration of the tables failed.
     #[error("the migration of the read models failed")]
     Migration(#[source] sqlx::migrate::MigrateError),
     /// A statement conflicted with another transaction, or the server became unavailable. A retry can
     /// succeed.
-    #[error("{operation} in MySQL failed for now; a retry can succeed")]
+    #[error("{operation} in MySQL failed temporarily; a retry can succeed")]
     Transient {
         /// The operation, such as `reading the checkpoint`.
         operation: &'static str,

@@ -2,7 +2,7 @@
 //! projections.
 //!
 //! [`Session`] is one connection. [`Ledger`] is the bookkeeping of one projection: where each of its
-//! streams stands. [`ReadModel::begin`] opens a [`Batch`], one transaction, that may change the tables in
+//! streams stands. [`ReadModel::begin`] opens a [`Batch`]: one transaction that may change the tables in
 //! service. The function [`apply()`] applies events in one batch: it locks their streams, lets
 //! [`projection::plan`] decide, runs the handlers, updates the bookkeeping, and commits. The crate knows
 //! neither queues nor the event store.

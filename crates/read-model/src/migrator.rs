@@ -1,8 +1,9 @@
-//! Running migrations, one migrator at a time, whatever interrupts them.
+//! Runs migrations, one migrator at a time, and finishes interrupted ones.
 //!
-//! MySQL commits each statement that changes a table by itself, so a migrator that dies in the middle
-//! leaves a migration half done. sqlx records that and refuses to go on. But each of our statements is done
-//! as a whole or not at all, and MySQL refuses to do it twice: so the next migrator can finish the rest.
+//! MySQL commits each statement that changes a table by itself, so an interrupted migrator leaves a partly
+//! applied migration. sqlx records that, and refuses to continue. However, each statement of these
+//! migrations is atomic, and MySQL refuses to run it twice. The next migrator can therefore run all
+//! statements again, and ignore the refusals.
 
 use std::time::Duration;
 
@@ -15,12 +16,12 @@ use crate::error_codes::{ER_DUP_FIELDNAME, ER_NO_SUCH_TABLE, ER_TABLE_EXISTS_ERR
 use crate::session::within;
 use crate::{Error, Session};
 
-/// How long all migrations of one kind may take.
+/// The longest time for the migrations of one table of applied migrations.
 const MIGRATION_LIMIT: Duration = Duration::from_mins(10);
-/// How long one migrator waits for another, in seconds.
+/// The longest wait for another migrator, in seconds.
 const TURN_SECONDS: u32 = 10;
 
-/// Migrations, and the table in which they are recorded.
+/// Migrations, and the table that records the applied ones.
 pub(crate) struct Migrations {
     table: String,
     /// Version, description and SQL.
@@ -28,7 +29,7 @@ pub(crate) struct Migrations {
 }
 
 impl Migrations {
-    /// `files` in the order of their versions; `table` must need no quotes.
+    /// `files` must be sorted by version; `table` must be a name that needs no quotes.
     pub(crate) fn new(table: &str, files: Vec<(i64, &'static str, SqlStr)>) -> Self {
         Self { table: table.to_owned(), files }
     }
@@ -46,7 +47,7 @@ impl Migrations {
 }
 
 impl Session {
-    /// Runs the migrations that are missing.
+    /// Runs the migrations that have not been applied.
     pub(crate) async fn run_migrations(&mut self, migrations: &Migrations) -> Result<(), Error> {
         let limit = MIGRATION_LIMIT;
         let run = async {
@@ -54,16 +55,16 @@ impl Session {
             let migrator = migrations.migrator();
             let migrated = migrator.run_direct(None, &mut self.connection, false).await;
             migrated.map_err(|error| match error {
-                MigrateError::Execute(source) => Error::of("the migration", source),
+                MigrateError::Execute(source) => Error::of("migrating tables", source),
                 other => Error::Migration(other),
             })
         };
         timeout(limit, run)
             .await
-            .map_err(|_elapsed| Error::Timeout { operation: "the migration", limit })?
+            .map_err(|_elapsed| Error::Timeout { operation: "migrating tables", limit })?
     }
 
-    /// Does the rest of migrations that a migrator began and did not end.
+    /// Finishes migrations that another migrator has begun and not completed.
     async fn finish_interrupted(&mut self, migrations: &Migrations) -> Result<(), Error> {
         let operation = "finishing an interrupted migration";
         let table = &migrations.table;
@@ -80,7 +81,7 @@ impl Session {
             for statement in statements(sql.as_str()) {
                 let statement = sqlx::raw_sql(AssertSqlSafe(statement));
                 match statement.execute(&mut self.connection).await {
-                    Err(error) if is_done(&error) => {}
+                    Err(error) if is_already_applied(&error) => {}
                     Err(source) => return Err(Error::of(operation, source)),
                     Ok(_done) => {}
                 }
@@ -92,14 +93,14 @@ impl Session {
         Ok(())
     }
 
-    /// Waits until no other migrator works on this database, and keeps them out until
-    /// [`Session::end_turn`], or the end of the session. Says whether that was in time.
-    pub(crate) async fn take_turn(&mut self) -> Result<bool, Error> {
+    /// Waits until no other migrator runs on this database, and locks others out until
+    /// [`Session::unlock_migrations`] or the end of the session. Returns false if the wait took too long.
+    pub(crate) async fn lock_migrations(&mut self) -> Result<bool, Error> {
         let lock = query_scalar(
             "SELECT GET_LOCK(CONCAT('projector.', LEFT(SHA2(DATABASE(), 256), 40)), ?)",
         )
         .bind(TURN_SECONDS);
-        // Longer than other statements may take.
+        // The deadline must exceed the wait in the statement.
         let limit = Duration::from_secs(u64::from(TURN_SECONDS) + 5);
         let operation = "waiting for another migrator";
         let locked: Option<i64> = timeout(limit, lock.fetch_one(&mut self.connection))
@@ -109,21 +110,23 @@ impl Session {
         Ok(locked == Some(1))
     }
 
-    /// Lets other migrators in.
-    pub(crate) async fn end_turn(&mut self) -> Result<(), Error> {
+    /// Lets other migrators run.
+    pub(crate) async fn unlock_migrations(&mut self) -> Result<(), Error> {
         let release =
             query("SELECT RELEASE_LOCK(CONCAT('projector.', LEFT(SHA2(DATABASE(), 256), 40)))");
-        within("letting other migrators in", release.execute(&mut self.connection)).await.map(drop)
+        within("releasing the migration lock", release.execute(&mut self.connection))
+            .await
+            .map(drop)
     }
 }
 
-/// Whether the server has refused to do something twice.
-fn is_done(error: &sqlx::Error) -> bool {
+/// Whether the error shows that the statement was already applied.
+fn is_already_applied(error: &sqlx::Error) -> bool {
     matches!(number(error), Some(ER_DUP_FIELDNAME | ER_TABLE_EXISTS_ERROR))
 }
 
-/// The statements of one of our own files, in which a semicolon stands in a comment or at the end of a
-/// statement, and nowhere else.
+/// Splits a migration into its statements. In these files, comments have their own lines, and a semicolon
+/// outside a comment always ends a statement.
 fn statements(sql: &str) -> Vec<String> {
     let code: Vec<&str> = sql.lines().filter(|line| !line.trim().starts_with("--")).collect();
     let statements = code.join("\n");
@@ -136,7 +139,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_semicolon_in_a_comment_ends_no_statement() {
+    fn a_semicolon_in_a_comment_does_not_end_a_statement() {
         let sql =
             "-- First; second.\nALTER TABLE t\n    -- A; b.\n    ADD COLUMN c INT;\n\nDO 0;\n";
         assert_eq!(statements(sql), ["ALTER TABLE t\n    ADD COLUMN c INT", "DO 0"]);

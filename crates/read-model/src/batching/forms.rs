@@ -62,7 +62,7 @@ impl Forms {
             // Sets run statement by statement. Two statements on one table would change it in another order
             // than event by event.
             if !statement.shape.as_ref().is_ok_and(|shape| tables.insert(&shape.table)) {
-                return Err("two of its statements change one table");
+                return Err("two of its statements change the same table");
             }
         }
         Ok(forms)

@@ -1,9 +1,9 @@
 //! Batch forms: statements that run once for many events.
 //!
 //! Authors write a handler for one event. If its statement has a [`Shape`], this crate derives a statement
-//! for many events. The values of the events are one JSON parameter, which the statement joins to its table,
-//! so its text is the same for any number of events and it is prepared once. Events that run together in this
-//! way are a *set*.
+//! for many events. The values of the events are one JSON parameter, which the statement joins to its
+//! table, so its text is the same for any number of events and it is prepared once. Events that run
+//! together in this way are a *set*.
 //!
 //! ```sql
 //! UPDATE customers SET paid = paid + ? WHERE id = ?
@@ -68,10 +68,11 @@ impl SetForm {
         let expects_one_row = match statement.rows {
             None => false,
             Some(1) if keys_cover(shape, &table.primary) => true,
-            Some(_) => return Err(
-                "its directive `rows` needs a condition on the whole primary key, and `rows = 1`"
-                    .to_owned(),
-            ),
+            Some(_) => {
+                return Err(
+                    "only `rows = 1` with the whole primary key in WHERE is batchable".to_owned()
+                );
+            }
         };
         let kind = match merged {
             Some(merged) => FormKind::Merged(merged),

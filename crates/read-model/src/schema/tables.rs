@@ -41,15 +41,15 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// When MySQL fails.
+    /// When MySQL fails; [`Error::OtherMigrator`] if another migrator runs for too long.
     pub async fn migrate(&mut self) -> Result<(), Error> {
         let files = MIGRATIONS
             .map(|(version, description, sql)| (version, description, sql.into_sql_str()));
-        if !self.take_turn().await? {
+        if !self.lock_migrations().await? {
             return Err(Error::OtherMigrator);
         }
         let result = self.run_migrations(&Migrations::new(TABLE, files.into())).await;
-        self.end_turn().await?;
+        self.unlock_migrations().await?;
         result
     }
 
@@ -58,18 +58,17 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// When MySQL fails; [`Error::Tables`] if the present tables do not match, or another migrator runs for
-    /// too long.
+    /// When MySQL fails; [`Error::Tables`] if the present tables do not match; [`Error::OtherMigrator`].
     pub async fn migrate_projection(
         &mut self,
         projection: &Projection,
         ledger: &Ledger,
     ) -> Result<Migrated, Error> {
-        if !self.take_turn().await? {
+        if !self.lock_migrations().await? {
             return Err(Error::OtherMigrator);
         }
         let result = self.create_tables(projection, ledger).await;
-        self.end_turn().await?;
+        self.unlock_migrations().await?;
         result
     }
 
