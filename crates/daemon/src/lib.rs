@@ -18,7 +18,7 @@
 //! | module | task |
 //! |---|---|
 //! | `lifecycle` | **start here**: [`run`] starts and stops the tasks |
-//! | [`settings`], [`cli`] | layers of configuration; options of every command |
+//! | [`settings`], [`cli`], [`output`] | layers of configuration; options and results of commands |
 //! | `health`, `http` | probes; `/livez`, `/readyz`, `/metrics` |
 //! | `exit`, [`backoff`], `telemetry` | exit codes; waits between retries; logs |
 
@@ -30,6 +30,7 @@ pub mod fuzzing;
 mod health;
 mod http;
 mod lifecycle;
+pub mod output;
 pub mod settings;
 mod telemetry;
 

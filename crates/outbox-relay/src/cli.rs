@@ -4,9 +4,10 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use daemon::cli::{Common, end, print_settings};
+use daemon::output::Format;
 use daemon::{Exit, Failure, healthcheck, init_logs};
 
-use crate::commands::{Format, Parked, Reconcile, Republish, migrate, status};
+use crate::commands::{Parked, Reconcile, Republish, migrate, status};
 use crate::run::run;
 use crate::{Servers, Settings};
 

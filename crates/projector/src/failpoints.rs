@@ -48,7 +48,7 @@ pub(crate) use failpoint;
 /// Ends the process like SIGKILL: nothing is flushed, closed or rolled back.
 #[cfg(feature = "failpoints")]
 pub(crate) fn die(name: &str) -> ! {
-    crate::output::say(&format!("failpoint: {name}"));
+    daemon::output::say(&format!("failpoint: {name}"));
     std::process::abort()
 }
 

@@ -4,7 +4,7 @@
 //! defines it. Its *read model* is the set of its tables; the crate `read_model` applies batches of events to
 //! them. This crate is the daemon around both:
 //!
-//! - [`run`] starts the tasks. They share a `context`: settings, addresses, metrics and the shutdown token.
+//! - [`run()`] starts the tasks. They share a `context`: settings, addresses, metrics and the shutdown token.
 //! - `consume` takes deliveries from the queues of each projection and applies them, one MySQL transaction for
 //!   each batch. `topology` names the exchange and the queues.
 //! - `heal` finds events that were lost on the way and applies them from the event store. It also deletes stuck
@@ -38,7 +38,6 @@ pub mod fuzzing;
 mod heal;
 mod history;
 mod metrics;
-mod output;
 mod rebuild;
 mod run;
 mod settings;

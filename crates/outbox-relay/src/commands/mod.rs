@@ -4,14 +4,12 @@ mod parked;
 mod reconcile;
 mod status;
 
-use std::env;
 use std::time::Duration;
 
 use anyhow::anyhow;
-use clap::Args;
+use daemon::output::say;
 use daemon::{Exit, Failure, chain};
 use event_store::{Error, Session};
-use serde::Serialize;
 
 use crate::Settings;
 
@@ -22,32 +20,6 @@ pub(crate) use status::status;
 /// How long one statement of a command may take. Longer than in the daemon: commands are needed most
 /// when the tables are full.
 const STATEMENT_LIMIT: Duration = Duration::from_mins(1);
-
-/// How to print the result.
-#[derive(Args, Debug, Clone, Copy)]
-pub(crate) struct Format {
-    /// Print JSON, for scripts.
-    #[arg(long)]
-    json: bool,
-}
-
-impl Format {
-    /// Prints a result as JSON if requested, and otherwise as text.
-    fn print<T: Serialize>(
-        self,
-        result: &T,
-        text: impl FnOnce(&T) -> String,
-    ) -> Result<(), Failure> {
-        let output = if self.json {
-            serde_json::to_string_pretty(result)
-                .map_err(|error| Failure::new(Exit::Failed, error))?
-        } else {
-            text(result)
-        };
-        say(output.trim_end());
-        Ok(())
-    }
-}
 
 /// `outbox-relay migrate`.
 pub(crate) async fn migrate(settings: &Settings) -> Result<(), Failure> {
@@ -65,12 +37,6 @@ async fn open(settings: &Settings, limit: Duration) -> Result<Session, Failure> 
     let mut session = Session::connect(&options).await.map_err(failure)?;
     session.require_migrated().await.map_err(failure)?;
     Ok(session)
-}
-
-/// The user who runs the command, for `outbox_audit`.
-fn actor() -> String {
-    let name = env::var("SUDO_USER").or_else(|_| env::var("USER")).or_else(|_| env::var("LOGNAME"));
-    name.unwrap_or_else(|_| "unknown".to_owned())
 }
 
 fn failure(error: Error) -> Failure {
@@ -94,9 +60,4 @@ fn failure(error: Error) -> Failure {
         | Error::NotMarked { .. } => Exit::Failed,
     };
     Failure::new(exit, error)
-}
-
-#[expect(clippy::print_stdout, reason = "the result of a command")]
-fn say(text: &str) {
-    println!("{text}");
 }

@@ -5,10 +5,11 @@ use std::fmt::Write;
 use chrono::SecondsFormat;
 use clap::Subcommand;
 use daemon::Failure;
+use daemon::output::{Format, actor, say};
 use event_store::{Decision, Error, OutboxId, Session, Waiting, WaitingStream};
 use serde::Serialize;
 
-use super::{Format, STATEMENT_LIMIT, actor, failure, open, say};
+use super::{STATEMENT_LIMIT, failure, open};
 use crate::Settings;
 
 #[derive(Subcommand, Debug)]

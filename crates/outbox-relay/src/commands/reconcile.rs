@@ -6,13 +6,14 @@ use std::time::Duration;
 use anyhow::anyhow;
 use chrono::{DateTime, Utc};
 use clap::Args;
+use daemon::output::{Format, actor, say};
 use daemon::{Exit, Failure};
 use event_store::{Fence, MissingEvent, Reconciled, Selection, Session};
 use serde::Serialize;
 use tokio::time::{Instant, sleep, sleep_until};
 use uuid::Uuid;
 
-use super::{Format, actor, failure, open, say};
+use super::{failure, open};
 use crate::Settings;
 
 /// How long a statement may take that reads the whole event store and the whole outbox.

@@ -3,9 +3,10 @@
 use std::fmt::Write;
 
 use daemon::Failure;
+use daemon::output::Format;
 use event_store::{Backlog, Group, Status};
 
-use super::{Format, STATEMENT_LIMIT, failure, open};
+use super::{STATEMENT_LIMIT, failure, open};
 use crate::Settings;
 
 /// The text shows this many categories; the JSON shows all.

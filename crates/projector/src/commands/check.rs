@@ -7,8 +7,8 @@ use daemon::Failure;
 
 use super::failure;
 use crate::Settings;
-use crate::output::say;
 use crate::settings::mistakes;
+use daemon::output::say;
 
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  projector check config/projections --offline")]

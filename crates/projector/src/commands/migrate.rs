@@ -5,7 +5,7 @@ use read_model::{Migrated, ReadModel};
 
 use super::{failure, open_mysql};
 use crate::Settings;
-use crate::output::say;
+use daemon::output::say;
 
 /// Brings the bookkeeping up to this version, and creates the missing tables of projections.
 pub(crate) async fn migrate(settings: &Settings) -> Result<(), Failure> {

@@ -11,8 +11,6 @@ mod topology;
 mod verify;
 mod wait_endpoint;
 
-use std::env;
-
 use daemon::Failure;
 use read_model::{ReadModel, Session};
 
@@ -48,12 +46,6 @@ async fn open_store(settings: &Settings) -> Result<event_store::Session, Failure
     let mut session = event_store::Session::connect(&settings.store()?).await.map_err(failure)?;
     session.require_migrated().await.map_err(failure)?;
     Ok(session)
-}
-
-/// The person who runs the command, for the table `projector_audit`.
-fn actor() -> String {
-    let name = env::var("SUDO_USER").or_else(|_| env::var("USER")).or_else(|_| env::var("LOGNAME"));
-    name.unwrap_or_else(|_| "unknown".to_owned())
 }
 
 fn failure(error: impl Into<ServerError>) -> Failure {

@@ -8,10 +8,10 @@ use daemon::{Exit, Failure};
 use domain_events::StreamRange;
 use read_model::{ParkedStream, ReadModel, Session};
 
-use super::{actor, failure, model, open_mysql, open_store};
+use super::{failure, model, open_mysql, open_store};
 use crate::Settings;
 use crate::heal::{Decision, ParkedError, retry_or_skip};
-use crate::output::{Format, say};
+use daemon::output::{Format, actor, say};
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum Parked {

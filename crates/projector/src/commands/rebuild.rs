@@ -13,8 +13,8 @@ use serde::Serialize;
 use super::{failure, model, models, open_mysql};
 use crate::Settings;
 use crate::context::host;
-use crate::output::{Format, say};
 use crate::rebuild::{Folded, Rebuilder, Report, text};
+use daemon::output::{Format, say};
 
 /// An action, or a name: `rebuild NAME` is the short form of `rebuild start NAME`.
 #[derive(Args, Debug)]

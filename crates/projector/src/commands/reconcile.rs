@@ -10,7 +10,7 @@ use daemon::Failure;
 use super::{models, open_mysql, open_store};
 use crate::Settings;
 use crate::heal::{self, Line, Reconciliation};
-use crate::output::Format;
+use daemon::output::Format;
 
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  projector reconcile order_summary --since 24h --bucket 1h")]

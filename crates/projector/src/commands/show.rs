@@ -5,7 +5,7 @@ use daemon::Failure;
 
 use super::{failure, models, open_mysql};
 use crate::Settings;
-use crate::output::say;
+use daemon::output::say;
 
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  projector show order_summary --limit 3")]

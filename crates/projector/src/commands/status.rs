@@ -10,8 +10,8 @@ use serde::Serialize;
 use super::{failure, models, open_mysql, open_store};
 use crate::Settings;
 use crate::history::{Lag, lag};
-use crate::output::Format;
 use crate::rebuild;
+use daemon::output::Format;
 
 #[derive(Args)]
 #[command(after_help = "Example:\n  projector status order_summary --json")]

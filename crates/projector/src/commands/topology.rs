@@ -6,8 +6,8 @@ use daemon::{Exit, Failure};
 
 use super::{failure, models};
 use crate::Settings;
-use crate::output::say;
 use crate::topology::Topology as Wanted;
+use daemon::output::say;
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum Topology {

@@ -5,7 +5,7 @@ use daemon::Failure;
 
 use super::rebuild::rebuilder;
 use crate::Settings;
-use crate::output::Format;
+use daemon::output::Format;
 
 #[derive(Args, Debug)]
 #[command(

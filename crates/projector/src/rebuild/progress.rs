@@ -13,7 +13,7 @@ use tokio::time::sleep;
 use super::Error;
 use crate::history::{Lag, PAGE, Pace, Span, lag};
 use crate::metrics::Metrics;
-use crate::output::say;
+use daemon::output::say;
 
 /// How often progress is reported.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);

@@ -1,20 +1,25 @@
 //! Prints the results of commands.
 
 use clap::Args;
-use daemon::{Exit, Failure};
 use serde::Serialize;
+
+use crate::{Exit, Failure};
 
 /// The output format of a command.
 #[derive(Args, Debug, Clone, Copy, Default)]
-pub(crate) struct Format {
+pub struct Format {
     /// Print JSON, for scripts.
     #[arg(long)]
-    pub(crate) json: bool,
+    pub json: bool,
 }
 
 impl Format {
     /// Prints a result: as JSON with `--json`, otherwise as text.
-    pub(crate) fn print<T: Serialize>(
+    ///
+    /// # Errors
+    ///
+    /// When the result cannot be written as JSON.
+    pub fn print<T: Serialize>(
         self,
         result: &T,
         text: impl FnOnce(&T) -> String,
@@ -32,6 +37,14 @@ impl Format {
 
 /// Prints one line of a command's result.
 #[expect(clippy::print_stdout, reason = "the result of a command")]
-pub(crate) fn say(text: &str) {
+pub fn say(text: &str) {
     println!("{text}");
+}
+
+/// The user who runs the command, for the record of operators' decisions.
+pub fn actor() -> String {
+    let name = std::env::var("SUDO_USER")
+        .or_else(|_| std::env::var("USER"))
+        .or_else(|_| std::env::var("LOGNAME"));
+    name.unwrap_or_else(|_| "unknown".to_owned())
 }
