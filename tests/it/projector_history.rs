@@ -219,12 +219,12 @@ async fn tables_without_transactions_are_refused() {
             _ => text,
         });
         let told = stack.projector(&changed).arg("check").fail(65).await;
-        assert!(told.contains("tables.sql:2: table tally has engine MyISAM"), "{told}");
+        assert!(told.contains("tables.sql:2: table tally has the engine MyISAM"), "{told}");
         stack.projector(&changed).arg("migrate").succeed().await;
         let daemon = stack.projector(&changed).start();
         eventually("readiness says why", async || {
             let (status, body) = daemon.get("/readyz").await?;
-            (status == 503 && body.contains("has engine MyISAM")).then_some(())
+            (status == 503 && body.contains("has the engine MyISAM")).then_some(())
         })
         .await;
     })
