@@ -9,8 +9,8 @@ use sqlx::{Connection, Executor};
 
 /// SQLSTATE and message of a refusal.
 fn refusal(result: Result<i64, sqlx::Error>) -> (String, String) {
-    let error = result.expect_err("it is refused");
-    let error = error.as_database_error().expect("by the database");
+    let error = result.expect_err("the append is refused");
+    let error = error.as_database_error().expect("PostgreSQL refuses it");
     (error.code().unwrap_or_default().into_owned(), error.message().to_owned())
 }
 
@@ -19,7 +19,7 @@ async fn versions(connection: &mut PgConnection, stream_id: &str) -> Vec<i64> {
         .bind(stream_id)
         .fetch_all(connection)
         .await
-        .expect("versions")
+        .expect("the versions are read")
 }
 
 #[tokio::test]
@@ -127,7 +127,7 @@ async fn each_malformed_argument_has_its_sqlstate() {
             ("order-3", None, with(json!({"data": [1]})), "ES005", "data is missing or not"),
             ("order-3", None, with(json!({"data": null})), "ES005", "data is missing or not"),
             ("order-3", None, json!([one]), "ES006", "is already used in stream \"order-1\""),
-            // In the middle of others, too: what was skipped would leave a hole.
+            // A repeated event between new ones is refused, too: skipping it would leave a gap.
             (
                 "order-3",
                 None,
@@ -171,11 +171,11 @@ async fn each_malformed_argument_has_its_sqlstate() {
                 "out of",
             ),
         ];
-        for (stream_id, expected, events, sqlstate, message) in cases {
+        for (stream_id, expected, events, sqlstate, reason) in cases {
             let result = append(&mut connection, stream_id, expected, &events).await;
-            let (code, told) = refusal(result);
-            assert_eq!(code, sqlstate, "{stream_id} {events}: {told}");
-            assert!(told.contains(message), "{told:?} should contain {message:?}");
+            let (code, message) = refusal(result);
+            assert_eq!(code, sqlstate, "{stream_id} {events}: {message}");
+            assert!(message.contains(reason), "{message:?} should contain {reason:?}");
         }
         assert_eq!(versions(&mut connection, "order-3").await, [0_i64; 0]);
     })
@@ -189,9 +189,9 @@ async fn appending_the_same_event_again_is_harmless() {
         let events = [event("A", &json!({})), event("B", &json!({})), event("C", &json!({}))];
         let call = |range: std::ops::Range<usize>| json!(events[range]);
         assert_eq!(append(&mut connection, "order-1", Some(0), &call(0..2)).await.unwrap(), 2);
-        // A retry of a call whose answer was lost expects the old version.
+        // A client that lost the answer retries with the old expected version.
         assert_eq!(append(&mut connection, "order-1", Some(0), &call(0..2)).await.unwrap(), 2);
-        // What is not there yet is appended.
+        // Only the missing event is appended.
         assert_eq!(append(&mut connection, "order-1", None, &call(1..3)).await.unwrap(), 3);
         assert_eq!(versions(&mut connection, "order-1").await, [1, 2, 3]);
         let (code, _) = refusal(append(&mut connection, "order-2", None, &call(0..1)).await);
@@ -242,8 +242,8 @@ async fn clients_that_expect_any_version_queue_up() {
     .await;
 }
 
-/// Under an old snapshot the version read may be stale: that is a serialisation failure, which
-/// frameworks retry, never a wrong version.
+/// An old snapshot may hold a stale version. The append then fails with a serialisation failure, which
+/// frameworks retry. It never stores a wrong version.
 #[tokio::test]
 async fn under_repeatable_read_a_lost_race_is_a_serialisation_failure() {
     Stack::run(async |stack| {
@@ -271,13 +271,13 @@ async fn a_raw_insert_cannot_leave_a_hole_or_change_the_order() {
             sqlx::AssertSqlSafe(format!("INSERT INTO events ({columns}) VALUES {}", rows.join(",")))
         };
         for rows in [&[2][..], &[1, 3], &[2, 1]] {
-            let error = connection.execute(insert(rows)).await.expect_err("it is refused");
+            let error = connection.execute(insert(rows)).await.expect_err("the append is refused");
             let code = error.as_database_error().and_then(DatabaseError::code);
             assert_eq!(code.as_deref(), Some("40001"), "{rows:?}");
         }
         connection.execute(insert(&[1, 2])).await.unwrap();
 
-        // Version 3 is not committed yet, so version 4 must wait for it.
+        // Version 4 is refused while version 3 is uncommitted.
         let mut other = stack.postgres().await;
         let mut open = other.begin().await.unwrap();
         open.execute(insert(&[3])).await.unwrap();
@@ -294,7 +294,7 @@ async fn events_cannot_be_changed() {
         stack.append("order-1", &[event("A", &json!({}))]).await;
         let mut connection = stack.postgres().await;
         for change in ["UPDATE events SET data = '{}'", "DELETE FROM events", "TRUNCATE events"] {
-            let error = connection.execute(change).await.expect_err("it is refused");
+            let error = connection.execute(change).await.expect_err("the append is refused");
             let code = error.as_database_error().and_then(DatabaseError::code);
             assert_eq!(code.as_deref(), Some("ES008"), "{change}");
         }
@@ -302,7 +302,7 @@ async fn events_cannot_be_changed() {
     .await;
 }
 
-/// A caller's own objects must not take the place of ours.
+/// Objects of the caller must not replace those of the event store.
 #[tokio::test]
 async fn a_search_path_cannot_redirect_an_append() {
     Stack::run(async |stack| {

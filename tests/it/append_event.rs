@@ -13,13 +13,13 @@ use uuid::Uuid;
 
 use crate::projector::{TALLY, wait_for};
 
-/// An event id, as SQL.
+/// An event id, as an SQL literal.
 const ID: &str = "'00000000-0000-4000-8000-000000000001'";
 
-/// The event's id, its stream and its version there.
+/// The event's id, stream and version.
 type Appended = (Uuid, String, i64);
 
-/// Calls `append_event` with arguments that are written as in SQL.
+/// Calls `append_event` with arguments in SQL syntax.
 async fn append_event(
     connection: &mut PgConnection,
     arguments: &str,
@@ -30,8 +30,8 @@ async fn append_event(
 
 /// SQLSTATE and message of a refusal.
 fn refusal(result: Result<Appended, sqlx::Error>) -> (String, String) {
-    let error = result.expect_err("it is refused");
-    let error = error.as_database_error().expect("by the database");
+    let error = result.expect_err("the call is refused");
+    let error = error.as_database_error().expect("PostgreSQL refuses it");
     (error.code().unwrap_or_default().into_owned(), error.message().to_owned())
 }
 
@@ -70,7 +70,7 @@ async fn with_a_key_an_event_gets_the_next_version_of_its_stream() {
             let (_, stream_id, version) = append_event(&mut connection, call).await.unwrap();
             assert_eq!((stream_id.as_str(), version), ("order-7-b", expected));
         }
-        // It is a stream like any other.
+        // `append_to_stream` continues the same stream.
         let events = json!([event("OrderSent", &json!({}))]);
         assert_eq!(append(&mut connection, "order-7-b", Some(2), &events).await.unwrap(), 3);
         assert_eq!(append_event(&mut connection, call).await.unwrap().2, 4);
@@ -85,7 +85,7 @@ async fn every_argument_is_stored_and_copied_into_the_outbox() {
         append_event(&mut connection, "'mail', 'MailRequested', '{\"to\": \"zoe\"}', 'zoe'")
             .await
             .unwrap();
-        // Its offset was -00:43:08 then, and append_to_stream() refuses offsets with seconds.
+        // Monrovia's offset was -00:43:08 in 1900. append_to_stream() refuses offsets with seconds.
         connection.execute("SET TIME ZONE 'Africa/Monrovia'").await.unwrap();
         append_event(
             &mut connection,
@@ -140,7 +140,7 @@ async fn the_types_of_parameters_are_inferred() {
         .unwrap();
         let expected = "text text jsonb text uuid jsonb timestamp with time zone integer";
         assert_eq!(types.join(" "), expected);
-        // NULL is the same as left out.
+        // NULL equals an omitted argument.
         connection
             .execute("EXECUTE append('mail', 'A', '{}', NULL, NULL, NULL, NULL, NULL)")
             .await
@@ -177,7 +177,7 @@ async fn concurrent_calls_with_one_key_get_consecutive_versions() {
     .await;
 }
 
-/// The second call begins while the first is not committed, so it cannot see its version.
+/// The second call begins before the first is committed, so it cannot see the first version.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_waits_for_an_open_one_with_the_same_key() {
     Stack::run(async |stack| {
@@ -204,7 +204,7 @@ async fn the_same_id_again_has_no_effect() {
             let id = Uuid::new_v4();
             let call = format!("'mail', 'A', '{{\"n\": 1}}', {key}, event_id => '{id}'");
 
-            // At the same time: the second call waits for the first.
+            // A concurrent second call waits for the first.
             let mut other = stack.postgres().await;
             other.execute("BEGIN").await.unwrap();
             let first = append_event(&mut other, &call).await.unwrap();
@@ -214,7 +214,7 @@ async fn the_same_id_again_has_no_effect() {
             assert_eq!(second.await.unwrap(), first, "{key}");
             assert_eq!(count(&mut connection).await, (before + 1, before + 1), "{key}");
 
-            // Later, when the stream has gone on; metadata and time may be those of the repetition.
+            // A later repetition has no effect either. Its metadata and its time may differ.
             append(&mut connection, &first.1, Some(1), &json!([event("B", &json!({}))]))
                 .await
                 .unwrap();
@@ -291,7 +291,7 @@ async fn each_malformed_argument_is_named_with_its_sqlstate() {
             ("'mail', 'A', '{}', occurred_at => 'infinity'", "23514", "occurred_at infinity is"),
             ("'mail', 'A', '{}', occurred_at => '10000-01-01Z'", "23514", "the years 1 to 9999"),
             ("'mail', 'A', '{}', occurred_at => '0044-03-15Z BC'", "23514", "the years 1 to 9999"),
-            // PostgreSQL itself refuses these before the call.
+            // PostgreSQL refuses these before it calls the function.
             ("'mail', 'A', '{'", "22P02", "invalid input syntax for type json"),
             ("'mail', 'A', '{}', event_id => 'x'", "22P02", "invalid input syntax for type uuid"),
         ];
@@ -348,12 +348,12 @@ async fn a_search_path_cannot_redirect_a_call() {
     .await;
 }
 
-/// The call has no rights but its caller's.
+/// The function runs with the rights of its caller.
 #[tokio::test]
 async fn a_caller_needs_the_rights_to_append() {
     Stack::run(async |stack| {
         let mut connection = stack.postgres().await;
-        // Roles belong to the whole server.
+        // A role belongs to the whole server, so its name must be unique.
         let role = format!("{}_caller", stack.name());
         let call = "'mail', 'A', '{}'";
         let enter = format!("CREATE ROLE {role}; SET ROLE {role}");

@@ -1,4 +1,4 @@
-//! Our publisher and consumer, and the peculiarities of lapin and RabbitMQ that they handle.
+//! The publisher and the consumer, and the behaviours of lapin and RabbitMQ that they handle.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -23,7 +23,7 @@ fn message(routing_key: &str, number: usize) -> Message {
     }
 }
 
-/// Declares a queue for each routing key. The `full` ones reject every message.
+/// Declares a queue for each routing key. The `full` queues reject every message.
 async fn declare(stack: &Stack, queues: &[(&str, bool)]) {
     stack.broker().await.declare_exchange(EXCHANGE).await.unwrap();
     let channel = stack.amqp().await.create_channel().await.unwrap();
@@ -66,8 +66,8 @@ fn count(outcomes: &[Outcome]) -> BTreeMap<&'static str, usize> {
     counts
 }
 
-/// E1: if tasks share a channel, lapin reports a confirm to the wrong task. Each of our publishers has
-/// its own channel, and publishing borrows it exclusively.
+/// E1: if tasks share a channel, lapin reports a confirm to the wrong task. Each publisher has its own
+/// channel, and publishing borrows it exclusively.
 #[tokio::test(flavor = "multi_thread")]
 async fn e1_publishers_side_by_side_get_their_own_confirms() {
     Stack::run_empty(async |stack| {
@@ -96,7 +96,7 @@ async fn e1_publishers_side_by_side_get_their_own_confirms() {
     .await;
 }
 
-/// E2: lapin attaches a returned message to the confirm of a neighbour.
+/// E2: lapin attaches a returned message to the confirm of a neighbour. The publisher does not.
 #[tokio::test(flavor = "multi_thread")]
 async fn e2_a_returned_message_does_not_affect_its_neighbours() {
     Stack::run_empty(async |stack| {
@@ -116,7 +116,7 @@ async fn e2_a_returned_message_does_not_affect_its_neighbours() {
     .await;
 }
 
-/// E3: lapin's own wait for all confirms hides negative ones.
+/// E3: lapin's wait for all confirms hides negative ones. The publisher reports them.
 #[tokio::test(flavor = "multi_thread")]
 async fn e3_a_refusal_is_not_hidden() {
     Stack::run_empty(async |stack| {
@@ -132,8 +132,8 @@ async fn e3_a_refusal_is_not_hidden() {
     .await;
 }
 
-/// The broker closes the channel because of a message that it cannot accept. The confirms of the other
-/// messages are lost with it.
+/// The broker closes the channel when it cannot accept a message. The confirms of all other messages
+/// on the channel are lost. The publisher still names the refused message alone.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refused_message_does_not_affect_its_neighbours() {
     Stack::run_empty(async |stack| {
@@ -146,7 +146,7 @@ async fn a_refused_message_does_not_affect_its_neighbours() {
             let header = ("CC".into(), HeaderValue::Text("good".to_owned()));
             batch[poison].headers.extend([header]);
         }
-        // These headers are larger than a frame.
+        // The headers of this message exceed a frame.
         let wide = HeaderValue::Text("x".repeat(200_000));
         batch[100].headers.insert("wide".into(), wide);
         for _ in 0..2 {
@@ -156,7 +156,7 @@ async fn a_refused_message_does_not_affect_its_neighbours() {
                 assert_eq!(refused, [7, 100, 290].contains(&number), "{number}: {outcome:?}");
                 assert!(refused || *outcome == Outcome::Confirmed, "{number}: {outcome:?}");
             }
-            // The second time without the message that is recognised before sending.
+            // The second round omits the message that the publisher refuses before sending.
             batch[100].headers = batch[7].headers.clone();
         }
         let whole: Vec<_> = (0..300).map(|number| message("good", number)).collect();
@@ -166,7 +166,7 @@ async fn a_refused_message_does_not_affect_its_neighbours() {
     .await;
 }
 
-/// A missing exchange is not the fault of a message.
+/// A missing exchange is an error of the connection, not of a message.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_missing_exchange_refuses_no_message() {
     Stack::run_empty(async |stack| {
@@ -204,7 +204,7 @@ async fn a_batch_arrives_in_its_order() {
     .await;
 }
 
-/// Acknowledging some of several deliveries settles only those.
+/// An acknowledgement settles only the deliveries that it names.
 #[tokio::test(flavor = "multi_thread")]
 async fn deliveries_can_be_settled_in_any_order() {
     Stack::run_empty(async |stack| {
@@ -218,7 +218,7 @@ async fn deliveries_can_be_settled_in_any_order() {
         while deliveries.len() < 10 {
             deliveries.extend(consumer.next(10).await.unwrap());
         }
-        // 0 to 2 with one call, 5 and 7 singly, 3 requeued; the others stay unsettled.
+        // One call settles 0 to 2, two calls settle 5 and 7, and 3 is requeued. The others stay unsettled.
         let (mut ack, mut back) = (Vec::new(), Vec::new());
         for (number, delivery) in deliveries.into_iter().enumerate() {
             match number {
@@ -251,21 +251,21 @@ async fn declaring_twice_is_harmless_and_other_settings_are_reported() {
             dead_letters: format!("{name}.dead"),
             bindings: vec![Binding { exchange: EXCHANGE.to_owned(), key: "order.#".to_owned() }],
         };
-        assert!(connection.declare_queue(&queue("one")).await.unwrap(), "it is new");
-        assert!(!connection.declare_queue(&queue("one")).await.unwrap(), "it is there");
+        assert!(connection.declare_queue(&queue("one")).await.unwrap(), "the queue is new");
+        assert!(!connection.declare_queue(&queue("one")).await.unwrap(), "the queue exists");
         assert_eq!(connection.ready_messages("one").await.unwrap(), Some(0));
         assert_eq!(connection.ready_messages("none").await.unwrap(), None);
 
         declare(stack, &[("two", false)]).await;
         let error = connection.declare_queue(&queue("two")).await.unwrap_err();
-        let told = error.to_string();
-        assert!(told.contains("queue two exists in RabbitMQ with other settings"), "{told}");
+        let message = error.to_string();
+        assert!(message.contains("queue two exists in RabbitMQ with other settings"), "{message}");
         assert!(error.is_configuration());
     })
     .await;
 }
 
-/// A queue is not deleted while it has messages, ready or unsettled.
+/// A queue with ready or unsettled messages is not deleted.
 #[tokio::test(flavor = "multi_thread")]
 async fn only_an_empty_queue_is_deleted() {
     Stack::run_empty(async |stack| {
@@ -294,8 +294,8 @@ async fn only_an_empty_queue_is_deleted() {
     .await;
 }
 
-/// A broker that closes the connection during the handshake, or accepts it and sends nothing, must not
-/// prevent later connections, nor leave threads behind.
+/// A failed connection attempt must not prevent later ones or leave threads running. Method: a broker
+/// that closes the connection during the handshake, and one that accepts it and sends nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unanswered_connection_attempt_ends() {
     Stack::run_empty(async |stack| {

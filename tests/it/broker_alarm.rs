@@ -1,4 +1,4 @@
-//! Alarms of the whole broker. These tests disturb every user of it, so they run alone.
+//! Alarms of the whole broker. They disturb every user of the broker, so these tests run alone.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ async fn append(stack: &Stack, count: usize) {
 }
 
 async fn says_why(relay: &Daemon) {
-    eventually("readiness says why", async || {
+    eventually("readiness names the reason", async || {
         let (status, body) = relay.get("/readyz").await?;
         let report: Value = serde_json::from_str(&body).ok()?;
         let reason = report["components"]["rabbitmq"]["reason"].as_str()?;
@@ -34,7 +34,7 @@ async fn with_alarm(test: impl AsyncFnOnce(&Stack, &Tap, Daemon, Alarm)) {
             .start_ready()
             .await;
         let Some(alarm) = Alarm::raise() else {
-            println!("SKIPPED: RABBITMQCTL names no program");
+            println!("SKIPPED: RABBITMQCTL does not name a program");
             return;
         };
         append(stack, 20).await;
@@ -48,7 +48,7 @@ async fn with_alarm(test: impl AsyncFnOnce(&Stack, &Tap, Daemon, Alarm)) {
 #[ignore = "disturbs every user of the broker; `cargo xtask test` runs it alone"]
 async fn the_relay_waits_for_a_blocked_broker() {
     with_alarm(async |stack, tap, relay, alarm| {
-        // Twice the limit of a batch.
+        // This is twice the time limit of a batch.
         let begun = Instant::now();
         let mut oldest = 0.0_f64;
         while begun.elapsed() < Duration::from_secs(8) {
@@ -63,7 +63,7 @@ async fn the_relay_waits_for_a_blocked_broker() {
             oldest = oldest.max(open.unwrap_or_default());
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
-        println!("the oldest transaction was open for {oldest:.1} s");
+        println!("the oldest transaction was {oldest:.1} s old");
         assert!(oldest < 6.0, "{oldest}");
         append(stack, 20).await;
         drop(alarm);
@@ -78,7 +78,7 @@ async fn the_relay_waits_for_a_blocked_broker() {
     .await;
 }
 
-/// lapin keeps reporting a lost connection as blocked.
+/// The relay must reconnect, although lapin keeps reporting the lost connection as blocked.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "disturbs every user of the broker; `cargo xtask test` runs it alone"]
 async fn the_relay_reconnects_to_a_broker_that_restarts_while_blocked() {
@@ -88,7 +88,7 @@ async fn the_relay_reconnects_to_a_broker_that_restarts_while_blocked() {
         let lifted = Instant::now();
         relay.ready().await;
         println!("ready again after {:?}", lifted.elapsed());
-        // The restart ended the first tap.
+        // The restart ended the first tap's connection.
         let channel = stack.amqp().await.create_channel().await.unwrap();
         let purge = lapin::options::QueuePurgeOptions::default();
         channel.queue_purge("tap".into(), purge).await.unwrap();

@@ -1,4 +1,4 @@
-//! Bad input through every door: what its sender is told, and that the rest goes on.
+//! Bad input at every interface: its sender gets the documented answer, and all other input is processed.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
@@ -27,35 +27,33 @@ use uuid::Uuid;
 
 use crate::projector::TALLY;
 
-/// Cases that are looked at together, where each is a process.
+/// The number of cases that run at the same time where each case is a process.
 const AT_ONCE: usize = 4;
 
-/// What becomes of an input.
+/// The outcome of an input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Verdict {
-    /// It has its effect.
+    /// The input takes effect.
     Apply,
-    /// It had its effect before.
+    /// The input took effect before, and has none now.
     Duplicate,
-    /// It has no effect, and needs none.
+    /// The input has no effect by design.
     Pass,
-    /// Its stream waits for a person.
+    /// The stream is parked until an operator decides.
     Park,
-    /// It is kept aside.
+    /// The message goes to the dead-letter queue.
     DeadLetter,
-    /// It is published.
+    /// The event is published.
     Publish,
-    /// Its stream is not published until a person decides.
-    Block,
-    /// It is not taken in.
+    /// The input is refused.
     Refuse,
 }
 
 impl Verdict {
-    /// Whether there is something to tell.
-    fn is_told(self) -> bool {
-        matches!(self, Self::Park | Self::DeadLetter | Self::Block | Self::Refuse)
+    /// Whether the outcome comes with a reason.
+    fn has_reason(self) -> bool {
+        matches!(self, Self::Park | Self::DeadLetter | Self::Refuse)
     }
 }
 
@@ -68,35 +66,35 @@ struct Corpus {
 struct Case<I> {
     name: String,
     verdict: Verdict,
-    /// A part of what the sender is told.
+    /// A part of the reason that the sender gets.
     reason: String,
     input: I,
 }
 
 impl<I: DeserializeOwned> Case<I> {
-    /// A case that says too little or too much is a mistake.
+    /// Panics when a case lacks a reason that its verdict needs, or has one that it does not.
     fn read(mut table: toml::Table) -> Self {
         let name: String = table.remove("name").expect("a name").try_into().unwrap();
         let verdict: Verdict = table.remove("verdict").expect(&name).try_into().unwrap();
         let reason = table.remove("reason").map(|it| it.try_into().unwrap());
-        assert_eq!(reason.is_some(), verdict.is_told(), "{name}: the reason");
+        assert_eq!(reason.is_some(), verdict.has_reason(), "{name}: the reason");
         let input = table.try_into().unwrap_or_else(|error| panic!("{name}: {error}"));
         Self { name, verdict, reason: reason.unwrap_or_default(), input }
     }
 }
 
-/// The cases of a door.
-fn corpus<I: DeserializeOwned>(door: &str) -> Vec<Case<I>> {
-    let file = root().join("tests/corpus").join(format!("{door}.toml"));
+/// The cases of an interface.
+fn corpus<I: DeserializeOwned>(interface: &str) -> Vec<Case<I>> {
+    let file = root().join("tests/corpus").join(format!("{interface}.toml"));
     let text = fs::read_to_string(file).unwrap();
     let cases = toml::from_str::<Corpus>(&text).unwrap().case;
     let cases: Vec<Case<I>> = cases.into_iter().map(Case::read).collect();
     let names: HashSet<&str> = cases.iter().map(|case| case.name.as_str()).collect();
-    assert_eq!(names.len(), cases.len(), "{door}: a name twice");
+    assert_eq!(names.len(), cases.len(), "{interface}: two cases have the same name");
     cases
 }
 
-/// Writes out `{{x*300}}`.
+/// Replaces `{{x*300}}` with 300 times x.
 fn written_out(text: &str) -> String {
     let mut out = String::new();
     let mut rest = text;
@@ -110,16 +108,16 @@ fn written_out(text: &str) -> String {
     out + rest
 }
 
-/// What was not as expected.
+/// The cases whose outcome was not the expected one.
 #[derive(Default)]
 struct Surprises(Vec<String>);
 
 impl Surprises {
-    fn compare<I>(&mut self, case: &Case<I>, verdict: Verdict, told: &str) {
-        if verdict != case.verdict || !told.contains(&case.reason) {
-            let told: String = told.chars().take(400).collect();
+    fn compare<I>(&mut self, case: &Case<I>, verdict: Verdict, message: &str) {
+        if verdict != case.verdict || !message.contains(&case.reason) {
+            let message: String = message.chars().take(400).collect();
             let (name, expected, reason) = (&case.name, case.verdict, &case.reason);
-            self.0.push(format!("{name}: {verdict:?} {told:?}, not {expected:?} {reason:?}"));
+            self.0.push(format!("{name}: {verdict:?} {message:?}, not {expected:?} {reason:?}"));
         }
     }
 
@@ -149,15 +147,15 @@ async fn corpus_append() {
                 (written_out(&case.input.stream), written_out(&case.input.events));
             let mut transaction = connection.begin().await.unwrap();
             let appended = append(&mut transaction, &stream, case.input.expected, &events).await;
-            let (verdict, told) = match appended {
-                Err(error) => (Verdict::Refuse, told(&error)),
+            let (verdict, message) = match appended {
+                Err(error) => (Verdict::Refuse, refusal(&error)),
                 Ok(()) => match count(&mut transaction).await {
                     1 => (Verdict::Duplicate, String::new()),
                     2 => (Verdict::Apply, String::new()),
                     count => panic!("{}: {count} events", case.name),
                 },
             };
-            surprises.compare(&case, verdict, &told);
+            surprises.compare(&case, verdict, &message);
             transaction.rollback().await.unwrap();
         }
         assert_eq!(count(&mut connection).await, 1);
@@ -176,9 +174,9 @@ async fn append(
     append.bind(stream).bind(expected).bind(events).execute(connection).await.map(drop)
 }
 
-/// SQLSTATE and message.
-fn told(error: &sqlx::Error) -> String {
-    let error = error.as_database_error().expect("PostgreSQL itself refuses it");
+/// The SQLSTATE and the message of a refusal.
+fn refusal(error: &sqlx::Error) -> String {
+    let error = error.as_database_error().expect("PostgreSQL refuses the input");
     format!("{} {}", error.code().unwrap_or_default(), error.message())
 }
 
@@ -209,7 +207,7 @@ async fn corpus_outbox() {
             let inserted = sqlx::raw_sql(AssertSqlSafe(insert)).execute(&mut connection).await;
             match inserted {
                 Ok(_) => taken.push((case, id)),
-                Err(error) => surprises.compare(&case, Verdict::Refuse, &told(&error)),
+                Err(error) => surprises.compare(&case, Verdict::Refuse, &refusal(&error)),
             }
         }
         let relay = stack.relay().env("OUTBOX_RELAY__RELAY__MAX_MESSAGE_BYTES", "100000");
@@ -227,12 +225,12 @@ async fn corpus_outbox() {
                 .unwrap();
                 match row {
                     (true, _) => Some((Verdict::Publish, String::new())),
-                    (_, Some(error)) => Some((Verdict::Block, error)),
+                    (_, Some(error)) => Some((Verdict::Park, error)),
                     (false, None) => None,
                 }
             });
-            let (verdict, told) = became.await;
-            surprises.compare(&case, verdict, &told);
+            let (verdict, message) = became.await;
+            surprises.compare(&case, verdict, &message);
             if verdict == Verdict::Publish {
                 let (key, body) = eventually(&case.name, async || {
                     let get = channel.basic_get("all".into(), BasicGetOptions { no_ack: true });
@@ -253,7 +251,7 @@ async fn corpus_outbox() {
                 .await
                 .unwrap();
                 let body = String::from_utf8(body).unwrap();
-                assert_eq!((key, body), row, "{}: what is published", case.name);
+                assert_eq!((key, body), row, "{}: the published message", case.name);
             }
         }
         surprises.assert_none();
@@ -261,7 +259,7 @@ async fn corpus_outbox() {
     .await;
 }
 
-/// A queue that receives all messages, and a channel to take them.
+/// Declares a queue that receives all messages. Returns a channel to get them.
 async fn everything(stack: &Stack) -> Channel {
     let channel = stack.amqp().await.create_channel().await.unwrap();
     let durable = ExchangeDeclareOptions { durable: true, ..Default::default() };
@@ -277,10 +275,10 @@ async fn everything(stack: &Stack) -> Channel {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Sent {
-    /// How many events of its stream were applied before.
+    /// The number of events of the stream that are applied before.
     #[serde(default)]
     before: i64,
-    /// The version of those whose event is sent again.
+    /// The version of the earlier event that is sent again.
     again: Option<i64>,
     #[serde(default)]
     properties: BTreeMap<String, String>,
@@ -307,7 +305,7 @@ async fn corpus_message() {
             for version in 1..=case.input.before {
                 ids.push(Uuid::new_v4());
                 send(&channel, &stream, version, *ids.last().unwrap(), &Sent::good()).await;
-                eventually("the events before are applied", async || {
+                eventually("the earlier events are applied", async || {
                     (applied(stack, &stream).await == version).then_some(())
                 })
                 .await;
@@ -316,11 +314,11 @@ async fn corpus_message() {
             let again = case.input.again.map(|it| (it, ids[usize::try_from(it).unwrap()]));
             let (version, id) = again.unwrap_or((case.input.before + 1, ids[0]));
             let (body, message_id) = send(&channel, &stream, version, id, &case.input).await;
-            let (verdict, told) = eventually(&case.name, async || {
+            let (verdict, message) = eventually(&case.name, async || {
                 before.difference(&Counts::of(stack, &projector, &stream).await)
             })
             .await;
-            let told = if verdict == Verdict::DeadLetter {
+            let message = if verdict == Verdict::DeadLetter {
                 let dead = eventually(&case.name, async || get(&channel, DEAD).await).await;
                 assert_eq!(dead.data, body, "{}: the body of the dead letter", case.name);
                 let id = dead.properties.message_id().as_ref().map(ToString::to_string);
@@ -329,22 +327,22 @@ async fn corpus_message() {
                 let reason = headers.inner()["dead_letter_reason"].as_long_string().unwrap();
                 String::from_utf8_lossy(reason.as_bytes()).into()
             } else {
-                told
+                message
             };
-            surprises.compare(&case, verdict, &told);
+            surprises.compare(&case, verdict, &message);
         }
         send(&channel, "order-last", 1, Uuid::new_v4(), &Sent::good()).await;
-        eventually("a good event comes through", async || {
+        eventually("a good event is applied", async || {
             (applied(stack, "order-last").await == 1).then_some(())
         })
         .await;
-        assert!(!projector.log().contains("DROP TABLE"), "a payload is in the log");
+        assert!(!projector.log().contains("DROP TABLE"), "the log contains a payload");
         assert!(projector.terminate().await.0.success());
         for queue in ["projector.tally", DEAD] {
             let passive = QueueDeclareOptions { passive: true, ..Default::default() };
             let queue = channel.queue_declare(queue.into(), passive, FieldTable::default());
             let queue = queue.await.unwrap();
-            assert_eq!(queue.message_count(), 0, "what is left in {}", queue.name());
+            assert_eq!(queue.message_count(), 0, "messages left in {}", queue.name());
         }
         surprises.assert_none();
     })
@@ -353,7 +351,7 @@ async fn corpus_message() {
 
 const DEAD: &str = "projector.tally.dead";
 
-/// Takes a message out of a queue.
+/// Takes a message from a queue.
 async fn get(channel: &Channel, queue: &str) -> Option<Delivery> {
     let get = channel.basic_get(queue.into(), BasicGetOptions { no_ack: true });
     get.await.unwrap().map(|message| message.delivery)
@@ -367,7 +365,7 @@ impl Sent {
     }
 }
 
-/// Sends a message; gives its body and its message id.
+/// Sends a message. Returns its body and its message id.
 async fn send(
     channel: &Channel,
     stream: &str,
@@ -430,7 +428,7 @@ async fn send(
     (body, message_id)
 }
 
-/// What tells the verdicts on messages apart.
+/// The counts from which the verdict on a message follows.
 #[derive(Debug)]
 struct Counts {
     applied: i64,
@@ -463,7 +461,7 @@ impl Counts {
     fn difference(&self, now: &Self) -> Option<(Verdict, String)> {
         let applied = now.applied - self.applied;
         if applied > 0 {
-            assert_eq!((applied, now.head), (1, self.head + 1), "one event is applied");
+            assert_eq!((applied, now.head), (1, self.head + 1), "exactly one event is applied");
             return Some((Verdict::Apply, String::new()));
         }
         if let Some(error) = &now.parked {
@@ -507,20 +505,20 @@ async fn corpus_projection() {
             fs::write(bad.join("Tested.sql"), handler).unwrap();
             fs::write(bad.join(&case.input.file), written_out(&case.input.text)).unwrap();
             let output = stack.projector(&folder).arg("check").output().await;
-            let told = String::from_utf8_lossy(&output.stderr).into_owned()
+            let message = String::from_utf8_lossy(&output.stderr).into_owned()
                 + &String::from_utf8_lossy(&output.stdout);
             let verdict = match output.status.code() {
                 Some(0) => Verdict::Apply,
                 Some(65) => Verdict::Refuse,
-                code => panic!("{}: {code:?} {told}", case.name),
+                code => panic!("{}: {code:?} {message}", case.name),
             };
-            (case, verdict, told)
+            (case, verdict, message)
         };
         let cases = corpus::<Files>("projection").into_iter().enumerate();
         let mut checked = stream::iter(cases).map(check).buffer_unordered(AT_ONCE);
         let mut surprises = Surprises::default();
-        while let Some((case, verdict, told)) = checked.next().await {
-            surprises.compare(&case, verdict, &told);
+        while let Some((case, verdict, message)) = checked.next().await {
+            surprises.compare(&case, verdict, &message);
         }
         surprises.assert_none();
     })
@@ -534,7 +532,7 @@ struct Settings {
     text: String,
     #[serde(default)]
     variables: BTreeMap<String, String>,
-    /// Variables that are not set.
+    /// Environment variables to remove.
     #[serde(default)]
     without: Vec<String>,
 }
@@ -556,21 +554,21 @@ async fn corpus_configuration() {
             let program = variables
                 .fold(program, |program, (name, value)| program.env(name, &written_out(value)));
             let output = program.output().await;
-            let told = String::from_utf8_lossy(&output.stderr).into_owned();
+            let message = String::from_utf8_lossy(&output.stderr).into_owned();
             let verdict = match output.status.code() {
                 Some(0) => Verdict::Apply,
                 Some(64) => Verdict::Refuse,
-                code => panic!("{}: {code:?} {told}", case.name),
+                code => panic!("{}: {code:?} {message}", case.name),
             };
-            let all = told.clone() + &String::from_utf8_lossy(&output.stdout);
-            assert!(!all.contains("secret"), "{}: a secret is told: {all}", case.name);
-            (case, verdict, told)
+            let all = message.clone() + &String::from_utf8_lossy(&output.stdout);
+            assert!(!all.contains("secret"), "{}: the output contains a secret: {all}", case.name);
+            (case, verdict, message)
         };
         let cases = corpus::<Settings>("configuration").into_iter().enumerate();
         let mut shown = stream::iter(cases).map(show).buffer_unordered(AT_ONCE);
         let mut surprises = Surprises::default();
-        while let Some((case, verdict, told)) = shown.next().await {
-            surprises.compare(&case, verdict, &told);
+        while let Some((case, verdict, message)) = shown.next().await {
+            surprises.compare(&case, verdict, &message);
         }
         surprises.assert_none();
     })
@@ -581,7 +579,7 @@ async fn corpus_configuration() {
 #[serde(deny_unknown_fields)]
 struct Line {
     line: String,
-    /// How many events of its own are imported before that which is refused.
+    /// The number of events of the case that are imported before the refused one.
     #[serde(default)]
     before: i64,
 }
@@ -604,13 +602,13 @@ async fn corpus_import() {
             fs::write(&file, lines.join("\n")).unwrap();
             let import = stack.workload().arg("import").arg(file.display().to_string());
             let output = import.output().await;
-            let told = String::from_utf8_lossy(&output.stderr).into_owned();
+            let message = String::from_utf8_lossy(&output.stderr).into_owned();
             let verdict = match output.status.code() {
                 Some(0) => Verdict::Apply,
                 Some(65) => Verdict::Refuse,
-                code => panic!("{}: {code:?} {told}", case.name),
+                code => panic!("{}: {code:?} {message}", case.name),
             };
-            surprises.compare(&case, verdict, &told);
+            surprises.compare(&case, verdict, &message);
             let stored: i64 =
                 sqlx::query_scalar("SELECT count(*) FROM events WHERE stream_id = $1")
                     .bind(&stream)
@@ -620,7 +618,7 @@ async fn corpus_import() {
             let expected = match verdict {
                 Verdict::Apply if case.input.line.is_empty() => 3,
                 Verdict::Apply => 4,
-                // What comes before it is kept, and what comes after it is not begun.
+                // The lines before the refused one are kept. The lines after it are not imported.
                 _ => 2 + case.input.before,
             };
             if stored != expected {
@@ -640,7 +638,7 @@ struct Request {
     send: String,
 }
 
-/// The daemon that is asked.
+/// The daemon that gets the request.
 #[derive(Clone, Copy, Default, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Server {
@@ -664,20 +662,24 @@ async fn corpus_http() {
                 .map(|case| ask(&addresses[case.input.daemon as usize], case.input.send.as_str())),
         )
         .await;
-        for (case, (_, told)) in cases.iter().zip(&asked) {
-            let verdict = if told.contains(" 200 ") { Verdict::Apply } else { Verdict::Refuse };
-            surprises.compare(case, verdict, told);
+        for (case, (_, message)) in cases.iter().zip(&asked) {
+            let verdict = if message.contains(" 200 ") { Verdict::Apply } else { Verdict::Refuse };
+            surprises.compare(case, verdict, message);
         }
         asked.extend(join_all((0..300).map(|_| ask(&addresses[0], "GET /livez HT"))).await);
         for daemon in [relay, projector] {
-            assert_eq!(daemon.get("/livez").await.unwrap().0, 200, "the daemon is well");
+            assert_eq!(
+                daemon.get("/livez").await.unwrap().0,
+                200,
+                "the daemon still serves requests"
+            );
         }
         surprises.assert_none();
     })
     .await;
 }
 
-/// Where a daemon answers.
+/// The HTTP address of a daemon.
 fn address(daemon: &Daemon) -> String {
     let log = daemon.log();
     let started = log.lines().find(|line| line.contains("started")).unwrap();
@@ -685,17 +687,17 @@ fn address(daemon: &Daemon) -> String {
     started["http"].as_str().unwrap().to_owned()
 }
 
-/// Sends a request, and tells the first line of the answer, or what becomes of the connection.
+/// Sends a request. Returns the first line of the answer, or the end of the connection.
 async fn ask(address: &str, send: &str) -> (TcpStream, String) {
     let mut stream = TcpStream::connect(address).await.unwrap();
-    // The daemon may have enough before the end.
+    // The daemon may answer before it has read everything.
     drop(stream.write_all(written_out(send).as_bytes()).await);
     let mut answer = vec![0; 64];
-    let told = match timeout(Duration::from_secs(30), stream.read(&mut answer)).await {
+    let message = match timeout(Duration::from_secs(30), stream.read(&mut answer)).await {
         Ok(Ok(0)) => "closed without an answer".to_owned(),
         Ok(Ok(length)) => String::from_utf8_lossy(&answer[..length]).into_owned(),
         Ok(Err(error)) => error.to_string(),
         Err(_) => "neither answered nor closed".to_owned(),
     };
-    (stream, told)
+    (stream, message)
 }

@@ -20,7 +20,7 @@ fn place(event: &StoredEvent) -> (String, i64, i64) {
     (stream_id.as_str().to_owned(), version.get(), position.get())
 }
 
-/// Appends for a while, in every way that makes positions visible out of order.
+/// Appends for a while. The writers use every way that makes positions visible out of order.
 async fn write_hostilely(stack: &Stack, writer: usize, until: Instant, prepared: bool) {
     let mut connection = stack.postgres().await;
     let mut round = 0;
@@ -33,7 +33,7 @@ async fn write_hostilely(stack: &Stack, writer: usize, until: Instant, prepared:
         let mut transaction = connection.begin().await.unwrap();
         match kind {
             0 => {
-                // A savepoint that is rolled back, and then other events.
+                // Events after a savepoint that is rolled back.
                 transaction.execute("SAVEPOINT s").await.unwrap();
                 append(&mut transaction, &stream, None, &events).await.unwrap();
                 transaction.execute("ROLLBACK TO SAVEPOINT s").await.unwrap();
@@ -69,9 +69,9 @@ async fn write_hostilely(stack: &Stack, writer: usize, until: Instant, prepared:
     }
 }
 
-/// E12: positions are given out before the commit, so a reader that continues after the highest position
-/// it has seen misses events (half of them, with these writers). With the fence, it misses none and
-/// reads none out of order.
+/// E12: a reader behind the fence misses no event and reads none out of order. PostgreSQL assigns
+/// positions before the commit. A reader without the fence, which continues after the highest position
+/// it has seen, therefore misses events: half of them, with these writers.
 #[tokio::test(flavor = "multi_thread")]
 async fn e12_the_fence_loses_no_event_and_inverts_none() {
     Stack::run(async |stack| {
@@ -107,7 +107,7 @@ async fn e12_the_fence_loses_no_event_and_inverts_none() {
                 last_round = Instant::now() > until + Duration::from_secs(1);
             }
         };
-        // A reader that continues after the highest position misses events committed later below it.
+        // This reader continues after the highest position. It misses lower positions that commit later.
         let naive = async {
             let mut connection = stack.postgres().await;
             let (mut after, mut read) = (0_i64, 0_usize);
@@ -132,12 +132,15 @@ async fn e12_the_fence_loses_no_event_and_inverts_none() {
                 .fetch_all(&mut stack.postgres().await)
                 .await
                 .unwrap();
-        assert!(naively_read < stored.len(), "these writers put the fence to no test");
-        assert!(stored.len() > 300, "{} events put the fence to no test", stored.len());
+        assert!(
+            naively_read < stored.len(),
+            "the naive reader missed nothing, so the test proves nothing"
+        );
+        assert!(stored.len() > 300, "{} events are too few for the test", stored.len());
         let seen: HashSet<_> = read.iter().map(|(stream, version, _)| (stream, *version)).collect();
         let lost = stored.iter().filter(|(stream, version)| !seen.contains(&(stream, *version)));
         assert_eq!(lost.count(), 0);
-        assert_eq!(read.len(), stored.len(), "each event once");
+        assert_eq!(read.len(), stored.len(), "each event is read once");
         let mut heads = BTreeMap::new();
         for (stream, version, _) in read {
             let head = heads.insert(stream.clone(), version).unwrap_or(0);
@@ -147,7 +150,7 @@ async fn e12_the_fence_loses_no_event_and_inverts_none() {
     .await;
 }
 
-/// The counter-example that makes the fence necessary.
+/// An open append holds the fence, later writers do not, and the fence names the open transaction.
 #[tokio::test]
 async fn an_open_append_holds_the_fence_and_is_named() {
     Stack::run(async |stack| {

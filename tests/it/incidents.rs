@@ -1,4 +1,4 @@
-//! 65,533 real events of 7,554 incidents, and the read models they must give.
+//! 65,533 real events of 7,554 incidents, and the expected read models.
 
 use std::fs;
 use std::path::PathBuf;
@@ -11,13 +11,13 @@ use tokio::time::sleep;
 const PROJECTIONS: &str = "tests/projections/incidents";
 const EVENTS: i64 = 65_533;
 
-/// Where the data are, if they are.
+/// The folder of the data, if it exists.
 fn data() -> Option<PathBuf> {
     let folder = root().join("../shared/data/incidents");
     folder.is_dir().then_some(folder)
 }
 
-/// Each read model: the file, and the query that must give it.
+/// Each read model: the file of expected rows, and the query that must return them.
 const READ_MODELS: [(&str, &str); 3] = [
     (
         "expected_incident_summary.csv",
@@ -55,7 +55,7 @@ async fn compare(stack: &Stack) {
     }
 }
 
-/// Waits until the bookkeeping of all three says that every event is applied.
+/// Waits until every event is applied according to the bookkeeping of all three projections.
 async fn all_applied(stack: &Stack) {
     for projection in ["incident_summary", "group_workload", "daily_activity"] {
         let query = format!("SELECT CAST(SUM(version) AS SIGNED) FROM {projection}__streams");
@@ -73,9 +73,9 @@ async fn all_applied(stack: &Stack) {
 
 async fn run(disturb: impl AsyncFnOnce(&mut [Daemon])) {
     let Some(data) = data() else {
-        #[expect(clippy::print_stderr, reason = "a test that is skipped says so")]
+        #[expect(clippy::print_stderr, reason = "a skipped test prints why")]
         {
-            eprintln!("SKIPPED: the incidents are not there");
+            eprintln!("SKIPPED: the data of the incidents are missing");
         }
         return;
     };
@@ -105,7 +105,8 @@ async fn the_incidents_give_the_expected_read_models() {
     run(async |_| {}).await;
 }
 
-/// The queue shuffles, repeats up to three times and drops one in a hundred.
+/// The read models are right although the queue reorders messages, delivers each up to three times and
+/// drops one in a hundred.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_incidents_give_the_same_over_a_lossy_queue() {
     let Some(data) = data() else { return };

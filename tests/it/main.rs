@@ -1,8 +1,8 @@
-//! Tests of the whole, on real PostgreSQL, RabbitMQ and MySQL.
+//! Tests of the complete system on real PostgreSQL, RabbitMQ and MySQL.
 //!
-//! Each test has databases and a virtual host of its own, so that all run side by side.
-#![expect(clippy::unwrap_used, clippy::too_many_lines, reason = "tests say what must hold")]
-#![allow(clippy::print_stdout, reason = "what a test has measured, or why it was skipped")]
+//! Each test has its own databases and its own virtual host, so the tests run in parallel.
+#![expect(clippy::unwrap_used, clippy::too_many_lines, reason = "a failed unwrap fails the test")]
+#![allow(clippy::print_stdout, reason = "tests print measurements and why they are skipped")]
 
 mod append;
 mod append_event;

@@ -63,11 +63,11 @@ async fn daemons_wait_for_servers_and_migrations() {
             (&relay, format!("PostgreSQL at 127.0.0.1:{port}/{} cannot be reached", stack.name())),
             (&projector, "is missing in MySQL: run `projector migrate`".to_owned()),
         ] {
-            let told = eventually("it says what it waits for", async || {
+            let output = eventually("it says what it waits for", async || {
                 let (status, body) = daemon.get("/readyz").await?;
                 (status == 503 && body.contains(&reason)).then_some(body)
             });
-            assert!(told.await.contains("since"));
+            assert!(output.await.contains("since"));
             assert_eq!(daemon.get("/livez").await.unwrap().0, 200);
             let warnings = daemon.log().lines().filter(|line| line.contains("\"WARN\"")).count();
             assert!(warnings <= 3, "state changes are logged, not attempts: {}", daemon.log());
@@ -120,10 +120,10 @@ async fn a_refused_login_ends_the_program_with_77() {
             (projector.clone().arg("run"), "READ_MODEL_URL", &stack.mysql_url, "MySQL"),
         ];
         for (program, variable, url, server) in cases {
-            let told = program.env(variable, &wrong(url)).fail(77).await;
-            assert!(told.contains(&format!("{server} at 127.0.0.1:")), "{told}");
-            assert!(told.contains("refused the login: check user, password"), "{told}");
-            assert!(!told.contains("canary-9f3a"), "{told}");
+            let output = program.env(variable, &wrong(url)).fail(77).await;
+            assert!(output.contains(&format!("{server} at 127.0.0.1:")), "{output}");
+            assert!(output.contains("refused the login: check user, password"), "{output}");
+            assert!(!output.contains("canary-9f3a"), "{output}");
         }
     })
     .await;
@@ -140,11 +140,14 @@ async fn an_unreachable_server_ends_a_command_with_69() {
         };
         let migrate = stack.relay().arg("migrate");
         let url = elsewhere(&stack.postgres_url);
-        let told = migrate.clone().env("EVENT_STORE_URL", &url).fail(69).await;
-        assert!(told.contains(&format!("127.0.0.1:{port}")) && told.contains("refused"), "{told}");
+        let output = migrate.clone().env("EVENT_STORE_URL", &url).fail(69).await;
+        assert!(
+            output.contains(&format!("127.0.0.1:{port}")) && output.contains("refused"),
+            "{output}"
+        );
         let unknown = "postgres://app:secret@no-such-host.invalid/app";
-        let told = migrate.env("EVENT_STORE_URL", unknown).fail(69).await;
-        assert!(told.contains("no-such-host.invalid") && !told.contains("secret"), "{told}");
+        let output = migrate.env("EVENT_STORE_URL", unknown).fail(69).await;
+        assert!(output.contains("no-such-host.invalid") && !output.contains("secret"), "{output}");
         let url = elsewhere(&stack.mysql_url);
         let check = stack.projector(SHOP).arg("check").env("READ_MODEL_URL", &url);
         assert!(check.fail(69).await.contains("cannot be reached"));
@@ -158,7 +161,7 @@ async fn an_unreachable_server_ends_a_command_with_69() {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_configuration_error_is_reported_with_64() {
     Stack::run_empty(async |stack| {
-        let told = stack
+        let output = stack
             .relay()
             .arg("run")
             .env("OUTBOX_RELAY__RELAY__WORKERS", "none")
@@ -174,19 +177,19 @@ async fn every_configuration_error_is_reported_with_64() {
             "unknown key relay.batchsize (environment variable OUTBOX_RELAY__RELAY__BATCHSIZE)",
             "rabbitmq.url is not a URL (environment variable AMQP_URL)",
         ] {
-            assert!(told.contains(error), "{told}\nshould contain\n{error}");
+            assert!(output.contains(error), "{output}\nshould contain\n{error}");
         }
         // The error of a file does not contain the line, which may contain a password.
         let broken = stack.folder().join("broken.toml");
         fs::write(&broken, "[postgres]\nurl = \"postgres://app:secret@host/app\n").unwrap();
         let show = stack.relay().arg("config").arg("show").arg("--config");
-        let told = show.arg(broken.display().to_string()).fail(64).await;
-        assert!(told.contains("broken.toml, line 2: ") && !told.contains("secret"), "{told}");
+        let output = show.arg(broken.display().to_string()).fail(64).await;
+        assert!(output.contains("broken.toml, line 2: ") && !output.contains("secret"), "{output}");
         let file = stack.folder().join("wrong.toml");
         fs::write(&file, "[projector]\nprefetch = 0\n[relay]\nworkers = 1\n").unwrap();
         let run = stack.projector(SHOP).arg("run").arg("--config").arg(file.display().to_string());
-        let told = run.fail(64).await;
-        assert!(told.contains("projector.prefetch is not an integer from 1 to 2000"), "{told}");
+        let output = run.fail(64).await;
+        assert!(output.contains("projector.prefetch is not an integer from 1 to 2000"), "{output}");
     })
     .await;
 }
@@ -244,11 +247,11 @@ async fn all_out_of_range_and_contradictory_values_are_reported_at_once() {
             let run = wrong.iter().fold(stack.relay().arg("run"), |run, (key, value)| {
                 run.env(&format!("OUTBOX_RELAY__{}", key.replace('.', "__").to_uppercase()), value)
             });
-            let told = run.fail(64).await;
+            let output = run.fail(64).await;
             for (key, _) in wrong {
-                assert!(told.contains(&format!("- {key} is not ")), "{key} {what}: {told}");
+                assert!(output.contains(&format!("- {key} is not ")), "{key} {what}: {output}");
             }
-            assert!(told.contains(&format!("{} errors", wrong.len())), "{told}");
+            assert!(output.contains(&format!("{} errors", wrong.len())), "{output}");
         }
         let contradictions = stack
             .relay()
@@ -262,13 +265,13 @@ async fn all_out_of_range_and_contradictory_values_are_reported_at_once() {
             .env("OUTBOX_RELAY__POSTGRES__LISTEN_URL", &stack.postgres_url)
             .fail(64)
             .await;
-        for told in [
+        for output in [
             "relay.confirm_timeout must be shorter than relay.claim_timeout",
             "relay.poll_min must not be longer than relay.poll_max",
             "relay.retry_min must not be longer than relay.retry_max",
             "postgres.listen_url is set, but relay.notify is false",
         ] {
-            assert!(contradictions.contains(told), "{contradictions}");
+            assert!(contradictions.contains(output), "{contradictions}");
         }
     })
     .await;
@@ -335,15 +338,18 @@ async fn a_mistake_in_a_projection_is_reported_with_file_and_line_and_65() {
         write("A.sql", "INSERT INTO orders (id, n)\nVALUES (:stream_id,\n        :data.n SET)");
         write("B.sql", "UPDATE orders SET m = 1\nWHERE id = :stream_id");
         let check = stack.projector(&folder).arg("check");
-        let told = check.fail(65).await;
-        assert!(told.contains("2 mistakes in the projections"), "{told}");
-        assert!(told.contains("orders/A.sql:3: You have an error in your SQL syntax"), "{told}");
-        assert!(told.contains("orders/B.sql:1: Unknown column 'm'"), "{told}");
+        let output = check.fail(65).await;
+        assert!(output.contains("2 mistakes in the projections"), "{output}");
+        assert!(
+            output.contains("orders/A.sql:3: You have an error in your SQL syntax"),
+            "{output}"
+        );
+        assert!(output.contains("orders/B.sql:1: Unknown column 'm'"), "{output}");
 
         // What needs no server is found by `run` as well, before it connects.
         write("B.sql", "DELETE FROM orders;\nTRUNCATE orders");
-        let told = stack.projector(&folder).arg("run").fail(65).await;
-        assert!(told.contains("orders/B.sql:2: a handler can only INSERT, UPDATE"), "{told}");
+        let output = stack.projector(&folder).arg("run").fail(65).await;
+        assert!(output.contains("orders/B.sql:2: a handler can only INSERT, UPDATE"), "{output}");
         let offline = check.clone().arg("--offline");
         assert!(offline.fail(65).await.contains("orders/B.sql:2:"));
 
@@ -369,8 +375,8 @@ async fn tables_without_their_bookkeeping_are_refused() {
         let migrate = stack.projector(SHOP).arg("migrate");
         let mut mysql = stack.mysql().await;
         sqlx::raw_sql("CREATE TABLE order_summary (x INT)").execute(&mut mysql).await.unwrap();
-        let told = migrate.fail(1).await;
-        assert!(told.contains("order_summary exists, but its bookkeeping"), "{told}");
+        let output = migrate.fail(1).await;
+        assert!(output.contains("order_summary exists, but its bookkeeping"), "{output}");
         sqlx::raw_sql("DROP TABLE order_summary").execute(&mut mysql).await.unwrap();
         migrate.succeed().await;
         sqlx::raw_sql(
@@ -380,8 +386,8 @@ async fn tables_without_their_bookkeeping_are_refused() {
         .execute(&mut mysql)
         .await
         .unwrap();
-        let told = migrate.fail(1).await;
-        assert!(told.contains("table order_summary is missing, but order_summary__streams"), "{told}");
+        let output = migrate.fail(1).await;
+        assert!(output.contains("table order_summary is missing, but order_summary__streams"), "{output}");
     })
     .await;
 }
@@ -394,10 +400,10 @@ async fn a_queue_with_other_settings_is_reported_once_with_64() {
         let durable = lapin::options::QueueDeclareOptions::durable();
         let name = "projector.order_summary".into();
         channel.queue_declare(name, durable, <_>::default()).await.unwrap();
-        let told = stack.projector(SHOP).arg("run").fail(64).await;
+        let output = stack.projector(SHOP).arg("run").fail(64).await;
         assert!(
-            told.contains("queue projector.order_summary exists in RabbitMQ with other settings"),
-            "{told}"
+            output.contains("queue projector.order_summary exists in RabbitMQ with other settings"),
+            "{output}"
         );
     })
     .await;

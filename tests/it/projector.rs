@@ -308,8 +308,8 @@ async fn a_poison_event_holds_only_its_stream() {
         })
         .await;
         assert!(list.contains("Tested.sql:1:1: MySQL refused the statement"), "{list}");
-        let told = parked(&["retry", "tally", "--all"]).fail(1).await;
-        assert!(told.contains("1 streams stay parked"), "{told}");
+        let output = parked(&["retry", "tally", "--all"]).fail(1).await;
+        assert!(output.contains("1 streams stay parked"), "{output}");
 
         let widen = "ALTER TABLE tally MODIFY total DECIMAL(40, 2) NOT NULL";
         stack.mysql().await.execute(widen).await.unwrap();
@@ -337,8 +337,8 @@ async fn a_parked_event_can_be_skipped() {
         })
         .await;
         // The old name of the command still works.
-        let told = parked(&["discard", "tally", "order-9", "--reason", "x"]).fail(65).await;
-        assert!(told.contains("stream order-9 is not parked"), "{told}");
+        let output = parked(&["discard", "tally", "order-9", "--reason", "x"]).fail(65).await;
+        assert!(output.contains("stream order-9 is not parked"), "{output}");
         parked(&["skip", "tally", "order-1", "--reason", "made by a test"]).succeed().await;
         wait_for(stack, "order-1", "1,3").await;
         let audit: (String, String, u64) =

@@ -198,9 +198,9 @@ async fn other_categories_are_refused() {
         let daemon = stack.projector(changed).start();
         eventually("readiness says why", async || {
             let (status, body) = daemon.get("/readyz").await?;
-            let told =
+            let output =
                 "its tables were built from the categories order, but projection.toml has mail, order";
-            (status == 503 && body.contains(told)).then_some(())
+            (status == 503 && body.contains(output)).then_some(())
         })
         .await;
     })
@@ -218,8 +218,8 @@ async fn tables_without_transactions_are_refused() {
             }
             _ => text,
         });
-        let told = stack.projector(&changed).arg("check").fail(65).await;
-        assert!(told.contains("tables.sql:2: table tally has the engine MyISAM"), "{told}");
+        let output = stack.projector(&changed).arg("check").fail(65).await;
+        assert!(output.contains("tables.sql:2: table tally has the engine MyISAM"), "{output}");
         stack.projector(&changed).arg("migrate").succeed().await;
         let daemon = stack.projector(&changed).start();
         eventually("readiness says why", async || {

@@ -40,17 +40,17 @@ async fn the_bookkeeping_of_every_earlier_version_is_migrated() {
                 run(stack, sql).await;
             }
 
-            let told = projector.clone().arg("status").fail(1).await;
+            let output = projector.clone().arg("status").fail(1).await;
             let reason = "the bookkeeping of tally has version 0, and this program needs 4: run `projector \
                           migrate`";
             // Where a table is missing, that is said.
             let missing = "table tally__parked is missing in MySQL: run `projector migrate`";
-            assert!(told.contains(reason) || told.contains(missing), "{told}");
+            assert!(output.contains(reason) || output.contains(missing), "{output}");
 
-            let told = projector.clone().arg("migrate").succeed().await;
-            assert!(told.contains("tally: the bookkeeping was brought up to this version"), "{told}");
-            let told = projector.clone().arg("migrate").succeed().await;
-            assert!(told.contains("tally: up to date"), "{told}");
+            let output = projector.clone().arg("migrate").succeed().await;
+            assert!(output.contains("tally: the bookkeeping was brought up to this version"), "{output}");
+            let output = projector.clone().arg("migrate").succeed().await;
+            assert!(output.contains("tally: up to date"), "{output}");
             let _daemon = projector.clone().start_ready().await;
             stack.append("order-1", &[tested(&json!(3))]).await;
             wait_for(stack, "order-1", "1,2,3").await;

@@ -141,15 +141,15 @@ async fn a_rebuild_that_dies_at_any_step_leaves_one_generation_whole() {
         for name in projector::failpoints::ALL {
             for hits in 0.. {
                 let place = format!("{name}={hits}*off->return");
-                let (ended, told) = rebuild.clone().env("FAILPOINTS", &place).try_run().await;
+                let (ended, output) = rebuild.clone().env("FAILPOINTS", &place).try_run().await;
                 version += 1;
                 append_version(stack, version).await;
                 all_at(stack, version).await;
                 if ended {
-                    assert!(hits > 0, "no rebuild gets to {name}: {told}");
+                    assert!(hits > 0, "no rebuild gets to {name}: {output}");
                     break;
                 }
-                assert!(told.contains(&format!("failpoint: {name}")), "not killed: {told}");
+                assert!(output.contains(&format!("failpoint: {name}")), "not killed: {output}");
                 died.push(place);
                 rebuild.succeed().await;
                 all_at(stack, version).await;
@@ -174,9 +174,9 @@ async fn a_late_swap_is_refused() {
         projector.kill().await;
         let rebuild = stack.projector(TALLY).args(["rebuild", "tally"]);
         let dies_at = async |step: &str| {
-            let (_, told) =
+            let (_, output) =
                 rebuild.clone().env("FAILPOINTS", &format!("{step}=return")).try_run().await;
-            assert!(told.contains(&format!("failpoint: {step}")), "{told}");
+            assert!(output.contains(&format!("failpoint: {step}")), "{output}");
         };
         dies_at("rebuild::caught-up-behind-gate").await;
         let mut mysql = stack.mysql().await;
@@ -218,9 +218,9 @@ async fn a_projector_continues_an_interrupted_rebuild() {
         stack.mysql().await.execute(drift).await.unwrap();
         let rebuild = stack.projector(TALLY).args(["rebuild", "tally"]);
         for step in ["replay::checkpoint-moved", "rebuild::swapped"] {
-            let (_, told) =
+            let (_, output) =
                 rebuild.clone().env("FAILPOINTS", &format!("{step}=return")).try_run().await;
-            assert!(told.contains(step), "{told}");
+            assert!(output.contains(step), "{output}");
             eventually("the rebuild is done", async || {
                 let status = stack.projector(TALLY).args(["status", "--json"]);
                 let status: Value = serde_json::from_str(&status.try_run().await.1).unwrap();
@@ -246,8 +246,8 @@ async fn a_rebuild_can_be_cancelled_from_anywhere() {
                 ["rebuild", "tally"].iter().chain(more).map(ToString::to_string).collect();
             stack.projector(TALLY).args(arguments)
         };
-        let told = rebuild(&["--cancel"]).fail(1).await;
-        assert!(told.contains("no rebuild of tally is under way"), "{told}");
+        let output = rebuild(&["--cancel"]).fail(1).await;
+        assert!(output.contains("no rebuild of tally is under way"), "{output}");
         let slow = rebuild(&["--throttle", "100"]);
         let cancelling = async {
             eventually("the rebuild shows progress", async || {
@@ -256,8 +256,11 @@ async fn a_rebuild_can_be_cancelled_from_anywhere() {
                     .then_some(())
             })
             .await;
-            let told = stack.projector(TALLY).args(["rollback", "tally"]).fail(1).await;
-            assert!(told.contains("another rebuild or comparison of tally is running"), "{told}");
+            let output = stack.projector(TALLY).args(["rollback", "tally"]).fail(1).await;
+            assert!(
+                output.contains("another rebuild or comparison of tally is running"),
+                "{output}"
+            );
             let mut second = slow.start();
             eventually("the second command follows the first", async || {
                 second.log().contains("positions left").then_some(())
@@ -270,8 +273,8 @@ async fn a_rebuild_can_be_cancelled_from_anywhere() {
         let ((ended, first), (cancelled, second)) = tokio::join!(slow.try_run(), cancelling);
         assert!(cancelled.contains("is cancelled"), "{cancelled}");
         assert!(!ended, "{first}");
-        for told in [first, second] {
-            assert!(told.contains("the rebuild of tally was cancelled"), "{told}");
+        for output in [first, second] {
+            assert!(output.contains("the rebuild of tally was cancelled"), "{output}");
         }
         rebuild(&["--json"]).succeed().await;
         all_at(stack, 50).await;
@@ -299,9 +302,9 @@ async fn a_rebuild_waits_for_an_open_append_and_names_it() {
             append_version(stack, 2).await;
             open.commit().await.unwrap();
         };
-        let (told, ()) = tokio::join!(rebuild.succeed(), holding);
-        assert!(told.contains("waiting: open transactions"), "{told}");
-        assert!(told.contains(&format!("pid {pid}")), "{told}");
+        let (output, ()) = tokio::join!(rebuild.succeed(), holding);
+        assert!(output.contains("waiting: open transactions"), "{output}");
+        assert!(output.contains(&format!("pid {pid}")), "{output}");
         eventually("the late event is applied", async || {
             let late = "SELECT versions FROM tally WHERE stream_id = 'order-late'";
             let late: Option<String> =
@@ -326,8 +329,8 @@ async fn a_rebuild_can_be_rolled_back() {
             let arguments: Vec<String> = arguments.iter().map(ToString::to_string).collect();
             stack.projector(TALLY).args(arguments)
         };
-        let told = command(&["rollback", "tally"]).fail(1).await;
-        assert!(told.contains("tally has no previous tables"), "{told}");
+        let output = command(&["rollback", "tally"]).fail(1).await;
+        assert!(output.contains("tally has no previous tables"), "{output}");
         let drift = "UPDATE tally SET total = total + 1 WHERE stream_id = 'order-5'";
         stack.mysql().await.execute(drift).await.unwrap();
         command(&["rebuild", "tally"]).succeed().await;
@@ -378,8 +381,8 @@ async fn a_long_reader_delays_only_the_swap() {
             transaction.rollback().await.unwrap();
             slowest
         };
-        let (told, slowest) = tokio::join!(rebuild.succeed(), reading);
-        assert!(told.contains("a reader holds a table"), "{told}");
+        let (output, slowest) = tokio::join!(rebuild.succeed(), reading);
+        assert!(output.contains("a reader holds a table"), "{output}");
         println!("the slowest of the other readers: {slowest:?}");
         assert!(slowest < Duration::from_secs(2));
         append_version(stack, 3).await;
@@ -512,10 +515,10 @@ async fn a_retry_does_not_apply_previous_handlers_to_a_rebuilt_read_model() {
             eventually("some go on", async || (parked().await < PARKED - 10).then_some(())).await;
             second.clone().args(["rebuild", "start", "steps", "--allow-parked"]).succeed().await
         };
-        let ((ended, told), _) = tokio::join!(retry.try_run(), rebuild);
+        let ((ended, output), _) = tokio::join!(retry.try_run(), rebuild);
         assert!(
-            !ended && told.contains("was rebuilt from other files than this program"),
-            "{told}"
+            !ended && output.contains("was rebuilt from other files than this program"),
+            "{output}"
         );
         second.clone().args(["verify", "steps"]).succeed().await;
         let right: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM steps WHERE steps = 20")

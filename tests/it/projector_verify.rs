@@ -36,8 +36,8 @@ async fn verify_finds_and_repairs_drift_and_nothing_else() {
                     ["verify", "tally"].iter().chain(more).map(ToString::to_string).collect();
                 stack.projector(TALLY).args(arguments)
             };
-            let told = verify(&[]).succeed().await;
-            assert!(told.contains("every compared row of tally agrees with the event store"), "{told}");
+            let output = verify(&[]).succeed().await;
+            assert!(output.contains("every compared row of tally agrees with the event store"), "{output}");
             let mut mysql = stack.mysql().await;
             for drift in [
                 "UPDATE tally SET total = total + 0.01 WHERE stream_id = 'order-7'",
@@ -47,16 +47,16 @@ async fn verify_finds_and_repairs_drift_and_nothing_else() {
             ] {
                 mysql.execute(drift).await.unwrap();
             }
-            let told = verify(&[]).fail(1).await;
+            let output = verify(&[]).fail(1).await;
             for line in [
                 "tally (order-7): total",
                 "tally (order-nobody): must not be there",
                 "tally (order-9): versions",
             ] {
-                assert!(told.contains(line), "{told}");
+                assert!(output.contains(line), "{output}");
             }
-            assert!(told.contains("tally (order-8): "), "{told}");
-            assert!(told.contains("4 rows are wrong"), "{told}");
+            assert!(output.contains("tally (order-8): "), "{output}");
+            assert!(output.contains("4 rows are wrong"), "{output}");
             verify(&["--repair"]).succeed().await;
             verify(&[]).succeed().await;
             stop.store(true, std::sync::atomic::Ordering::Relaxed);
@@ -87,14 +87,14 @@ async fn bookkeeping_that_contradicts_the_event_store_is_named() {
         ] {
             mysql.execute(misfit).await.unwrap();
         }
-        let told = stack.projector(TALLY).args(["verify", "tally"]).fail(1).await;
+        let output = stack.projector(TALLY).args(["verify", "tally"]).fail(1).await;
         for line in [
             "stream order-3: version 9 was applied, but the event store does not have it",
             "stream order-4: version 1 was applied from another event than the event store has",
             "stream order-5: version 0 was the last to be applied",
             "the bookkeeping of 3 streams contradicts the event store; run `projector rebuild start tally`",
         ] {
-            assert!(told.contains(line), "{told}");
+            assert!(output.contains(line), "{output}");
         }
         stack.projector(TALLY).args(["rebuild", "tally"]).succeed().await;
         stack.projector(TALLY).args(["verify", "tally"]).succeed().await;
@@ -135,10 +135,10 @@ async fn verify_waits_for_an_open_append() {
             open.commit().await.unwrap();
         };
         let verify = stack.projector(SPREAD).args(["verify", "spread"]);
-        let (told, ()) = tokio::join!(verify.succeed(), holding);
+        let (output, ()) = tokio::join!(verify.succeed(), holding);
         assert!(
-            told.contains("every compared row of spread agrees with the event store"),
-            "{told}"
+            output.contains("every compared row of spread agrees with the event store"),
+            "{output}"
         );
     })
     .await;
@@ -166,16 +166,16 @@ async fn single_streams_are_rebuilt_in_place_and_verified() {
         ] {
             mysql.execute(drift).await.unwrap();
         }
-        let told = command(&["verify", "spread", "--sample", "100"]).fail(1).await;
-        assert!(told.contains("3 rows are wrong"), "{told}");
+        let output = command(&["verify", "spread", "--sample", "100"]).fail(1).await;
+        assert!(output.contains("3 rows are wrong"), "{output}");
         let found: Vec<bool> =
-            [7, 8, 9].map(|number| told.contains(&format!("spread (order-{number})"))).to_vec();
-        assert_eq!(found, [true; 3], "{told}");
+            [7, 8, 9].map(|number| output.contains(&format!("spread (order-{number})"))).to_vec();
+        assert_eq!(found, [true; 3], "{output}");
 
         let file = stack.folder().join("streams");
         fs::write(&file, "order-9\n\norder-nobody\n").unwrap();
         let file = file.display().to_string();
-        let told = command(&[
+        let output = command(&[
             "rebuild",
             "spread",
             "--stream",
@@ -184,11 +184,11 @@ async fn single_streams_are_rebuilt_in_place_and_verified() {
             "--streams-file",
             &file,
         ]);
-        let told = told.succeed().await;
+        let output = output.succeed().await;
         for line in ["order-7: 2 events", "order-8: 2 events", "order-9: 2 events"] {
-            assert!(told.contains(line), "{told}");
+            assert!(output.contains(line), "{output}");
         }
-        assert!(told.contains("order-nobody: the event store has no such stream"), "{told}");
+        assert!(output.contains("order-nobody: the event store has no such stream"), "{output}");
         command(&["verify", "spread"]).succeed().await;
         command(&["verify", "spread", "--sample", "10"]).succeed().await;
         append_version(stack, 3).await;
@@ -207,15 +207,18 @@ async fn streams_that_share_rows_are_not_rebuilt_alone() {
         for arguments in
             [["rebuild", "tally", "--stream", "order-1"], ["verify", "tally", "--sample", "5"]]
         {
-            let told = stack.projector(TALLY).args(arguments).fail(1).await;
-            assert!(told.contains("Tested.sql:8: it finds rows of tally_total by other"), "{told}");
+            let output = stack.projector(TALLY).args(arguments).fail(1).await;
+            assert!(
+                output.contains("Tested.sql:8: it finds rows of tally_total by other"),
+                "{output}"
+            );
         }
         all_at(stack, 1).await;
     })
     .await;
 }
 
-/// What a rebuild would do is told, and nothing is done.
+/// What a rebuild would do is output, and nothing is done.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dry_run_reports_the_effect_of_a_rebuild() {
     with_projection(async |stack, projector, _| {
@@ -226,19 +229,19 @@ async fn a_dry_run_reports_the_effect_of_a_rebuild() {
         stack.append("order-2", &[event("Tested", &json!({ "m": 1 }))]).await;
         stack.append("order-3", &[event("Tested", &json!({ "m": 1 }))]).await;
         let dry = stack.projector(TALLY).args(["rebuild", "tally", "--dry-run"]);
-        let told = dry.fail(1).await;
-        assert!(told.contains("103 events in"), "{told}");
-        assert!(told.contains("no handler for Unheard: 1 events have no effect"), "{told}");
+        let output = dry.fail(1).await;
+        assert!(output.contains("103 events in"), "{output}");
+        assert!(output.contains("no handler for Unheard: 1 events have no effect"), "{output}");
         assert!(
-            told.contains("2 streams would be parked, for example order-2 at version 2"),
-            "{told}"
+            output.contains("2 streams would be parked, for example order-2 at version 2"),
+            "{output}"
         );
         let found = dry.arg("--json").fail(1).await;
         let found: Value = serde_json::from_str(&found).unwrap();
         assert_eq!(found["parked"][0]["streams"], 2);
         all_at(stack, 1).await;
-        let told = stack.projector(TALLY).args(["rebuild", "tally"]).fail(1).await;
-        assert!(told.contains("2 streams cannot be applied by these handlers"), "{told}");
+        let output = stack.projector(TALLY).args(["rebuild", "tally"]).fail(1).await;
+        assert!(output.contains("2 streams cannot be applied by these handlers"), "{output}");
         let (_, status) = stack.projector(TALLY).arg("status").try_run().await;
         assert!(status.contains("rebuild     failed: 2 streams cannot be applied"), "{status}");
         all_at(stack, 1).await;
@@ -289,8 +292,8 @@ async fn reconcile_accounts_for_every_event() {
         .await;
         assert_eq!(lost["missing"][0]["stream_id"], "order-2");
         assert_eq!(lost["missing"][0]["stream_version"], 2);
-        let told = stack.projector(TALLY).args(["audit", "--grace", "0s"]).fail(1).await;
-        assert!(told.contains("version 2 of order-2"), "{told}");
+        let output = stack.projector(TALLY).args(["audit", "--grace", "0s"]).fail(1).await;
+        assert!(output.contains("version 2 of order-2"), "{output}");
         projector.restart();
         eventually("it is applied", async || {
             (audit().await.0 == [102, 102, 101, 1, 0]).then_some(())

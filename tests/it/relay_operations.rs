@@ -28,21 +28,21 @@ async fn the_status_needs_no_broker() {
             .await
             .unwrap();
         let status = stack.relay().env("AMQP_URL", "amqp://127.0.0.1:1").arg("status");
-        let told = eventually("the open writer is old enough to be reported", async || {
-            let told: Value =
+        let output = eventually("the open writer is old enough to be reported", async || {
+            let output: Value =
                 serde_json::from_str(&status.clone().arg("--json").succeed().await).unwrap();
-            (!told["open_writers"].as_array().unwrap().is_empty()).then_some(told)
+            (!output["open_writers"].as_array().unwrap().is_empty()).then_some(output)
         })
         .await;
-        assert_eq!(told["pending"], 22);
+        assert_eq!(output["pending"], 22);
         assert_eq!(
-            told["categories"],
+            output["categories"],
             json!([{ "name": "order", "events": 20 }, { "name": "mail", "events": 2 }])
         );
         let lanes: i64 =
-            told["lanes"].as_array().unwrap().iter().map(|lane| lane["events"].as_i64().unwrap()).sum();
+            output["lanes"].as_array().unwrap().iter().map(|lane| lane["events"].as_i64().unwrap()).sum();
         assert_eq!(lanes, 22);
-        assert!(told["oldest_age_seconds"].as_f64().unwrap() > 0.0);
+        assert!(output["oldest_age_seconds"].as_f64().unwrap() > 0.0);
         let text = status.succeed().await;
         assert!(text.contains("pending by category: order 20, mail 2"), "{text}");
         assert!(text.contains("a transaction holds up the fence"), "{text}");
@@ -57,40 +57,40 @@ async fn an_event_missing_from_the_outbox_is_found_and_published_again() {
         let tap = Tap::open(stack).await;
         fill(stack, "order", 10, 5).await;
         let reconcile = stack.relay().arg("reconcile").arg("--json");
-        let told: Value = serde_json::from_str(&reconcile.succeed().await).unwrap();
-        assert_eq!([&told["events"], &told["pending"], &told["missing"]], [50, 50, 0]);
+        let output: Value = serde_json::from_str(&reconcile.succeed().await).unwrap();
+        assert_eq!([&output["events"], &output["pending"], &output["missing"]], [50, 50, 0]);
 
         let mut connection = stack.postgres().await;
         connection.execute("DELETE FROM outbox WHERE stream_id = 'order-3'").await.unwrap();
         let _relay = stack.relay().start_ready().await;
         tap.wait_for(45).await;
         all_processed(stack).await;
-        let told = reconcile.fail(65).await;
-        assert!(told.contains("5 events are not in the outbox"), "{told}");
-        let told = stack.relay().arg("reconcile").fail(65).await;
+        let output = reconcile.fail(65).await;
+        assert!(output.contains("5 events are not in the outbox"), "{output}");
+        let output = stack.relay().arg("reconcile").fail(65).await;
         assert!(
-            told.contains("A, version 1 of order-3")
-                || told.contains("Tested, version 1 of order-3"),
-            "{told}"
+            output.contains("A, version 1 of order-3")
+                || output.contains("Tested, version 1 of order-3"),
+            "{output}"
         );
 
         stack.relay().arg("republish").fail(64).await;
         let republish = stack.relay().arg("republish").arg("--stream").arg("order-3");
-        let told = republish.clone().arg("--dry-run").succeed().await;
-        assert_eq!(told.trim(), "5 events would be published again");
+        let output = republish.clone().arg("--dry-run").succeed().await;
+        assert_eq!(output.trim(), "5 events would be published again");
         assert_eq!(tap.seen().len(), 45);
         republish.succeed().await;
         let seen = tap.wait_for(50).await;
         assert_eq!(Tap::inversions_of_first_copies(&seen), 0);
         all_processed(stack).await;
-        let told: Value = serde_json::from_str(&reconcile.succeed().await).unwrap();
-        assert_eq!([&told["events"], &told["processed"], &told["missing"]], [50, 50, 0]);
+        let output: Value = serde_json::from_str(&reconcile.succeed().await).unwrap();
+        assert_eq!([&output["events"], &output["processed"], &output["missing"]], [50, 50, 0]);
 
         // Republish again, selected by type and position, at a limited rate.
         let again = stack.relay().arg("republish").arg("--type").arg("Tested");
         let again = again.arg("--after").arg("10").arg("--rate").arg("100").arg("--json");
-        let told: Value = serde_json::from_str(&again.succeed().await).unwrap();
-        assert_eq!(told["events"], 40);
+        let output: Value = serde_json::from_str(&again.succeed().await).unwrap();
+        assert_eq!(output["events"], 40);
         eventually("they are on the wire again", async || (tap.seen().len() == 90).then_some(()))
             .await;
         let audited = "SELECT count(*) FROM outbox_audit WHERE action = 'republish'";
@@ -257,8 +257,8 @@ async fn the_documented_rights_are_enough() {
             (applied.as_deref() == Some("1,2") && left == 1).then_some(())
         })
         .await;
-        let told = publish.clone().arg("parked").arg("list").arg("--all").arg("--json");
-        let waiting: Value = serde_json::from_str(&told.succeed().await).unwrap();
+        let output = publish.clone().arg("parked").arg("list").arg("--all").arg("--json");
+        let waiting: Value = serde_json::from_str(&output.succeed().await).unwrap();
         let id = waiting[0]["id"].to_string();
         publish.clone().arg("status").succeed().await;
         publish.clone().arg("parked").arg("retry").arg(&id).succeed().await;

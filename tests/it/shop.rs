@@ -241,11 +241,14 @@ async fn the_documented_examples_are_right() {
     }
     assert_eq!(examples, 10);
     Stack::run(async |stack| {
-        let told = stack.projector("config/examples").arg("check").succeed().await;
-        assert!(told.contains("10 projections: ok"), "{told}");
-        assert!(told.contains("orders_by_country: several streams change the same rows"), "{told}");
-        assert!(told.contains("  AmountDeposited: many events at once"), "{told}");
-        assert!(told.contains("  OrderPlaced: event by event: INSERT has no VALUES"), "{told}");
+        let output = stack.projector("config/examples").arg("check").succeed().await;
+        assert!(output.contains("10 projections: ok"), "{output}");
+        assert!(
+            output.contains("orders_by_country: several streams change the same rows"),
+            "{output}"
+        );
+        assert!(output.contains("  AmountDeposited: many events at once"), "{output}");
+        assert!(output.contains("  OrderPlaced: event by event: INSERT has no VALUES"), "{output}");
     })
     .await;
 }

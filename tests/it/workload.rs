@@ -56,9 +56,9 @@ async fn a_bad_line_is_reported_and_the_lines_before_it_are_kept() {
         lines[60] = good.replace("2026-01-31", "yesterday");
         fs::write(&file, lines.join("\n")).unwrap();
         let import = stack.workload().arg("import").arg(file.display().to_string());
-        let told = import.fail(65).await;
-        assert!(told.contains("line 61: occurred_at: not a time such as"), "{told}");
-        assert!(told.contains("the 60 events before it are imported"), "{told}");
+        let output = import.fail(65).await;
+        assert!(output.contains("line 61: occurred_at: not a time such as"), "{output}");
+        assert!(output.contains("the 60 events before it are imported"), "{output}");
         assert_eq!(stored(stack).await.len(), 60);
         lines[60] = good;
         fs::write(&file, lines.join("\n")).unwrap();
@@ -114,15 +114,15 @@ async fn a_refused_line_is_reported_and_the_lines_before_it_are_kept() {
             lines[60] = lines[60].replace(wrong.0, wrong.1);
             fs::write(&file, lines.join("\n")).unwrap();
             let import = stack.workload().arg("import").arg("--writers").arg("1");
-            let told = import.arg(file.display().to_string()).fail(65).await;
-            assert!(told.contains("line 61"), "{wrong:?}: {told}");
+            let output = import.arg(file.display().to_string()).fail(65).await;
+            assert!(output.contains("line 61"), "{wrong:?}: {output}");
             let kept: i64 =
                 sqlx::query_scalar("SELECT count(*) FROM events WHERE starts_with(stream_id, $1)")
                     .bind(&stream)
                     .fetch_one(&mut stack.postgres().await)
                     .await
                     .unwrap();
-            assert_eq!(kept, 60, "{wrong:?}: {told}");
+            assert_eq!(kept, 60, "{wrong:?}: {output}");
         }
     })
     .await;
