@@ -1,33 +1,33 @@
-//! Making the whole broker refuse to take messages.
+//! Alarms that make the whole broker refuse messages.
 
 use std::env;
 use std::ffi::OsString;
 use std::process::{Command, Stdio};
 
-/// A memory alarm; cleared when it is dropped.
+/// A memory alarm. Dropping it clears the alarm.
 ///
-/// It stops everybody who publishes, so a test that raises it runs alone.
+/// The alarm blocks all publishers of the broker, so a test that raises it runs alone.
 pub struct Alarm {
     rabbitmqctl: OsString,
 }
 
 impl Alarm {
-    /// Raises it, if the environment variable `RABBITMQCTL` names the program.
+    /// Raises the alarm, if the environment variable `RABBITMQCTL` names the program.
     ///
     /// # Panics
     ///
-    /// When the program fails.
+    /// When `rabbitmqctl` fails.
     pub fn raise() -> Option<Self> {
         let alarm = Self { rabbitmqctl: env::var_os("RABBITMQCTL")? };
         alarm.control(&["set_vm_memory_high_watermark", "0.00001"]);
         Some(alarm)
     }
 
-    /// Stops the broker's application and starts it again: every connection is lost.
+    /// Restarts the broker's application. Every connection is lost.
     ///
     /// # Panics
     ///
-    /// When the program fails.
+    /// When `rabbitmqctl` fails.
     pub fn restart_broker(&self) {
         self.control(&["stop_app"]);
         self.control(&["start_app"]);

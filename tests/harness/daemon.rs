@@ -1,4 +1,4 @@
-//! Our programs as processes.
+//! The programs of the project as processes.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -53,7 +53,7 @@ impl Program {
         self
     }
 
-    /// Without what the harness configures by variables, and without others.
+    /// Removes the environment variables that the harness sets, and the given ones.
     #[must_use]
     pub fn bare(mut self, others: &[String]) -> Self {
         self.environment.retain(|name, _| !name.contains("__") && !others.contains(name));
@@ -62,27 +62,30 @@ impl Program {
 
     fn command(&self) -> Command {
         let mut command = Command::new(programs().join(self.name));
-        // Nothing of the surroundings but what the test says.
+        // The program must not inherit settings from the environment.
         command.args(&self.arguments).env_clear().envs(&self.environment);
         command.current_dir(root()).stdin(Stdio::null()).kill_on_drop(true);
         command
     }
 
-    /// Runs a command to its end.
+    /// Runs a command until it ends.
     ///
     /// # Panics
     ///
-    /// When it does not start, or not end.
+    /// When the command does not start or does not end in time.
     pub async fn output(&self) -> Output {
         let limit = Duration::from_mins(5);
-        timeout(limit, self.command().output()).await.expect("it ends").expect("it starts")
+        timeout(limit, self.command().output())
+            .await
+            .expect("the program ends in time")
+            .expect("the program starts")
     }
 
-    /// Runs a command that must succeed, and gives what it prints.
+    /// Runs a command that must succeed. Returns its standard output.
     ///
     /// # Panics
     ///
-    /// When it fails.
+    /// When the command fails.
     pub async fn succeed(&self) -> String {
         let output = self.output().await;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -90,11 +93,11 @@ impl Program {
         text(&output.stdout)
     }
 
-    /// Runs a command that must fail with a code, and gives what it says.
+    /// Runs a command that must fail with an exit code. Returns its output.
     ///
     /// # Panics
     ///
-    /// When it ends in another way.
+    /// When the command ends differently.
     pub async fn fail(&self, code: i32) -> String {
         let output = self.output().await;
         let text = String::from_utf8_lossy(&output.stderr).into_owned()
@@ -103,7 +106,7 @@ impl Program {
         text
     }
 
-    /// Runs it, however it ends; gives whether that was as it should be, and what it said.
+    /// Runs a command that may fail. Returns whether it succeeded, and its output.
     pub async fn try_run(&self) -> (bool, String) {
         let output = self.output().await;
         let text = String::from_utf8_lossy(&output.stderr).into_owned()
@@ -115,18 +118,18 @@ impl Program {
     ///
     /// # Panics
     ///
-    /// When it does not start.
+    /// When the daemon does not start.
     pub fn start(&self) -> Daemon {
         let number = STARTED.fetch_add(1, Ordering::Relaxed);
         let name = self.name.replace('/', "-");
         let log = self.logs.join(format!("{number:03}-{name}.log"));
-        let output = File::create(&log).expect("a log");
+        let output = File::create(&log).expect("the log file opens");
         let mut command = self.command();
         if self.arguments.is_empty() {
             command.arg("run");
         }
-        command.stdout(output.try_clone().expect("a log")).stderr(output);
-        Daemon { child: command.spawn().expect("it starts"), log, program: self.clone() }
+        command.stdout(output.try_clone().expect("the log file opens")).stderr(output);
+        Daemon { child: command.spawn().expect("the daemon starts"), log, program: self.clone() }
     }
 
     /// Starts a daemon and waits until it is ready.
@@ -137,7 +140,7 @@ impl Program {
     }
 }
 
-/// A daemon under way; killed when it is dropped.
+/// A running daemon. Dropping it kills the process.
 pub struct Daemon {
     child: Child,
     log: PathBuf,
@@ -145,7 +148,7 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Waits until the daemon says that it is ready.
+    /// Waits until the daemon reports that it is ready.
     pub async fn ready(&self) {
         eventually("the daemon is ready", async || {
             (self.get("/readyz").await?.0 == 200).then_some(())
@@ -171,7 +174,7 @@ impl Daemon {
         call.await.ok()?
     }
 
-    /// A metric, given as `name{labels}`; 0 when there is none yet.
+    /// The value of a metric, given as `name{labels}`. A missing metric is 0.
     ///
     /// # Panics
     ///
@@ -179,74 +182,77 @@ impl Daemon {
     pub async fn metric(&self, series: &str) -> f64 {
         let (_, text) = self.get("/metrics").await.expect("the daemon answers");
         let found = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
-        found.map_or(0.0, |value| value.parse().expect("a number"))
+        found.map_or(0.0, |value| value.parse().expect("the metric is a number"))
     }
 
-    /// What the daemon has logged so far.
+    /// The log of the daemon so far.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// SIGKILL.
+    /// Kills the daemon with SIGKILL.
     ///
     /// # Panics
     ///
-    /// When it has ended before.
+    /// When the daemon has ended already.
     pub async fn kill(&mut self) {
-        self.child.kill().await.expect("it is killed");
+        self.child.kill().await.expect("the daemon is killed");
     }
 
-    /// Starts it again, after it was killed.
+    /// Starts the daemon again after it has ended.
     pub fn restart(&mut self) {
         *self = self.program.start();
     }
 
-    /// SIGSTOP, or SIGCONT.
+    /// Sends SIGSTOP or SIGCONT.
     ///
     /// # Panics
     ///
-    /// When it has ended.
+    /// When the daemon has ended.
     pub fn signal(&self, signal: Signal) {
-        kill_process(self.pid(), signal).expect("it is signalled");
+        kill_process(self.pid(), signal).expect("the signal is sent");
     }
 
-    /// SIGTERM; gives how it ended, and after how long.
+    /// Sends SIGTERM. Returns the exit status and the time until the end.
     ///
     /// # Panics
     ///
-    /// When it does not end.
+    /// When the daemon does not end in time.
     pub async fn terminate(&mut self) -> (ExitStatus, Duration) {
         let asked = Instant::now();
         self.signal(Signal::TERM);
         (self.ended().await, asked.elapsed())
     }
 
-    /// Waits until it ends by itself.
+    /// Waits until the daemon ends without a signal.
     ///
     /// # Panics
     ///
-    /// When it does not.
+    /// When the daemon does not end in time.
     pub async fn ended(&mut self) -> ExitStatus {
-        timeout(Duration::from_mins(2), self.child.wait()).await.expect("it ends").expect("it ran")
+        timeout(Duration::from_mins(2), self.child.wait())
+            .await
+            .expect("the daemon ends in time")
+            .expect("the exit status is read")
     }
 
-    /// The number of its process, while it runs.
+    /// The process id of the running daemon.
     ///
     /// # Panics
     ///
-    /// When it cannot be asked.
+    /// When the daemon has ended.
     pub fn running(&mut self) -> Option<u32> {
-        let ended = self.child.try_wait().expect("it is asked");
+        let ended = self.child.try_wait().expect("the process state is read");
         ended.is_none().then(|| self.child.id()).flatten()
     }
 
     fn pid(&self) -> Pid {
         let id = self.child.id().and_then(|id| i32::try_from(id).ok());
-        id.and_then(Pid::from_raw).expect("it runs")
+        id.and_then(Pid::from_raw).expect("the daemon runs")
     }
 
-    /// Prints the ends of all logs, for whoever looks at a test that failed.
-    #[expect(clippy::print_stderr, reason = "a test that failed")]
+    /// Prints the last lines of all logs after a failed test.
+    #[expect(clippy::print_stderr, reason = "a failed test prints its logs")]
     pub(crate) fn print_logs(folder: &Path) {
         let mut logs: Vec<_> = fs::read_dir(folder).into_iter().flatten().flatten().collect();
         logs.sort_by_key(fs::DirEntry::file_name);
@@ -261,7 +267,7 @@ impl Daemon {
     }
 }
 
-/// Where the programs are; built first, unless `cargo xtask test` did.
+/// The folder of the programs. Builds them first, unless `cargo xtask test` did.
 fn programs() -> &'static Path {
     static PROGRAMS: OnceLock<PathBuf> = OnceLock::new();
     PROGRAMS.get_or_init(|| {
@@ -275,8 +281,8 @@ fn programs() -> &'static Path {
             .args(["--features", "projector/failpoints"])
             .current_dir(root())
             .status();
-        assert!(built.is_ok_and(|status| status.success()), "the daemons can be built");
-        let test = env::current_exe().expect("this program");
-        test.ancestors().nth(2).expect("target/debug").to_path_buf()
+        assert!(built.is_ok_and(|status| status.success()), "the daemons build");
+        let test = env::current_exe().expect("the path of the test");
+        test.ancestors().nth(2).expect("the folder target/debug").to_path_buf()
     })
 }

@@ -19,51 +19,51 @@ use tokio::time::timeout;
 
 use crate::Stack;
 
-/// Messages that are shuffled together.
+/// The number of messages that are shuffled together.
 const WINDOW: usize = 300;
 
-/// Passes messages on from one exchange to another, not as they came.
+/// Forwards messages from one exchange to another, shuffled, repeated and incomplete.
 pub struct Disturber {
     dropped: Arc<Mutex<HashSet<String>>>,
     _tasks: JoinSet<()>,
 }
 
 impl Disturber {
-    /// Passes on what is published to the exchange `raw`: in any order, each message up to three
-    /// times, one in a hundred not at all.
+    /// Forwards the messages of the exchange `raw` in any order and each up to three times. Drops one in
+    /// a hundred.
     ///
     /// # Panics
     ///
-    /// When the broker does not let it.
+    /// When the broker refuses.
     pub async fn start(stack: &Stack, seed: u64) -> Self {
         let connection = stack.amqp().await;
-        let channel = connection.create_channel().await.expect("a channel");
+        let channel = connection.create_channel().await.expect("a channel opens");
         let durable = ExchangeDeclareOptions { durable: true, ..Default::default() };
         for exchange in ["raw", "events"] {
             let arguments = FieldTable::default();
             channel
                 .exchange_declare(exchange.into(), ExchangeKind::Topic, durable, arguments)
                 .await
-                .expect("an exchange");
+                .expect("the exchange is declared");
         }
         channel
             .queue_declare("raw".into(), QueueDeclareOptions::durable(), FieldTable::default())
             .await
-            .expect("a queue");
+            .expect("the queue is declared");
         let bind = QueueBindOptions::default();
         channel
             .queue_bind("raw".into(), "raw".into(), "#".into(), bind, FieldTable::default())
             .await
-            .expect("a binding");
+            .expect("the queue is bound");
         let confirm = ConfirmSelectOptions::default();
-        channel.confirm_select(confirm).await.expect("publisher confirms");
+        channel.confirm_select(confirm).await.expect("the channel confirms");
         let dropped = Arc::default();
         let mut tasks = JoinSet::new();
         tasks.spawn(disturb(connection, channel, Arc::clone(&dropped), seed));
         Self { dropped, _tasks: tasks }
     }
 
-    /// How many messages were dropped.
+    /// The number of dropped messages.
     pub fn dropped(&self) -> usize {
         self.dropped.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
@@ -80,7 +80,7 @@ async fn disturb(
     let mut deliveries = channel
         .basic_consume("raw".into(), "disturber".into(), consume, FieldTable::default())
         .await
-        .expect("a consumer");
+        .expect("the consumer starts");
     loop {
         let mut window: Vec<Delivery> = Vec::new();
         let mut copies: Vec<usize> = Vec::new();
@@ -91,7 +91,12 @@ async fn disturb(
             let Some(Ok(delivery)) = next else { return };
             let times = if random.random_bool(0.01) { 0 } else { random.random_range(1..=3) };
             if times == 0 {
-                let id = delivery.properties.message_id().as_ref().expect("an id").to_string();
+                let id = delivery
+                    .properties
+                    .message_id()
+                    .as_ref()
+                    .expect("the message has an id")
+                    .to_string();
                 dropped.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
             }
             copies.extend(std::iter::repeat_n(window.len(), times));
@@ -110,14 +115,20 @@ async fn disturb(
                     properties.clone(),
                 )
                 .await
-                .expect("a publish");
+                .expect("the message is sent");
             confirms.push(publish);
         }
         for confirm in confirms {
-            assert!(confirm.await.expect("a confirm").is_ack(), "the broker takes it");
+            assert!(
+                confirm.await.expect("a confirm arrives").is_ack(),
+                "the broker accepts the message"
+            );
         }
         if let Some(last) = window.last() {
-            last.acker.ack(BasicAckOptions { multiple: true }).await.expect("an ack");
+            last.acker
+                .ack(BasicAckOptions { multiple: true })
+                .await
+                .expect("the deliveries are acknowledged");
         }
     }
 }

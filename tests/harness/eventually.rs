@@ -1,18 +1,18 @@
-//! Waiting for a condition instead of for a time.
+//! Waits for conditions instead of fixed times.
 
 use std::panic::Location;
 use std::time::{Duration, Instant};
 
 use tokio::time::sleep;
 
-/// Longer than anything takes that works.
+/// The default limit. Every condition of a working system is met much sooner.
 const LIMIT: Duration = Duration::from_mins(2);
 
-/// Waits until a condition gives a value.
+/// Waits until a condition returns a value.
 ///
 /// # Panics
 ///
-/// With the caller's place, when it does not within two minutes.
+/// With the caller's location, when the condition returns no value within two minutes.
 #[track_caller]
 pub fn eventually<T>(
     what: &str,
@@ -21,11 +21,11 @@ pub fn eventually<T>(
     within(LIMIT, what, condition)
 }
 
-/// The same, for what takes longer.
+/// Waits until a condition returns a value, with a given limit.
 ///
 /// # Panics
 ///
-/// With the caller's place, when it does not happen in time.
+/// With the caller's location, when the condition returns no value in time.
 #[track_caller]
 pub fn within<T>(
     limit: Duration,

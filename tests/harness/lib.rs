@@ -1,6 +1,6 @@
-//! Test support: servers' databases for one test alone, real daemons, and ways to disturb them.
+//! Test support: private databases for each test, real daemons, and ways to disturb them.
 //!
-//! The servers are named by the environment; `cargo xtask test` starts them and sets it.
+//! Environment variables name the servers. `cargo xtask test` starts the servers and sets the variables.
 
 mod alarm;
 mod daemon;

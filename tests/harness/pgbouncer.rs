@@ -1,4 +1,4 @@
-//! A pooler before PostgreSQL.
+//! A connection pooler in front of PostgreSQL.
 
 use std::env;
 use std::fs;
@@ -13,26 +13,26 @@ use url::Url;
 
 use crate::{Stack, eventually};
 
-/// `PgBouncer` in transaction mode; ended when it is dropped.
+/// `PgBouncer` in transaction mode. Dropping it ends the process.
 pub struct PgBouncer {
     folder: PathBuf,
 }
 
 impl PgBouncer {
-    /// Starts it before a test's database and gives the URL that leads through it, if the
-    /// environment variable `PGBOUNCER` names the program.
+    /// Starts the pooler in front of a test's database, if the environment variable `PGBOUNCER` names the
+    /// program. Returns the URL of the database through the pooler.
     ///
     /// # Panics
     ///
-    /// When it does not start.
+    /// When the pooler does not start.
     pub async fn before(stack: &Stack) -> Option<(Self, String)> {
         let program = PathBuf::from(env::var_os("PGBOUNCER")?);
         // It sees files beside itself only.
         let folder = program.parent().unwrap_or(Path::new("/")).join(stack.name());
-        fs::create_dir_all(&folder).expect("a folder");
-        let server = Url::parse(&stack.postgres_url).expect("a URL");
-        let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
-        let port = free.local_addr().expect("an address").port();
+        fs::create_dir_all(&folder).expect("the folder is created");
+        let server = Url::parse(&stack.postgres_url).expect("the URL is valid");
+        let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port is free");
+        let port = free.local_addr().expect("the port has an address").port();
         drop(free);
         let (host, user) = (server.host_str().unwrap_or_default(), server.username());
         let password = server.password().unwrap_or_default();
@@ -57,8 +57,10 @@ impl PgBouncer {
             pid = path("pid"),
         );
         let settings: Vec<_> = settings.lines().map(str::trim_start).collect();
-        fs::write(folder.join("settings.ini"), settings.join("\n")).expect("its settings");
-        fs::write(folder.join("users"), format!("\"{user}\" \"{password}\"\n")).expect("its users");
+        fs::write(folder.join("settings.ini"), settings.join("\n"))
+            .expect("the settings are written");
+        fs::write(folder.join("users"), format!("\"{user}\" \"{password}\"\n"))
+            .expect("the users are written");
         let pooler = Self { folder: folder.clone() };
         let started = Command::new(program)
             .arg("--daemon")
@@ -66,14 +68,14 @@ impl PgBouncer {
             .stdin(Stdio::null())
             .status()
             .await;
-        assert!(started.expect("it starts").success(), "{}", pooler.log());
+        assert!(started.expect("the pooler starts").success(), "{}", pooler.log());
         eventually("the pooler listens", async || {
             TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.ok().map(drop)
         })
         .await;
         let mut through = server;
-        through.set_host(Some("127.0.0.1")).expect("a host");
-        through.set_port(Some(port)).expect("a port");
+        through.set_host(Some("127.0.0.1")).expect("the URL takes a host");
+        through.set_port(Some(port)).expect("a port is free");
         Some((pooler, through.to_string()))
     }
 

@@ -166,7 +166,7 @@ async fn a_refused_message_does_not_affect_its_neighbours() {
     .await;
 }
 
-/// A missing exchange is an error of the connection, not of a message.
+/// A missing exchange is an error of the batch. No message is refused because of it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_missing_exchange_refuses_no_message() {
     Stack::run_empty(async |stack| {

@@ -1,4 +1,4 @@
-//! Operation: migrations, wrong settings, unreachable servers.
+//! Operation: migrations, invalid settings, unreachable servers.
 
 use std::fs;
 
@@ -26,7 +26,7 @@ async fn migrating_twice_or_at_once_is_harmless() {
     .await;
 }
 
-/// The files are plain SQL: a database administrator may apply them with psql.
+/// A database administrator can apply the migrations with psql: the files are plain SQL.
 #[tokio::test]
 async fn the_migrations_are_plain_sql() {
     Stack::run_empty(async |stack| {
@@ -48,29 +48,33 @@ async fn the_migrations_are_plain_sql() {
 #[tokio::test(flavor = "multi_thread")]
 async fn daemons_wait_for_servers_and_migrations() {
     Stack::run_empty(async |stack| {
-        // Nothing listens there yet.
+        // No server listens on this port yet.
         let port = free_port();
-        let there = |url: &str| {
+        let at_port = |url: &str| {
             let mut url = url::Url::parse(url).unwrap();
             let before = url.port().unwrap();
             url.set_port(Some(port)).unwrap();
             (url.to_string(), before)
         };
-        let (postgres_url, postgres_port) = there(&stack.postgres_url);
+        let (postgres_url, postgres_port) = at_port(&stack.postgres_url);
         let relay = stack.relay().env("EVENT_STORE_URL", &postgres_url).start();
         let projector = stack.projector(SHOP).env("EVENT_STORE_URL", &postgres_url).start();
         for (daemon, reason) in [
             (&relay, format!("PostgreSQL at 127.0.0.1:{port}/{} cannot be reached", stack.name())),
             (&projector, "is missing in MySQL: run `projector migrate`".to_owned()),
         ] {
-            let output = eventually("it says what it waits for", async || {
+            let output = eventually("readiness names the missing server or table", async || {
                 let (status, body) = daemon.get("/readyz").await?;
                 (status == 503 && body.contains(&reason)).then_some(body)
             });
             assert!(output.await.contains("since"));
             assert_eq!(daemon.get("/livez").await.unwrap().0, 200);
             let warnings = daemon.log().lines().filter(|line| line.contains("\"WARN\"")).count();
-            assert!(warnings <= 3, "state changes are logged, not attempts: {}", daemon.log());
+            assert!(
+                warnings <= 3,
+                "the daemon logs each attempt instead of each change: {}",
+                daemon.log()
+            );
         }
         stack.projector(SHOP).arg("migrate").succeed().await;
         stack.relay().arg("migrate").succeed().await;
@@ -179,7 +183,7 @@ async fn every_configuration_error_is_reported_with_64() {
         ] {
             assert!(output.contains(error), "{output}\nshould contain\n{error}");
         }
-        // The error of a file does not contain the line, which may contain a password.
+        // The error omits the text of the line, which may contain a password.
         let broken = stack.folder().join("broken.toml");
         fs::write(&broken, "[postgres]\nurl = \"postgres://app:secret@host/app\n").unwrap();
         let show = stack.relay().arg("config").arg("show").arg("--config");
@@ -194,7 +198,8 @@ async fn every_configuration_error_is_reported_with_64() {
     .await;
 }
 
-/// Both ends of every range, and every pair of contradictory values.
+/// One run reports all wrong values. Method: both ends of every range, and every pair of contradictory
+/// values.
 #[tokio::test(flavor = "multi_thread")]
 async fn all_out_of_range_and_contradictory_values_are_reported_at_once() {
     Stack::run_empty(async |stack| {
@@ -277,16 +282,16 @@ async fn all_out_of_range_and_contradictory_values_are_reported_at_once() {
     .await;
 }
 
-/// OPERATIONS.md explains each metric.
+/// OPERATIONS.md describes each metric that the daemons expose.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_metric_is_documented() {
     Stack::run(async |stack| {
         stack.projector(SHOP).arg("migrate").succeed().await;
         let daemons =
             [stack.relay().start_ready().await, stack.projector(SHOP).start_ready().await];
-        // A series appears with its first count.
+        // A series appears with its first count, so the test counts an event first.
         stack.workload().arg("generate").arg("--events").arg("50").succeed().await;
-        eventually("events are applied and the sweeper was there", async || {
+        eventually("the events are applied and the sweeper has run", async || {
             let (_, text) = daemons[1].get("/metrics").await?;
             let seen = |series: &str| text.contains(series);
             (seen("outcome=\"applied\"") && seen("projector_lag_seconds{")).then_some(())
@@ -346,7 +351,7 @@ async fn a_mistake_in_a_projection_is_reported_with_file_and_line_and_65() {
         );
         assert!(output.contains("orders/B.sql:1: Unknown column 'm'"), "{output}");
 
-        // What needs no server is found by `run` as well, before it connects.
+        // `run` reports the mistakes that need no server, before it connects.
         write("B.sql", "DELETE FROM orders;\nTRUNCATE orders");
         let output = stack.projector(&folder).arg("run").fail(65).await;
         assert!(output.contains("orders/B.sql:2: a handler can only INSERT, UPDATE"), "{output}");
@@ -363,12 +368,13 @@ async fn a_mistake_in_a_projection_is_reported_with_file_and_line_and_65() {
         .fetch_one(&mut stack.mysql().await)
         .await
         .unwrap();
-        assert_eq!(databases, 0, "the scratch databases are gone");
+        assert_eq!(databases, 0, "scratch databases are left");
     })
     .await;
 }
 
-/// Tables and bookkeeping that do not belong together would give wrong read models in silence.
+/// `migrate` refuses tables and bookkeeping that do not belong together. They would silently give wrong
+/// read models.
 #[tokio::test(flavor = "multi_thread")]
 async fn tables_without_their_bookkeeping_are_refused() {
     Stack::run_empty(async |stack| {
@@ -409,7 +415,7 @@ async fn a_queue_with_other_settings_is_reported_once_with_64() {
     .await;
 }
 
-/// Passwords and payloads reach no log, whatever goes wrong.
+/// No log contains a password or a payload, whatever fails.
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_secret_is_logged() {
     Stack::run(async |stack| {

@@ -1,4 +1,4 @@
-//! projector as a process.
+//! The projector as a process.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ pub(crate) const TALLY: &str = "tests/projections/tally";
 const QUEUE: &str = "projector.tally";
 const DEAD: &str = "projector.tally.dead";
 
-/// Runs a test with a relay, the projection `tally`, and a projector that follows it.
+/// Runs a test with a relay and a projector with the projection `tally`.
 async fn with_projector(test: impl AsyncFnOnce(&Stack, &mut Daemon)) {
     Stack::run(async |stack| {
         stack.projector(TALLY).arg("migrate").succeed().await;
@@ -31,7 +31,7 @@ pub(crate) fn tested(n: &Value) -> Value {
     event("Tested", &json!({ "n": n }))
 }
 
-/// The versions that were applied of a stream, in order.
+/// The applied versions of a stream, in the order of their application.
 pub(crate) async fn applied(stack: &Stack, stream_id: &str) -> Option<String> {
     sqlx::query_scalar("SELECT versions FROM tally WHERE stream_id = ?")
         .bind(stream_id)
@@ -47,7 +47,7 @@ pub(crate) async fn wait_for(stack: &Stack, stream_id: &str, versions: &str) {
     .await;
 }
 
-/// An event as the event store has it.
+/// An event as the event store holds it.
 pub(crate) async fn stored(stack: &Stack, stream_id: &str, version: i64) -> Event {
     let version = StreamVersion::new(version).unwrap();
     let stream_id = StreamId::new(stream_id).unwrap();
@@ -61,7 +61,7 @@ async fn publisher(stack: &Stack) -> (broker::Connection, Publisher) {
     (connection, publisher)
 }
 
-/// Publishes what a relay would.
+/// Publishes the message of an event, as the relay does.
 pub(crate) async fn publish(stack: &Stack, stream_id: &str, versions: &[i64]) {
     let (_connection, mut publisher) = publisher(stack).await;
     for version in versions {
@@ -71,7 +71,7 @@ pub(crate) async fn publish(stack: &Stack, stream_id: &str, versions: &[i64]) {
     }
 }
 
-/// Appends an event whose message is lost: the relay takes it for published.
+/// Appends an event and marks it as published, as if its message were lost.
 async fn append_lost(stack: &Stack, stream_id: &str) {
     let mut connection = stack.postgres().await;
     let mut transaction = connection.begin().await.unwrap();
@@ -85,7 +85,7 @@ async fn append_lost(stack: &Stack, stream_id: &str) {
     transaction.commit().await.unwrap();
 }
 
-/// Waits until so many messages are in the dead-letter queue, and gives their reasons.
+/// Waits until the dead-letter queue holds this number of messages. Returns their reasons.
 pub(crate) async fn dead_letters(stack: &Stack, count: usize) -> Vec<String> {
     let channel = stack.amqp().await.create_channel().await.unwrap();
     let mut reasons = Vec::new();
@@ -103,8 +103,8 @@ pub(crate) async fn dead_letters(stack: &Stack, count: usize) -> Vec<String> {
     reasons
 }
 
-/// E9: MySQL's row counts do not tell an insert from a repetition, so versions decide. Old and
-/// repeated messages change nothing, also after newer ones.
+/// E9: repeated and old messages change nothing, even after newer ones. MySQL's row counts cannot
+/// distinguish an insert from a repetition, so versions decide.
 #[tokio::test(flavor = "multi_thread")]
 async fn e9_repeated_and_old_messages_have_no_effect() {
     with_projector(async |stack, projector| {
@@ -141,11 +141,11 @@ async fn a_gap_is_healed_from_the_event_store() {
     .await;
 }
 
-/// A lost last event has no later one that would show the gap.
+/// No later event reveals the loss of the last event of a stream. The sweeper finds it.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_sweeper_finds_a_lost_last_event() {
     with_projector(async |stack, projector| {
-        // The relay did its work, but the messages are gone.
+        // The outbox says published, but no message reached the queue.
         stack.append("order-1", &[tested(&json!(1)), tested(&json!(2))]).await;
         stack.append("order-2", &[tested(&json!(1))]).await;
         let mut postgres = stack.postgres().await;
@@ -154,7 +154,7 @@ async fn the_sweeper_finds_a_lost_last_event() {
         wait_for(stack, "order-2", "1").await;
         let series = "projector_healed_events_total{projection=\"tally\",by=\"sweep\"}";
         assert!(projector.metric(series).await >= 3.0);
-        eventually("the checkpoint passes them", async || {
+        eventually("the checkpoint passes the events", async || {
             let series = "projector_checkpoint_position{projection=\"tally\"}";
             (projector.metric(series).await > 2.0).then_some(())
         })
@@ -163,12 +163,12 @@ async fn the_sweeper_finds_a_lost_last_event() {
     .await;
 }
 
-/// What the relay has not published yet is not lost.
+/// An event that the relay has not published yet is not lost, so the sweeper must not apply it.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_sweeper_ignores_unpublished_events() {
     with_projector(async |stack, projector| {
         stack.append("order-1", &[tested(&json!(1))]).await;
-        // Several times the grace.
+        // This is several times the grace period.
         sleep(Duration::from_secs(4)).await;
         assert_eq!(applied(stack, "order-1").await, None);
         let series = "projector_healed_events_total{projection=\"tally\",by=\"sweep\"}";
@@ -205,7 +205,7 @@ async fn a_message_that_is_not_an_event_is_dead_lettered_with_its_reason() {
         let (_connection, mut publisher) = publisher(stack).await;
         let batch = [garbage, foreign, truncated, unversioned, unplaced, wrong_type, good];
         publisher.publish(&batch).await.unwrap();
-        // The good one among them is applied.
+        // The valid message among them is applied.
         wait_for(stack, "order-1", "1").await;
         let reasons = dead_letters(stack, 6).await;
         for (reason, expected) in reasons.iter().zip([
@@ -224,7 +224,8 @@ async fn a_message_that_is_not_an_event_is_dead_lettered_with_its_reason() {
     .await;
 }
 
-/// Two stores, or one that lost commits: the same version with another event.
+/// A stream is parked when another event arrives with an applied version. This happens with two event
+/// stores, or with one that lost commits.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_conflict_parks_its_stream_and_names_both_events() {
     with_projector(async |stack, projector| {
@@ -239,7 +240,7 @@ async fn a_conflict_parks_its_stream_and_names_both_events() {
         let (_connection, mut publisher) = publisher(stack).await;
         let message = Message::encode(other, "order.Tested".to_owned());
         publisher.publish(&[message]).await.unwrap();
-        eventually("the alarm", async || {
+        eventually("the stream is parked", async || {
             let series = "projector_conflicting_streams{projection=\"tally\"}";
             (projector.metric(series).await > 0.5).then_some(())
         })
@@ -253,11 +254,11 @@ async fn a_conflict_parks_its_stream_and_names_both_events() {
         assert_eq!(shown["event_id"], other_id);
         assert_eq!(shown["applied_event_id"], real.event_id.to_string());
 
-        // The event store has the event that was applied, so that the other one can be let go.
+        // The event store holds the applied event, so an operator may skip the other one.
         stack.append("order-1", &[tested(&json!(3))]).await;
         publish(stack, "order-1", &[3]).await;
         sleep(Duration::from_millis(300)).await;
-        assert_eq!(applied(stack, "order-1").await.as_deref(), Some("1,2"), "it waits");
+        assert_eq!(applied(stack, "order-1").await.as_deref(), Some("1,2"), "the stream waits");
         command(["retry", "tally", "order-1"]).succeed().await;
         wait_for(stack, "order-1", "1,2,3").await;
     })
@@ -284,12 +285,12 @@ async fn a_version_missing_from_the_event_store_is_dead_lettered() {
     .await;
 }
 
-/// An event that cannot be applied stops its own stream; when the cause is gone, it goes on.
+/// An event that cannot be applied stops only its stream. The stream continues once the cause is fixed.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_poison_event_holds_only_its_stream() {
     with_projector(async |stack, projector| {
         let _relay = stack.relay().start();
-        // More than DECIMAL(20, 2) holds.
+        // The number exceeds DECIMAL(20, 2).
         let poison = event("Tested", &json!({ "n": 1e30 }));
         stack.append("order-1", &[tested(&json!(1)), poison, tested(&json!(3))]).await;
         for number in 2..40 {
@@ -322,7 +323,7 @@ async fn a_poison_event_holds_only_its_stream() {
     .await;
 }
 
-/// A person gives an event up; the rest of the stream is applied, and the reason is kept.
+/// An operator skips an event. The rest of the stream is applied, and the audit table keeps the reason.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_parked_event_can_be_skipped() {
     with_projector(async |stack, _| {
@@ -336,7 +337,7 @@ async fn a_parked_event_can_be_skipped() {
             parked(&["list", "tally"]).succeed().await.contains("order-1").then_some(())
         })
         .await;
-        // The old name of the command still works.
+        // `discard` is the hidden alias of `skip`.
         let output = parked(&["discard", "tally", "order-9", "--reason", "x"]).fail(65).await;
         assert!(output.contains("stream order-9 is not parked"), "{output}");
         parked(&["skip", "tally", "order-1", "--reason", "made by a test"]).succeed().await;
@@ -374,7 +375,8 @@ async fn a_missing_parameter_and_an_unknown_schema_hold_only_their_streams() {
     .await;
 }
 
-/// E7: when its queue is deleted, lapin's consumer just ends, while connection and channel stay up.
+/// E7: a deleted queue only ends lapin's consumer, while connection and channel stay up. The projector
+/// declares the queue again and loses no event.
 #[tokio::test(flavor = "multi_thread")]
 async fn e7_a_deleted_queue_is_declared_again_and_nothing_is_lost() {
     with_projector(async |stack, projector| {
@@ -386,7 +388,7 @@ async fn e7_a_deleted_queue_is_declared_again_and_nothing_is_lost() {
         stack.append("order-1", &[tested(&json!(2))]).await;
         stack.append("order-2", &[tested(&json!(1))]).await;
         let mut relay = stack.relay().start_ready().await;
-        eventually("both are published", async || {
+        eventually("both events are published", async || {
             (stack.broker().await.ready_messages(QUEUE).await.unwrap() == Some(0)).then_some(())
         })
         .await;
@@ -414,7 +416,7 @@ async fn a_purged_queue_loses_nothing() {
         for number in 0..20 {
             stack.append(&format!("order-{number}"), &[tested(&json!(1))]).await;
         }
-        eventually("all are in the queue", async || {
+        eventually("the queue holds all messages", async || {
             (stack.broker().await.ready_messages(QUEUE).await.unwrap() == Some(20)).then_some(())
         })
         .await;
@@ -429,7 +431,7 @@ async fn a_purged_queue_loses_nothing() {
     .await;
 }
 
-/// A projection that comes later starts with the history.
+/// A new projection replays the history before it is ready.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_projection_begins_with_the_history() {
     Stack::run(async |stack| {
@@ -445,7 +447,11 @@ async fn a_new_projection_begins_with_the_history() {
         let projector = stack.projector(TALLY).env(size, "10").start_ready().await;
         for number in 0..10 {
             let versions = applied(stack, &format!("order-{number}")).await;
-            assert_eq!(versions.as_deref(), Some("1,2,3,4,5,6,7"), "before it is ready");
+            assert_eq!(
+                versions.as_deref(),
+                Some("1,2,3,4,5,6,7"),
+                "the daemon was ready before the replay ended"
+            );
         }
         assert_eq!(applied(stack, "other-1").await, None);
         let series = "projector_healed_events_total{projection=\"tally\",by=\"replay\"}";
@@ -457,7 +463,7 @@ async fn a_new_projection_begins_with_the_history() {
     .await;
 }
 
-/// Each server goes away in turn, in the middle of work, and comes back.
+/// Each server in turn becomes unreachable under load, and returns.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_projector_recovers_from_each_outage() {
     Stack::run(async |stack| {
@@ -471,7 +477,7 @@ async fn the_projector_recovers_from_each_outage() {
             .env("READ_MODEL_URL", &mysql_url)
             .env("AMQP_URL", &amqp_url)
             .env("EVENT_STORE_URL", &postgres_url)
-            // Gaps are healed when they show.
+            // Gaps are healed as soon as they show.
             .env("PROJECTOR__PROJECTOR__SWEEP_GRACE", "1h")
             .start_ready()
             .await;
@@ -489,7 +495,7 @@ async fn the_projector_recovers_from_each_outage() {
                     let comma = if versions.is_empty() { "" } else { "," };
                     versions = format!("{versions}{comma}{number}");
                 }
-                // One message is lost, so that the next one of its stream shows a gap.
+                // One message is lost, so the next one of its stream shows a gap.
                 lost += 2;
                 append_lost(stack, "order-2").await;
                 stack.append("order-2", &[tested(&json!(lost))]).await;
@@ -538,7 +544,7 @@ async fn sigterm_ends_the_projector_in_time_in_every_state() {
     .await;
 }
 
-/// A second instance is a hot standby; each takes over when the other is killed.
+/// A second instance is a hot standby. Each takes over when the other is killed.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_standby_takes_over() {
     Stack::run(async |stack| {
@@ -566,20 +572,21 @@ async fn a_standby_takes_over() {
     .await;
 }
 
-/// An instance that lost its queue in the middle of a batch does not know it yet and commits, while
-/// its successor applies the same event: where the stream stands decides who was first.
+/// Two instances apply the same event at the same time, and it takes effect once. This happens when an
+/// instance loses its queue during a batch and commits without noticing, while its successor applies the
+/// same event. The version in the bookkeeping decides between them.
 #[tokio::test(flavor = "multi_thread")]
 async fn two_instances_in_the_middle_of_the_same_event_apply_it_once() {
     Stack::run(async |stack| {
         let (proxy, proxied) = Proxy::before(&stack.amqp_url).await;
-        // Only what the queue delivers.
+        // The sweeper must not run: events must come from the queue only.
         let projector = stack.projector(TALLY).env("PROJECTOR__PROJECTOR__SWEEP_INTERVAL", "1h");
         projector.clone().arg("migrate").succeed().await;
         let _first = projector.clone().env("AMQP_URL", &proxied).start_ready().await;
         let second = projector.start_ready().await;
         stack.append("order-1", &[tested(&json!(1))]).await;
 
-        // Both will stop at this row.
+        // Both instances wait for the lock on this row.
         let mut mysql = stack.mysql().await;
         let mut row = mysql.begin().await.unwrap();
         row.execute("INSERT INTO tally_total (id, applied) VALUES (1, 0)").await.unwrap();
@@ -589,7 +596,7 @@ async fn two_instances_in_the_middle_of_the_same_event_apply_it_once() {
         waiting_in_mysql(stack, 2).await;
         row.commit().await.unwrap();
 
-        eventually("the second has settled the event", async || {
+        eventually("the second instance has settled the event", async || {
             let series = |outcome| {
                 format!("projector_events_total{{projection=\"tally\",outcome=\"{outcome}\"}}")
             };
@@ -602,7 +609,7 @@ async fn two_instances_in_the_middle_of_the_same_event_apply_it_once() {
     .await;
 }
 
-/// Waits until so many statements wait for another transaction in MySQL.
+/// Waits until this number of statements wait for a lock in MySQL.
 async fn waiting_in_mysql(stack: &Stack, count: i64) {
     let mut mysql = stack.mysql().await;
     eventually(&format!("{count} statements wait for a lock"), async || {
@@ -622,7 +629,7 @@ async fn waiting_in_mysql(stack: &Stack, count: i64) {
     .await;
 }
 
-/// Every kind of value arrives as it was appended.
+/// Every kind of value reaches the read model exactly as it was appended.
 #[tokio::test(flavor = "multi_thread")]
 async fn values_keep_every_digit_and_letter() {
     Stack::run(async |stack| {
@@ -671,7 +678,7 @@ async fn values_keep_every_digit_and_letter() {
              COALESCE(missing, 'NULL'), part->>'$.b', at, recorded IS NOT NULL, number, position,
              event_type, who, tiny)";
         let sql = format!("SELECT {columns}, text FROM kept");
-        let (row, kept): (String, String) = eventually("the row is there", async || {
+        let (row, kept): (String, String) = eventually("the row exists", async || {
             sqlx::query_as(sqlx::AssertSqlSafe(sql.clone()))
                 .fetch_optional(&mut stack.mysql().await)
                 .await
@@ -689,7 +696,7 @@ async fn values_keep_every_digit_and_letter() {
     .await;
 }
 
-/// The payload reaches other consumers as it was stored.
+/// Every consumer gets the payload exactly as it was stored.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_carries_the_stored_text() {
     with_projector(async |stack, _| {

@@ -1,4 +1,4 @@
-//! MySQL in trouble: nothing is lost, nothing is applied twice, and everything goes on by itself.
+//! Faults of MySQL: no event is lost or applied twice, and the projector recovers without help.
 
 use std::time::{Duration, Instant};
 
@@ -40,13 +40,13 @@ async fn all_at(stack: &Stack, version: i64) {
     .await;
 }
 
-/// A connection lost at COMMIT, or at its answer, leaves it open whether the batch is there. A black
-/// hole there does the same, and takes time to be noticed.
+/// A batch takes effect once, even when the outcome of its COMMIT is unknown. Method: the connection is
+/// lost at the COMMIT or at its answer, or a black hole swallows them, which takes time to be noticed.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_with_an_unknown_outcome_has_one_effect() {
     Stack::run(async |stack| {
         let (mysql, url) = Proxy::before(&stack.mysql_url).await;
-        // In the clear, so that the proxy sees what passes.
+        // Without TLS, so that the proxy can read the traffic.
         let url = format!("{url}?ssl-mode=DISABLED");
         let projector = stack.projector(SPREAD).env("READ_MODEL_URL", &url);
         projector.clone().arg("migrate").succeed().await;
@@ -70,15 +70,15 @@ async fn a_commit_with_an_unknown_outcome_has_one_effect() {
             mysql.set(Mode::Pass);
             let cleared = Instant::now();
             all_at(stack, version).await;
-            println!("{mode:?}: level {:?} after it was lifted", cleared.elapsed());
+            println!("{mode:?}: caught up {:?} after the fault ended", cleared.elapsed());
             assert!(cleared.elapsed() < Duration::from_secs(5));
         }
     })
     .await;
 }
 
-/// Sessions are killed, rows are locked for longer than a statement waits, and a transaction of
-/// somebody else closes a circle.
+/// The projector survives killed sessions, row locks that outlast the wait of a statement, and deadlocks
+/// with another application's transaction.
 #[tokio::test(flavor = "multi_thread")]
 async fn kills_lock_waits_and_deadlocks_are_survived() {
     Stack::run(async |stack| {
@@ -99,13 +99,13 @@ async fn kills_lock_waits_and_deadlocks_are_survived() {
             .await
             .unwrap();
             for id in sessions {
-                // It may have ended by itself.
+                // The session may have ended already.
                 drop(mysql.execute(AssertSqlSafe(format!("KILL {id}"))).await);
             }
             all_at(stack, version).await;
         }
 
-        // 1205: longer than innodb_lock_wait_timeout.
+        // Error 1205: the lock outlasts innodb_lock_wait_timeout.
         let mut other = stack.mysql().await;
         let mut transaction = other.begin().await.unwrap();
         transaction.execute("UPDATE spread SET applied = applied WHERE stream_id = 'order-7'").await.unwrap();
@@ -114,10 +114,10 @@ async fn kills_lock_waits_and_deadlocks_are_survived() {
         transaction.rollback().await.unwrap();
         let cleared = Instant::now();
         all_at(stack, 7).await;
-        println!("after a lock of 7 s: level {:?} later", cleared.elapsed());
+        println!("after a lock of 7 s: caught up {:?} later", cleared.elapsed());
         assert!(cleared.elapsed() < Duration::from_secs(5));
 
-        // 1213: the bookkeeping of one stream, then its row; the batch has them the other way round.
+        // Error 1213: bookkeeping first, then the row. The batch locks them in the opposite order.
         for version in 8..=12 {
             let mut transaction = other.begin().await.unwrap();
             transaction.execute("UPDATE spread SET applied = applied WHERE stream_id = 'order-3'").await.unwrap();
@@ -128,19 +128,20 @@ async fn kills_lock_waits_and_deadlocks_are_survived() {
             all_at(stack, version).await;
         }
         assert!(daemon.metric("projector_connection_losses_total{server=\"mysql\"}").await > 0.5);
-        let (status, report) = eventually("it is ready", async || {
+        let (status, report) = eventually("the projector is ready", async || {
             let answer = daemon.get("/readyz").await?;
             (answer.0 == 200).then_some(answer)
         })
         .await;
         assert_eq!(status, 200, "{report}");
         let losses = daemon.metric("projector_events_total{projection=\"spread\",outcome=\"parked\"}").await;
-        assert!(losses < 0.5, "nothing was parked");
+        assert!(losses < 0.5, "a stream was parked");
     })
     .await;
 }
 
-/// The server takes no writes for a while; it disturbs every user of it.
+/// The projector catches up after MySQL refuses writes for a while. The test disturbs every user of the
+/// server.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "disturbs every user of MySQL; `cargo xtask test` runs it alone"]
 async fn the_projector_waits_for_a_read_only_server() {
@@ -153,7 +154,7 @@ async fn the_projector_waits_for_a_read_only_server() {
         all_at(stack, 1).await;
         let mut mysql = stack.mysql().await;
         if mysql.execute("SET GLOBAL super_read_only = ON").await.is_err() {
-            println!("SKIPPED: this login may not make the server read-only");
+            println!("SKIPPED: this login lacks the right to make the server read-only");
             return;
         }
         append_version(stack, 2).await;
@@ -161,13 +162,13 @@ async fn the_projector_waits_for_a_read_only_server() {
         mysql.execute("SET GLOBAL read_only = OFF").await.unwrap();
         let cleared = Instant::now();
         all_at(stack, 2).await;
-        println!("level {:?} after the server took writes again", cleared.elapsed());
+        println!("caught up {:?} after the server accepted writes again", cleared.elapsed());
         assert!(cleared.elapsed() < Duration::from_secs(5));
     })
     .await;
 }
 
-/// The server stands still, and goes on.
+/// The projector catches up after MySQL freezes and continues. Method: SIGSTOP and SIGCONT.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "disturbs every user of MySQL; `cargo xtask test` runs it alone"]
 async fn the_projector_waits_for_a_frozen_server() {
@@ -179,7 +180,7 @@ async fn the_projector_waits_for_a_frozen_server() {
         append_version(stack, 1).await;
         all_at(stack, 1).await;
         let Some(server) = server_process(stack).await else {
-            println!("SKIPPED: MySQL is not a process that this user can stop");
+            println!("SKIPPED: this user cannot stop the process of MySQL");
             return;
         };
         rustix::process::kill_process(server, rustix::process::Signal::STOP).unwrap();
@@ -188,13 +189,13 @@ async fn the_projector_waits_for_a_frozen_server() {
         rustix::process::kill_process(server, rustix::process::Signal::CONT).unwrap();
         let cleared = Instant::now();
         all_at(stack, 2).await;
-        println!("level {:?} after the server went on", cleared.elapsed());
+        println!("caught up {:?} after the server continued", cleared.elapsed());
         assert!(cleared.elapsed() < Duration::from_secs(5));
     })
     .await;
 }
 
-/// The process that listens on the port of the server, if it is one of this machine and user.
+/// The process that listens on the port of the server, if this user owns one on this machine.
 async fn server_process(stack: &Stack) -> Option<rustix::process::Pid> {
     let port: i64 =
         sqlx::query_scalar("SELECT @@port").fetch_one(&mut stack.mysql().await).await.ok()?;
@@ -211,8 +212,8 @@ async fn server_process(stack: &Stack) -> Option<rustix::process::Pid> {
     None
 }
 
-/// Who sweeps a projection gives that up while its history is applied, whatever went wrong before with
-/// another projection: otherwise its queue would not be followed any more.
+/// A sweeper releases a projection whose history must be replayed, even after an error of another
+/// projection. Otherwise no instance would consume the queue again.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_error_of_one_projection_does_not_delay_the_replay_of_another() {
     Stack::run(async |stack| {
@@ -222,11 +223,11 @@ async fn an_error_of_one_projection_does_not_delay_the_replay_of_another() {
         };
         let projector = stack.projector(INCIDENTS);
         projector.clone().arg("migrate").succeed().await;
-        // The first that is looked at.
+        // The sweeper checks this projection first.
         rename("daily_activity__checkpoint", "away").await;
         let daemon = projector.start();
         let sweeper = r#""message":"does not work, trying again","component":"sweeper""#;
-        eventually("the sweeper is in trouble", async || {
+        eventually("the sweeper logs an error", async || {
             daemon.log().contains(sweeper).then_some(())
         })
         .await;
@@ -247,8 +248,8 @@ async fn an_error_of_one_projection_does_not_delay_the_replay_of_another() {
     .await;
 }
 
-/// While an append stays open nobody sweeps, and who did before gives up what it owned: otherwise no
-/// history could be applied.
+/// A sweeper releases its projections while an append stays open. Otherwise no instance could replay
+/// their history.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_open_append_does_not_delay_a_replay() {
     Stack::run(async |stack| {
@@ -267,7 +268,7 @@ async fn an_open_append_does_not_delay_a_replay() {
         let channel = stack.amqp().await.create_channel().await.unwrap();
         let options = QueueDeleteOptions::default();
         channel.queue_delete("projector.tally".into(), options).await.unwrap();
-        eventually("the history is to be applied", async || {
+        eventually("a replay is pending or done", async || {
             let pending: i64 = sqlx::query_scalar(
                 "SELECT COUNT(*) FROM tally__checkpoint WHERE replay_until IS NOT NULL",
             )
@@ -291,7 +292,8 @@ async fn an_open_append_does_not_delay_a_replay() {
     .await;
 }
 
-/// Event store and read models are enough to find what was lost, and to apply it.
+/// The sweeper finds and applies lost events without the broker: the event store and the read models
+/// suffice.
 #[tokio::test(flavor = "multi_thread")]
 async fn lost_events_are_applied_without_the_broker() {
     Stack::run(async |stack| {
@@ -303,11 +305,11 @@ async fn lost_events_are_applied_without_the_broker() {
         broker.set(Mode::BlackHole);
         let published = "UPDATE outbox SET processed_at = now() WHERE processed_at IS NULL";
         stack.postgres().await.execute(published).await.unwrap();
-        within(Duration::from_mins(1), "it is applied", async || {
+        within(Duration::from_mins(1), "the event is applied", async || {
             (applied(stack, "order-1").await.as_deref() == Some("1")).then_some(())
         })
         .await;
-        eventually("the checkpoint passes it", async || {
+        eventually("the checkpoint passes the event", async || {
             let series = "projector_checkpoint_position{projection=\"tally\"}";
             (daemon.metric(series).await > 0.5).then_some(())
         })

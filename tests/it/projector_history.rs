@@ -1,4 +1,4 @@
-//! History, and streams that are stuck: what keeps a read model from being silently incomplete.
+//! Replays and parked streams: a read model is never silently incomplete.
 
 use std::fs;
 use std::path::PathBuf;
@@ -11,12 +11,12 @@ use tokio::time::sleep;
 
 use crate::projector::{TALLY, applied, publish, tested, wait_for};
 
-/// An event that the handler of `tally` refuses, because `n` is no number.
+/// An event that the handler of `tally` cannot apply, because `n` is not a number.
 fn poison() -> serde_json::Value {
     tested(&json!("none"))
 }
 
-/// Appends events to many streams at once, and says that the relay has published them all.
+/// Appends events to many streams at once, and marks all as published.
 async fn history(stack: &Stack, streams: i64, events: i64) {
     let mut connection = stack.postgres().await;
     sqlx::query(
@@ -33,7 +33,7 @@ async fn history(stack: &Stack, streams: i64, events: i64) {
     published(stack).await;
 }
 
-/// Lets it look as if the relay had published everything, and the messages were lost.
+/// Marks every event as published, as if all messages were lost.
 async fn published(stack: &Stack) {
     let all = "UPDATE outbox SET processed_at = now() WHERE processed_at IS NULL";
     stack.postgres().await.execute(all).await.unwrap();
@@ -58,15 +58,15 @@ async fn wait_for_total(stack: &Stack, events: i64) {
     .fetch_one(&mut stack.mysql().await)
     .await
     .unwrap();
-    assert_eq!((rows, i64::from(counted)), (events, events), "nothing is applied twice");
+    assert_eq!((rows, i64::from(counted)), (events, events), "an event was applied twice");
 }
 
-/// A replay that was killed goes on where it was, before the queue is followed.
+/// A restarted projector continues an interrupted replay before it consumes the queue.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_interrupted_replay_continues() {
     Stack::run(async |stack| {
         history(stack, 200, 50).await;
-        // The sweeper would find everything in the end.
+        // The sweeper must not run: it would apply the rest of the history.
         let projector = stack.projector(TALLY).env("PROJECTOR__PROJECTOR__SWEEP_INTERVAL", "1h");
         let projector = projector.env("PROJECTOR__PROJECTOR__BATCH_SIZE", "50");
         projector.clone().arg("migrate").succeed().await;
@@ -76,7 +76,7 @@ async fn an_interrupted_replay_continues() {
                 (total(stack).await > round * 500).then_some(())
             })
             .await;
-            assert!(total(stack).await < 10_000, "the replay is over already");
+            assert!(total(stack).await < 10_000, "the replay ended before the kill");
             daemon.kill().await;
         }
         let daemon = projector.start_ready().await;
@@ -86,7 +86,7 @@ async fn an_interrupted_replay_continues() {
     .await;
 }
 
-/// Both see that the projection is new; one replays, and the other waits.
+/// Both instances find a new projection. One replays, and the other waits.
 #[tokio::test(flavor = "multi_thread")]
 async fn two_instances_replay_a_new_projection_once() {
     Stack::run(async |stack| {
@@ -106,7 +106,7 @@ async fn two_instances_replay_a_new_projection_once() {
     .await;
 }
 
-/// Its stream waits, and everything else goes live.
+/// A poison event in the history parks its stream. All other streams go live.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_poison_event_in_the_history_holds_only_its_stream() {
     Stack::run(async |stack| {
@@ -117,7 +117,7 @@ async fn a_poison_event_in_the_history_holds_only_its_stream() {
         let daemon = projector.start();
         wait_for_total(stack, 101).await;
         assert_eq!(applied(stack, "order-bad").await.as_deref(), Some("1"));
-        // The queue is followed.
+        // The projector consumes the queue.
         stack.append("order-new", &[tested(&json!(1))]).await;
         publish(stack, "order-new", &[1]).await;
         wait_for(stack, "order-new", "1").await;
@@ -126,7 +126,7 @@ async fn a_poison_event_in_the_history_holds_only_its_stream() {
     .await;
 }
 
-/// What is lost behind a stream that is stuck is found all the same.
+/// The sweeper finds lost events at positions after a parked stream.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_parked_stream_does_not_hide_later_losses() {
     Stack::run(async |stack| {
@@ -134,14 +134,14 @@ async fn a_parked_stream_does_not_hide_later_losses() {
         projector.clone().arg("migrate").succeed().await;
         let daemon = projector.start_ready().await;
         stack.append("order-bad", &[poison()]).await;
-        // More than the sweeper compares at once.
+        // These are more events than the sweeper compares at once.
         let mut connection = stack.postgres().await;
         connection.execute("SELECT setval('events_position_seq', 50000)").await.unwrap();
         stack.append("order-1", &[tested(&json!(1))]).await;
         published(stack).await;
         wait_for(stack, "order-1", "1").await;
         assert_eq!(applied(stack, "order-bad").await, None);
-        eventually("a metric tells of the stuck stream", async || {
+        eventually("a metric counts the parked stream", async || {
             let parked = daemon.metric("projector_parked_streams{projection=\"tally\"}").await;
             ((parked - 1.0).abs() < 0.5).then_some(())
         })
@@ -150,7 +150,7 @@ async fn a_parked_stream_does_not_hide_later_losses() {
     .await;
 }
 
-/// More events that cannot be applied than the broker delivers ahead.
+/// Other streams continue although there are more poison events than the prefetch limit.
 #[tokio::test(flavor = "multi_thread")]
 async fn many_poison_events_do_not_stop_the_others() {
     Stack::run(async |stack| {
@@ -175,7 +175,7 @@ async fn many_poison_events_do_not_stop_the_others() {
     .await;
 }
 
-/// A copy of the test projection, with changes.
+/// A modified copy of the test projection.
 fn copy(stack: &Stack, change: impl Fn(&str, String) -> String) -> PathBuf {
     let to = stack.folder().join("projections");
     let from = harness::root().join(TALLY).join("tally");
@@ -189,14 +189,14 @@ fn copy(stack: &Stack, change: impl Fn(&str, String) -> String) -> PathBuf {
     to
 }
 
-/// With another category, history is missing.
+/// A projection with an additional category lacks the history of that category, so it is refused.
 #[tokio::test(flavor = "multi_thread")]
 async fn other_categories_are_refused() {
     Stack::run(async |stack| {
         stack.projector(TALLY).arg("migrate").succeed().await;
         let changed = copy(stack, |_, text| text.replace("[\"order\"]", "[\"order\", \"mail\"]"));
         let daemon = stack.projector(changed).start();
-        eventually("readiness says why", async || {
+        eventually("readiness names the reason", async || {
             let (status, body) = daemon.get("/readyz").await?;
             let output =
                 "its tables were built from the categories order, but projection.toml has mail, order";
@@ -207,7 +207,7 @@ async fn other_categories_are_refused() {
     .await;
 }
 
-/// What cannot be undone would be done again.
+/// A table without transactions cannot undo a failed batch, so a repetition would apply events twice.
 #[tokio::test(flavor = "multi_thread")]
 async fn tables_without_transactions_are_refused() {
     Stack::run(async |stack| {
@@ -222,7 +222,7 @@ async fn tables_without_transactions_are_refused() {
         assert!(output.contains("tables.sql:2: table tally has the engine MyISAM"), "{output}");
         stack.projector(&changed).arg("migrate").succeed().await;
         let daemon = stack.projector(&changed).start();
-        eventually("readiness says why", async || {
+        eventually("readiness names the reason", async || {
             let (status, body) = daemon.get("/readyz").await?;
             (status == 503 && body.contains("has the engine MyISAM")).then_some(())
         })
@@ -231,7 +231,7 @@ async fn tables_without_transactions_are_refused() {
     .await;
 }
 
-/// An event store that went back in time is not taken for one that has nothing new.
+/// The projector reports that an older event store was restored, instead of waiting for new events.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restored_older_event_store_is_detected() {
     Stack::run(async |stack| {
@@ -241,13 +241,13 @@ async fn a_restored_older_event_store_is_detected() {
         wait_for_total(stack, 9).await;
         stack.append("order-1", &[event("Other", &json!({}))]).await;
         published(stack).await;
-        eventually("the checkpoint is at the end", async || {
+        eventually("the checkpoint reaches the last event", async || {
             let series = "projector_checkpoint_position{projection=\"tally\"}";
             (daemon.metric(series).await > 9.5).then_some(())
         })
         .await;
         stack.postgres().await.execute("SELECT setval('events_position_seq', 5)").await.unwrap();
-        eventually("readiness says why", async || {
+        eventually("readiness names the reason", async || {
             let (status, body) = daemon.get("/readyz").await?;
             (status == 503 && body.contains("an older event store was restored")).then_some(())
         })

@@ -1,4 +1,4 @@
-//! Migrations of what is ours in MySQL, the bookkeeping of each projection included.
+//! Migrations of the projector's tables in MySQL, including the bookkeeping of each projection.
 
 use harness::Stack;
 use serde_json::{Value, json};
@@ -6,8 +6,8 @@ use sqlx::AssertSqlSafe;
 
 use crate::projector::{TALLY, tested, wait_for};
 
-/// Statements that turn the present bookkeeping into that of an earlier version of `projector migrate`, which
-/// recorded no version. Each goes one version further back.
+/// Statements that turn the current bookkeeping into that of earlier versions. Each goes one version
+/// further back. These versions of `projector migrate` recorded no version.
 const BACK: [&str; 3] = [
     "ALTER TABLE tally__checkpoint DROP COLUMN epoch",
     "ALTER TABLE tally__streams DROP COLUMN parked;
@@ -21,9 +21,8 @@ async fn run(stack: &Stack, sql: &str) {
     sql.execute(&mut stack.mysql().await).await.unwrap();
 }
 
-/// Goal: a database that an earlier version has made is brought up to date by `projector migrate`, and
-/// nothing is applied before. Method: make the present tables, take back what later versions added, and
-/// begin with the events that were applied.
+/// Goal: `projector migrate` updates the bookkeeping of every earlier version, and no event is applied
+/// before. Method: create the current tables, apply events, and remove the additions of later versions.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_bookkeeping_of_every_earlier_version_is_migrated() {
     for versions_back in 0..=BACK.len() {
@@ -43,7 +42,7 @@ async fn the_bookkeeping_of_every_earlier_version_is_migrated() {
             let output = projector.clone().arg("status").fail(1).await;
             let reason = "the bookkeeping of tally has version 0, and this program needs 4: run `projector \
                           migrate`";
-            // Where a table is missing, that is said.
+            // The message names a missing table first.
             let missing = "table tally__parked is missing in MySQL: run `projector migrate`";
             assert!(output.contains(reason) || output.contains(missing), "{output}");
 
@@ -64,8 +63,8 @@ async fn the_bookkeeping_of_every_earlier_version_is_migrated() {
     }
 }
 
-/// A migration runs while projectors apply events, those of the version before included: they insert
-/// rows without the columns that it adds.
+/// A migration runs while projectors apply events. Projectors of the previous version are included:
+/// they insert rows without the columns that the migration adds.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_migration_runs_under_running_projectors() {
     Stack::run(async |stack| {
@@ -76,7 +75,7 @@ async fn a_migration_runs_under_running_projectors() {
         projector.clone().arg("migrate").succeed().await;
         let daemon = projector.clone().start_ready().await;
         let _relay = stack.relay().start_ready().await;
-        // As the first version of the projector did.
+        // The first version of the projector inserted such rows.
         run(
             stack,
             "INSERT INTO tally__streams (stream_id, version, previous_version, event_id)
@@ -101,7 +100,7 @@ async fn a_migration_runs_under_running_projectors() {
     .await;
 }
 
-/// A program that is older than the database goes on: a migration only adds.
+/// An older projector works with a newer database, because migrations only add.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_older_projector_works_with_newer_bookkeeping() {
     Stack::run(async |stack| {
@@ -123,13 +122,13 @@ async fn an_older_projector_works_with_newer_bookkeeping() {
     .await;
 }
 
-/// A migrator that dies in the middle of a migration leaves it half done: the next one finishes it.
+/// The next migrator finishes a migration whose migrator died halfway.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_interrupted_migration_is_finished() {
     Stack::run(async |stack| {
         let projector = stack.projector(TALLY);
         projector.clone().arg("migrate").succeed().await;
-        // Of these, the first statement was done, and not the others.
+        // The first statement of each migration was executed, and the others were not.
         run(
             stack,
             "UPDATE tally__migrations SET success = FALSE WHERE version = 3;

@@ -1,4 +1,4 @@
-//! Queues that do not deliver: noticed and repaired.
+//! Queues that do not deliver are detected and repaired.
 
 use std::time::{Duration, Instant};
 
@@ -13,9 +13,9 @@ use url::Url;
 
 use crate::projector::{TALLY, tested, wait_for};
 
-/// After a crash, RabbitMQ can keep a consumer for the active one that is gone: its queue serves nobody,
-/// and only grows. Somebody who takes messages and never settles them looks the same: this one has the
-/// first of five events.
+/// Starts a consumer that receives the first of five events and never settles it. After a crash,
+/// RabbitMQ may keep treating a pre-crash consumer as the single active consumer: its queue delivers
+/// nothing and only grows. To the projector, this consumer looks the same.
 async fn greedy(stack: &Stack, broker: &lapin::Connection) -> lapin::Consumer {
     let channel = broker.create_channel().await.unwrap();
     channel.basic_qos(1, BasicQosOptions::default()).await.unwrap();
@@ -31,7 +31,8 @@ async fn greedy(stack: &Stack, broker: &lapin::Connection) -> lapin::Consumer {
     greedy
 }
 
-/// The queue is deleted and declared again, without anybody's help; its events come from the event store.
+/// The projector deletes a stuck queue and declares it again. The events of the queue come from the event
+/// store.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stuck_queue_is_deleted_and_declared_again() {
     Stack::run(async |stack| {
@@ -44,7 +45,10 @@ async fn a_stuck_queue_is_deleted_and_declared_again() {
             projector.log().contains("it was deleted and is declared again").then_some(())
         })
         .await;
-        assert!(greedy.next().await.is_none(), "the consumer of the old queue is cancelled");
+        assert!(
+            greedy.next().await.is_none(),
+            "the consumer of the deleted queue was not cancelled"
+        );
         wait_for(stack, "order-1", "1,2,3,4,5").await;
         projector.ready().await;
         let healed = "projector_healed_events_total{projection=\"tally\",by=\"sweep\"}";
@@ -52,12 +56,13 @@ async fn a_stuck_queue_is_deleted_and_declared_again() {
         stack.append("order-1", &[tested(&json!(6))]).await;
         wait_for(stack, "order-1", "1,2,3,4,5,6").await;
         let after = projector.metric(healed).await;
-        assert!((after - before).abs() < 0.5, "it came by the queue");
+        assert!((after - before).abs() < 0.5, "the event did not come through the queue");
     })
     .await;
 }
 
-/// Without the right to delete the queue, health names it until the broker serves it again.
+/// Without the right to delete a stuck queue, the projector reports it in its health until the queue
+/// delivers again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stuck_queue_that_may_not_be_deleted_is_reported() {
     Stack::run(async |stack| {
@@ -75,10 +80,10 @@ async fn a_stuck_queue_that_may_not_be_deleted_is_reported() {
             let why = "could not delete the queue: deleting a queue in RabbitMQ failed";
             (status == 503 && body.contains(why) && body.contains("ACCESS_REFUSED")).then_some(())
         };
-        eventually("readiness says so", reported).await;
+        eventually("readiness reports the queue", reported).await;
         let since = Instant::now();
         while since.elapsed() < Duration::from_secs(3) {
-            assert!(reported().await.is_some(), "it says so until something changes");
+            assert!(reported().await.is_some(), "readiness stopped reporting the queue too early");
             sleep(Duration::from_millis(100)).await;
         }
         broker.close(200, "".into()).await.unwrap();
@@ -88,8 +93,8 @@ async fn a_stuck_queue_that_may_not_be_deleted_is_reported() {
     .await;
 }
 
-/// A batch that takes long has all deliveries that may be unsettled, so that no more come. That is not a
-/// queue which serves nobody.
+/// A projector that runs a long batch keeps its queue. The batch holds as many deliveries as the prefetch
+/// limit allows, so no more arrive, although the queue is not stuck.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_busy_instance_keeps_its_queue() {
     Stack::run(async |stack| {
@@ -114,10 +119,10 @@ async fn a_busy_instance_keeps_its_queue() {
                     .unwrap();
             held.as_deref() == Some("[1]")
         };
-        eventually("it is served", async || held().await.then_some(())).await;
-        // Longer than a delivery counts, shorter than a statement waits for a row.
+        eventually("the instance owns its queue", async || held().await.then_some(())).await;
+        // This is longer than the limit for a stuck queue, and shorter than the lock wait of a statement.
         while since.elapsed() < Duration::from_secs(4) {
-            assert!(held().await, "after {:?}", since.elapsed());
+            assert!(held().await, "lost after {:?}", since.elapsed());
             sleep(Duration::from_millis(100)).await;
         }
         transaction.rollback().await.unwrap();
@@ -126,7 +131,8 @@ async fn a_busy_instance_keeps_its_queue() {
     .await;
 }
 
-/// A queue that is not bound any more gets nothing, and nobody tells: only what the sweeper finds.
+/// The projector restores a lost binding. RabbitMQ does not report the loss, and the queue receives no
+/// more messages. The first sign is an event that the sweeper finds.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_binding_is_declared_again() {
     Stack::run(async |stack| {
@@ -135,7 +141,7 @@ async fn a_lost_binding_is_declared_again() {
         let _relay = stack.relay().start_ready().await;
         let channel = stack.amqp().await.create_channel().await.unwrap();
         let (bind, none) = (QueueBindOptions::default(), FieldTable::default);
-        // For somebody else the exchange still has a use.
+        // Another queue keeps the message routable, so the relay reports no error.
         let options = QueueDeclareOptions::durable();
         channel.queue_declare("else".into(), options, none()).await.unwrap();
         let (exchange, key) = ("events", "order.#");
@@ -152,7 +158,7 @@ async fn a_lost_binding_is_declared_again() {
             (daemon.metric(healed).await - before).abs() < 0.5
         };
         let mut number = 1;
-        within(Duration::from_secs(20), "an event comes by the queue", async || {
+        within(Duration::from_secs(20), "an event comes through the queue", async || {
             number += 1;
             by_the_queue(format!("order-{number}")).await.then_some(())
         })

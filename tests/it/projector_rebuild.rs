@@ -1,4 +1,4 @@
-//! Read models that are rebuilt while applications read and write.
+//! Rebuilds while applications read and write.
 
 use std::fs;
 use std::path::PathBuf;
@@ -26,7 +26,7 @@ pub(crate) async fn append_version(stack: &Stack, version: i64) {
     .unwrap();
 }
 
-/// The read model is a sequential fold of `versions` events of each stream.
+/// Waits until the read model is a sequential fold of `versions` events of each stream.
 pub(crate) async fn all_at(stack: &Stack, version: i64) {
     let versions: Vec<String> = (1..=version).map(|version| version.to_string()).collect();
     let versions = versions.join(",");
@@ -70,8 +70,9 @@ pub(crate) async fn with_projection(test: impl AsyncFnOnce(&Stack, &mut Daemon, 
     .await;
 }
 
-/// Twenty rebuilds under writes: readers of single statements see no error and no empty table, and the
-/// result is a sequential fold each time, although rebuilds and projectors are killed.
+/// Goal: rebuilds lose and double no event, and readers see no error and no empty table. Method: twenty
+/// rebuilds under writes, while rebuilds and projectors are killed. After each, the read model must be a
+/// sequential fold.
 #[tokio::test(flavor = "multi_thread")]
 async fn rebuilds_under_load_lose_and_double_nothing() {
     let rounds = std::env::var("TEST_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(6);
@@ -97,8 +98,8 @@ async fn rebuilds_under_load_lose_and_double_nothing() {
                 let rows: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM tally")
                     .fetch_one(&mut mysql)
                     .await
-                    .expect("a reader of one statement sees no error");
-                assert_eq!(rows, STREAMS, "and no empty table");
+                    .expect("a statement of a reader succeeds");
+                assert_eq!(rows, STREAMS, "a reader saw an incomplete table");
                 slowest = slowest.max(begun.elapsed());
                 reads += 1;
                 sleep(Duration::from_millis(2)).await;
@@ -128,8 +129,9 @@ async fn rebuilds_under_load_lose_and_double_nothing() {
     .await;
 }
 
-/// The rebuild dies once at each of its steps; whoever goes on with it, the command or the projector, the
-/// result is right, and events are applied all the time.
+/// Goal: a rebuild that dies leaves either the previous or the new tables in service, and complete.
+/// Method: the rebuild dies once at each of its steps. The command or the projector continues it, and
+/// events are applied all the time.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rebuild_that_dies_at_any_step_leaves_one_generation_whole() {
     with_projection(async |stack, _, _| {
@@ -146,26 +148,29 @@ async fn a_rebuild_that_dies_at_any_step_leaves_one_generation_whole() {
                 append_version(stack, version).await;
                 all_at(stack, version).await;
                 if ended {
-                    assert!(hits > 0, "no rebuild gets to {name}: {output}");
+                    assert!(hits > 0, "no rebuild reaches {name}: {output}");
                     break;
                 }
-                assert!(output.contains(&format!("failpoint: {name}")), "not killed: {output}");
+                assert!(
+                    output.contains(&format!("failpoint: {name}")),
+                    "the rebuild was not killed: {output}"
+                );
                 died.push(place);
                 rebuild.succeed().await;
                 all_at(stack, version).await;
-                // A rebuild gets to the other places once.
+                // A rebuild reaches the other places once.
                 if !name.starts_with("replay::") {
                     break;
                 }
             }
         }
-        println!("{} times: {}", died.len(), died.join(", "));
+        println!("the rebuild died {} times: {}", died.len(), died.join(", "));
     })
     .await;
 }
 
-/// The statement that swaps the tables is on its way when the rebuild dies, and reaches MySQL when another
-/// process has begun to go on: it must not put the tables in service that are just being filled.
+/// A rebuild dies after it has sent the swap, and the statement reaches MySQL when another process already
+/// continues the rebuild. The late swap must not put half-filled tables in service.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_late_swap_is_refused() {
     with_projection(async |stack, projector, _| {
@@ -208,7 +213,7 @@ async fn a_late_swap_is_refused() {
     .await;
 }
 
-/// A projector goes on with a rebuild whose command is gone; `status` shows it meanwhile.
+/// The projector continues a rebuild whose command died. `status` shows the rebuild meanwhile.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_projector_continues_an_interrupted_rebuild() {
     with_projection(async |stack, _, _| {
@@ -221,7 +226,7 @@ async fn a_projector_continues_an_interrupted_rebuild() {
             let (_, output) =
                 rebuild.clone().env("FAILPOINTS", &format!("{step}=return")).try_run().await;
             assert!(output.contains(step), "{output}");
-            eventually("the rebuild is done", async || {
+            eventually("the rebuild has ended", async || {
                 let status = stack.projector(TALLY).args(["status", "--json"]);
                 let status: Value = serde_json::from_str(&status.try_run().await.1).unwrap();
                 (status[0]["rebuild"]["state"] == "done").then_some(())
@@ -233,7 +238,8 @@ async fn a_projector_continues_an_interrupted_rebuild() {
     .await;
 }
 
-/// A second command waits for the first; somebody gives both up, and a new one begins anew.
+/// A rebuild can be cancelled from another terminal. A second command waits for the first, the
+/// cancellation ends both, and a new rebuild starts from the beginning.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rebuild_can_be_cancelled_from_anywhere() {
     with_projection(async |stack, _, _| {
@@ -282,8 +288,8 @@ async fn a_rebuild_can_be_cancelled_from_anywhere() {
     .await;
 }
 
-/// An open transaction that has appended keeps the order of events open: the rebuild says whose it is,
-/// and waits.
+/// A rebuild waits for an open append, because the append may still commit a lower position. It names the
+/// transaction.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rebuild_waits_for_an_open_append_and_names_it() {
     with_projection(async |stack, _, _| {
@@ -318,8 +324,8 @@ async fn a_rebuild_waits_for_an_open_append_and_names_it() {
     .await;
 }
 
-/// A drifted read model is right after a rebuild, and drifted again after a rollback, with all events
-/// since in both.
+/// A rollback restores the previous tables. Method: a rebuild fixes a drifted read model, and a rollback
+/// restores the drift. Both contain all events appended since.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rebuild_can_be_rolled_back() {
     with_projection(async |stack, _, _| {
@@ -342,7 +348,7 @@ async fn a_rebuild_can_be_rolled_back() {
             let read = "SELECT CAST(total * 100 AS SIGNED) FROM tally WHERE stream_id = 'order-5'";
             sqlx::query_scalar::<_, i64>(read).fetch_one(&mut stack.mysql().await).await.unwrap()
         };
-        eventually("the old rows are back, with what came since", async || {
+        eventually("the previous rows are back, with all later events", async || {
             (total().await == 125 * 5 * 3 + 100).then_some(())
         })
         .await;
@@ -354,7 +360,7 @@ async fn a_rebuild_can_be_rolled_back() {
     .await;
 }
 
-/// Who reads a table for long holds up the swap, and nobody else for long.
+/// A long-running reader delays the swap, but delays no other reader for long.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_long_reader_delays_only_the_swap() {
     with_projection(async |stack, _, _| {
@@ -383,7 +389,7 @@ async fn a_long_reader_delays_only_the_swap() {
         };
         let (output, slowest) = tokio::join!(rebuild.succeed(), reading);
         assert!(output.contains("a reader holds a table"), "{output}");
-        println!("the slowest of the other readers: {slowest:?}");
+        println!("slowest of the other readers: {slowest:?}");
         assert!(slowest < Duration::from_secs(2));
         append_version(stack, 3).await;
         all_at(stack, 3).await;
@@ -391,7 +397,8 @@ async fn a_long_reader_delays_only_the_swap() {
     .await;
 }
 
-/// New files: what runs with the old ones stops, and what starts with the new ones goes on.
+/// After a rebuild from changed files, a projector with the previous files stops, and a projector with the
+/// new files continues.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_changed_definition_is_rebuilt() {
     with_projection(async |stack, projector, _| {
@@ -423,12 +430,12 @@ async fn a_changed_definition_is_rebuilt() {
         );
         other.terminate().await;
         let rebuild = changed.clone().args(["rebuild", "tally"]);
-        // It dies when the tables are swapped, and nobody knows that yet: the old handlers must not
-        // touch the new tables.
+        // The rebuild dies right after the swap, before any projector notices it. The previous handlers
+        // must not change the new tables.
         let dying = rebuild.clone().env("FAILPOINTS", "rebuild::swapped=return");
         assert!(dying.try_run().await.1.contains("failpoint: rebuild::swapped"));
         append_version(stack, 2).await;
-        eventually("the old instance says that a rebuild must be ended", async || {
+        eventually("the old instance reports that a rebuild must end first", async || {
             let (status, body) = projector.get("/readyz").await?;
             (status == 503 && body.contains("was interrupted after it had put other tables"))
                 .then_some(())
@@ -437,9 +444,9 @@ async fn a_changed_definition_is_rebuilt() {
         let applied = "SELECT CAST(SUM(applied) AS SIGNED) FROM tally";
         let applied: i64 =
             sqlx::query_scalar(applied).fetch_one(&mut stack.mysql().await).await.unwrap();
-        assert_eq!(applied, STREAMS, "nothing is applied by the old handlers");
+        assert_eq!(applied, STREAMS, "the previous handlers applied an event");
         rebuild.succeed().await;
-        eventually("the old instance says why it stopped", async || {
+        eventually("the old instance reports why it stopped", async || {
             let (status, body) = projector.get("/readyz").await?;
             (status == 503 && body.contains("was rebuilt from other files than this program has"))
                 .then_some(())
@@ -462,13 +469,13 @@ async fn a_changed_definition_is_rebuilt() {
     .await;
 }
 
-/// A retry that is under way while a rebuild from other files swaps the tables must not go on with its
-/// handlers: they are not for the new tables.
+/// A retry must stop when a rebuild from other files swaps the tables meanwhile. Its handlers do not fit
+/// the new tables.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_retry_does_not_apply_previous_handlers_to_a_rebuilt_read_model() {
     const PARKED: i64 = 200;
     Stack::run(async |stack| {
-        // Version 1 of the handler counts one step per event, version 2 ten.
+        // Version 1 of the handler adds 1 for each event, version 2 adds 10.
         let [first, second] = ["one", "ten"].map(|name| stack.folder().join(name));
         for (folder, steps) in [(&first, 1), (&second, 10)] {
             let to = folder.join("steps");
@@ -489,7 +496,7 @@ async fn a_retry_does_not_apply_previous_handlers_to_a_rebuilt_read_model() {
         let first = first.env("PROJECTOR__PROJECTOR__STORM_PERCENT", "100");
         let mut daemon = first.clone().start_ready().await;
         let _relay = stack.relay().start_ready().await;
-        // A constraint that nothing fulfils parks all streams.
+        // No event satisfies this constraint, so all streams are parked.
         let events = "INSERT INTO events (event_id, stream_id, stream_version, event_type, data)
             SELECT gen_random_uuid(), 'order-' || s, v, 'Tested', '{\"n\": 1}'
             FROM generate_series(1, $1) s, generate_series(1, 2) v ORDER BY v, s";
@@ -508,11 +515,14 @@ async fn a_retry_does_not_apply_previous_handlers_to_a_rebuilt_read_model() {
         let unlock = "ALTER TABLE steps DROP CHECK nothing";
         stack.mysql().await.execute(unlock).await.unwrap();
 
-        // Slow enough to be under way at the swap.
+        // The delay keeps the retry running until the swap.
         let retry = first.clone().env("FAILPOINTS", "parked::before-batch=sleep(20)");
         let retry = retry.args(["parked", "retry", "steps", "--all"]);
         let rebuild = async {
-            eventually("some go on", async || (parked().await < PARKED - 10).then_some(())).await;
+            eventually("some streams are retried", async || {
+                (parked().await < PARKED - 10).then_some(())
+            })
+            .await;
             second.clone().args(["rebuild", "start", "steps", "--allow-parked"]).succeed().await
         };
         let ((ended, output), _) = tokio::join!(retry.try_run(), rebuild);

@@ -1,4 +1,4 @@
-//! Several projectors on one projection.
+//! Several projectors of one projection.
 
 use std::env;
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ const SPREAD: &str = "tests/projections/spread";
 const SHARED: &str = "tests/projections/shared";
 const PARTITIONS: usize = 8;
 
-/// How many events a test has; more when somebody asks for it.
+/// The number of events of a test. `TEST_EVENTS` overrides it.
 fn events(default: usize) -> usize {
     env::var("TEST_EVENTS").ok().and_then(|number| number.parse().ok()).unwrap_or(default)
 }
@@ -26,7 +26,7 @@ async fn status(stack: &Stack, folder: &str) -> Value {
     status[0].clone()
 }
 
-/// Waits until each of so many instances is delivered its even share of the queues.
+/// Waits until each of this number of instances receives an even share of the queues.
 async fn evenly_spread(stack: &Stack, instances: usize) -> Duration {
     let begun = Instant::now();
     within(Duration::from_secs(20), &format!("{instances} share the queues"), async || {
@@ -43,7 +43,7 @@ async fn evenly_spread(stack: &Stack, instances: usize) -> Duration {
     begun.elapsed()
 }
 
-/// Every stream was applied from its first to its last version, each once and in order.
+/// Asserts that all versions of every stream were applied once and in order.
 async fn all_in_order(stack: &Stack, streams: usize, versions: usize) {
     let wanted: Vec<String> = (1..=versions).map(|version| version.to_string()).collect();
     within(Duration::from_mins(4), "everything is applied", async || {
@@ -60,10 +60,15 @@ async fn all_in_order(stack: &Stack, streams: usize, versions: usize) {
         .fetch_one(&mut stack.mysql().await)
         .await
         .unwrap();
-    assert_eq!(right, i64::try_from(streams).unwrap(), "streams from 1 to {versions}, in order");
+    assert_eq!(
+        right,
+        i64::try_from(streams).unwrap(),
+        "not every stream has the versions 1 to {versions} in order"
+    );
 }
 
-/// Instances join, leave and are killed while events arrive all the time.
+/// Instances share the load evenly, and no event is lost or doubled. Method: instances join, leave and are
+/// killed while events arrive.
 #[tokio::test(flavor = "multi_thread")]
 async fn instances_come_and_go_and_share_the_load() {
     let rounds = events(40_000) / 1_000;
@@ -107,7 +112,8 @@ async fn instances_come_and_go_and_share_the_load() {
     .await;
 }
 
-/// Another number of queues: the old ones are emptied, and nothing is lost while events arrive.
+/// The number of partitions changes while events arrive. The old queues are emptied and deleted, and no
+/// event is lost.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_number_of_partitions_can_be_changed() {
     Stack::run(async |stack| {
@@ -141,7 +147,7 @@ async fn the_number_of_partitions_can_be_changed() {
         let wanted: Vec<String> =
             (1..=8).map(|number| format!("projector.spread.{number}of8")).collect();
         assert_eq!(names[..8], wanted, "{names:?}");
-        assert_eq!(names[8..], ["projector.spread.dead"], "the old ones are gone");
+        assert_eq!(names[8..], ["projector.spread.dead"], "old queues are left");
     })
     .await;
 }
@@ -157,8 +163,8 @@ async fn fill_version(stack: &Stack, version: i64) {
     .unwrap();
 }
 
-/// Eight writers that change the same few rows, by several statements: no deadlock, since one batch
-/// works at a time.
+/// Eight writers change the same few rows with several statements each. There is no deadlock, because
+/// only one batch runs at a time.
 #[tokio::test(flavor = "multi_thread")]
 async fn writers_of_the_same_rows_never_deadlock() {
     let count = events(20_000);
@@ -186,7 +192,7 @@ async fn writers_of_the_same_rows_never_deadlock() {
         let mut batches = 0.0;
         for daemon in &daemons {
             let lost = daemon.metric("projector_connection_losses_total{server=\"mysql\"}").await;
-            assert!(lost < 0.5, "{lost} batches were tried again: {}", daemon.log());
+            assert!(lost < 0.5, "{lost} batches were repeated: {}", daemon.log());
             batches += daemon.metric("projector_batch_duration_seconds_count{projection=\"shared\"}").await;
         }
         println!("{batches} batches of {count} events, no deadlock");
@@ -206,7 +212,7 @@ async fn writers_of_the_same_rows_never_deadlock() {
     .await;
 }
 
-/// What an application waits for before it reads what it wrote.
+/// An application can wait until a read model contains its event, and so reads its own writes.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_application_can_wait_for_its_event() {
     Stack::run(async |stack| {
@@ -222,9 +228,13 @@ async fn an_application_can_wait_for_its_event() {
             format!("/v1/projections/{name}/wait?event_id={id}&timeout=300ms")
         };
         let (code, body) = daemon.get(&path("spread", &id)).await.unwrap();
-        assert_eq!((code, body.trim()), (504, "{\"applied\":false}"), "nothing publishes it");
+        assert_eq!(
+            (code, body.trim()),
+            (504, "{\"applied\":false}"),
+            "no relay publishes the event yet"
+        );
         let _relay = stack.relay().start_ready().await;
-        eventually("it is applied", async || {
+        eventually("the event is applied", async || {
             let (code, _) = daemon.get(&path("spread", &id)).await?;
             (code == 200).then_some(())
         })
@@ -235,7 +245,7 @@ async fn an_application_can_wait_for_its_event() {
     .await;
 }
 
-/// Those who wait leave room for those who look after the daemon.
+/// Waiting requests must not occupy all connections: health and metrics must still answer.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_number_of_waiting_requests_is_limited() {
     Stack::run(async |stack| {

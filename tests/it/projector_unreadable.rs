@@ -1,17 +1,17 @@
-//! Messages that the client library cannot read, but RabbitMQ passes on.
+//! Messages that RabbitMQ delivers and the client library cannot read.
 
 use harness::{Raw, Stack};
 use serde_json::json;
 
 use crate::projector::{TALLY, dead_letters, tested, wait_for};
 
-/// It becomes a dead letter, as any message that is not an event, and holds up nobody: lapin would end the
-/// connection, or the process, each time it is delivered.
+/// An unreadable message becomes a dead letter, like any message that is not an event, and delays no other
+/// message. lapin alone would end the connection or the process at each delivery.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_that_the_client_library_cannot_read_is_dead_lettered() {
     // With a message id, and a type in ISO-8859-1.
     let kind = b"\x00\xa0\x24018c2c1e-7d4d-7a3b-9f52-8f1f3a3c2b10\x09Best\xe4tigt";
-    // Arrays in arrays, for which lapin's parser needs more stack than there is.
+    // The nested arrays overflow the stack of lapin's parser.
     let levels = 12_000_u32;
     let mut deep = (levels * 5 + 3).to_be_bytes().to_vec();
     deep.extend(b"\x01a");
@@ -25,7 +25,7 @@ async fn a_message_that_the_client_library_cannot_read_is_dead_lettered() {
     let messages = [
         Raw { properties: kind, ..good() },
         Raw { routing_key: b"order.Best\xe4tigt", ..good() },
-        // A header's name.
+        // The name of a header.
         Raw { properties: b"\x20\x00\x00\x00\x00\x04\x02\xe4\xe4V", ..good() },
         Raw { properties: &deep, ..good() },
     ];

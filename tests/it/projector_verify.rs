@@ -1,4 +1,4 @@
-//! Whether read models are right, and what a rebuild would do.
+//! `verify`, `reconcile`, and rebuilds of single streams and as a dry run.
 
 use std::fs;
 use std::time::Duration;
@@ -11,10 +11,10 @@ use tokio::time::sleep;
 use crate::projector::TALLY;
 use crate::projector_rebuild::{STREAMS, all_at, append_version, drop_databases, with_projection};
 
-/// Every row of it belongs to one stream.
+/// A projection in which every row belongs to one stream.
 const SPREAD: &str = "tests/projections/spread";
 
-/// Drift made by hand is found, exactly that, while events arrive; and repaired.
+/// `verify` finds and repairs exactly the rows that the test has changed by hand, while events arrive.
 #[tokio::test(flavor = "multi_thread")]
 async fn verify_finds_and_repairs_drift_and_nothing_else() {
     with_projection(async |stack, _, _| {
@@ -67,13 +67,13 @@ async fn verify_finds_and_repairs_drift_and_nothing_else() {
     .await;
 }
 
-/// Bookkeeping that does not fit the event store is found, and named.
+/// `verify` names every stream whose bookkeeping contradicts the event store.
 #[tokio::test(flavor = "multi_thread")]
 async fn bookkeeping_that_contradicts_the_event_store_is_named() {
     with_projection(async |stack, projector, _| {
         append_version(stack, 1).await;
         all_at(stack, 1).await;
-        eventually("the sweeper has looked", async || {
+        eventually("the sweeper has checked all events", async || {
             (projector.metric("projector_checkpoint_position{projection=\"tally\"}").await >= 100.0)
                 .then_some(())
         })
@@ -115,8 +115,8 @@ async fn spread_at(stack: &Stack, version: i64) {
     .await;
 }
 
-/// A comparison that has to wait for a transaction that has appended keeps its connections: with
-/// `TEST_SECONDS=70`, for longer than MySQL lets them be idle.
+/// `verify` waits for an open append and keeps its connections meanwhile. With `TEST_SECONDS=70` it waits
+/// longer than MySQL keeps idle connections.
 #[tokio::test(flavor = "multi_thread")]
 async fn verify_waits_for_an_open_append() {
     Stack::run(async |stack| {
@@ -144,7 +144,7 @@ async fn verify_waits_for_an_open_append() {
     .await;
 }
 
-/// Single streams are folded anew where they are, and looked at alone.
+/// Single streams can be rebuilt in the tables in service, and verified alone.
 #[tokio::test(flavor = "multi_thread")]
 async fn single_streams_are_rebuilt_in_place_and_verified() {
     Stack::run(async |stack| {
@@ -198,7 +198,7 @@ async fn single_streams_are_rebuilt_in_place_and_verified() {
     .await;
 }
 
-/// Rows that many streams feed cannot be folded for one of them.
+/// A row that several streams change cannot be rebuilt from one of them.
 #[tokio::test(flavor = "multi_thread")]
 async fn streams_that_share_rows_are_not_rebuilt_alone() {
     with_projection(async |stack, _, _| {
@@ -218,7 +218,7 @@ async fn streams_that_share_rows_are_not_rebuilt_alone() {
     .await;
 }
 
-/// What a rebuild would do is output, and nothing is done.
+/// A dry run reports the effect of a rebuild, and changes nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dry_run_reports_the_effect_of_a_rebuild() {
     with_projection(async |stack, projector, _| {
@@ -251,31 +251,31 @@ async fn a_dry_run_reports_the_effect_of_a_rebuild() {
     .await;
 }
 
-/// What was appended is compared with what was published and applied.
+/// `reconcile` compares the appended events with the published and the applied ones.
 #[tokio::test(flavor = "multi_thread")]
 async fn reconcile_accounts_for_every_event() {
     with_projection(async |stack, projector, relay| {
         append_version(stack, 1).await;
         all_at(stack, 1).await;
-        let audit = async || {
+        let reconcile = async || {
             let arguments = ["audit", "tally", "--grace", "0s", "--bucket", "365days", "--json"];
             let (nothing_missing, text) = stack.projector(TALLY).args(arguments).try_run().await;
-            let audit = serde_json::from_str::<Value>(&text).unwrap()[0].clone();
-            let line = &audit["lines"][0];
+            let report = serde_json::from_str::<Value>(&text).unwrap()[0].clone();
+            let line = &report["lines"][0];
             let counts = ["appended", "published", "applied", "parked", "missing"]
                 .map(|name| line[name].as_i64().unwrap());
             assert_eq!(nothing_missing, counts[4] == 0);
-            (counts, audit)
+            (counts, report)
         };
-        // A row of the outbox is marked after its event may have been applied.
-        eventually("all is published", async || {
-            (audit().await.0 == [100, 100, 100, 0, 0]).then_some(())
+        // The relay may mark a row only after the event is applied, so the test waits.
+        eventually("all events are published", async || {
+            (reconcile().await.0 == [100, 100, 100, 0, 0]).then_some(())
         })
         .await;
 
         stack.append("order-1", &[event("Tested", &json!({ "m": 1 }))]).await;
         eventually("the stream is parked", async || {
-            (audit().await.0 == [101, 101, 100, 1, 0]).then_some(())
+            (reconcile().await.0 == [101, 101, 100, 1, 0]).then_some(())
         })
         .await;
 
@@ -283,11 +283,11 @@ async fn reconcile_accounts_for_every_event() {
         projector.terminate().await;
         let late = stack.append("order-2", &[event("Tested", &json!({ "n": 1 }))]).await;
         assert_eq!(late, 2);
-        assert_eq!(audit().await.0, [102, 101, 100, 1, 0], "one is not published");
+        assert_eq!(reconcile().await.0, [102, 101, 100, 1, 0], "one event is not published");
         relay.restart();
-        let lost = eventually("it is published, and nobody applies it", async || {
-            let (counts, audit) = audit().await;
-            (counts == [102, 102, 100, 1, 1]).then_some(audit)
+        let lost = eventually("the event is published and not applied", async || {
+            let (counts, report) = reconcile().await;
+            (counts == [102, 102, 100, 1, 1]).then_some(report)
         })
         .await;
         assert_eq!(lost["missing"][0]["stream_id"], "order-2");
@@ -295,8 +295,8 @@ async fn reconcile_accounts_for_every_event() {
         let output = stack.projector(TALLY).args(["audit", "--grace", "0s"]).fail(1).await;
         assert!(output.contains("version 2 of order-2"), "{output}");
         projector.restart();
-        eventually("it is applied", async || {
-            (audit().await.0 == [102, 102, 101, 1, 0]).then_some(())
+        eventually("the event is applied", async || {
+            (reconcile().await.0 == [102, 102, 101, 1, 0]).then_some(())
         })
         .await;
     })

@@ -36,7 +36,7 @@ pub(crate) async fn unprocessed(stack: &Stack) -> i64 {
 }
 
 pub(crate) async fn all_processed(stack: &Stack) {
-    eventually("everything is processed", async || (unprocessed(stack).await == 0).then_some(()))
+    eventually("every event is processed", async || (unprocessed(stack).await == 0).then_some(()))
         .await;
 }
 
@@ -50,7 +50,7 @@ async fn a_committed_event_is_published_and_marked() {
         let versions: Vec<_> = seen.iter().map(|m| (m.stream_id.as_str(), m.version)).collect();
         assert_eq!(versions, [("order-1", 1), ("order-1", 2)]);
         all_processed(stack).await;
-        eventually("the metric counts them", async || {
+        eventually("the metric counts the events", async || {
             (relay.metric(CONFIRMED).await > 1.0).then_some(())
         })
         .await;
@@ -58,7 +58,8 @@ async fn a_committed_event_is_published_and_marked() {
     .await;
 }
 
-/// E11: with locks on single rows, up to a fifth of the events are out of order. With lanes, none is.
+/// E11: four relays publish each stream in order. With locks on single rows, up to a fifth of the events
+/// are out of order. With lanes, none is.
 #[tokio::test(flavor = "multi_thread")]
 async fn e11_four_relays_publish_each_stream_in_order_and_once() {
     Stack::run(async |stack| {
@@ -70,7 +71,10 @@ async fn e11_four_relays_publish_each_stream_in_order_and_once() {
         assert_eq!(Tap::inversions_of_first_copies(&seen), 0);
         assert_eq!(tap.seen().len(), 20_000, "no duplicates without a fault");
         let busy = join_all(relays.iter().map(|relay| relay.metric(CONFIRMED))).await;
-        assert!(busy.iter().filter(|count| **count > 0.0).count() > 1, "{busy:?} shared the work");
+        assert!(
+            busy.iter().filter(|count| **count > 0.0).count() > 1,
+            "one relay published everything: {busy:?}"
+        );
     })
     .await;
 }
@@ -101,7 +105,7 @@ async fn an_event_without_a_queue_waits_for_one_and_holds_only_its_stream() {
     Stack::run(async |stack| {
         let relay = stack.relay().start_ready().await;
         stack.append("order-1", &[event("A", &json!({})), event("B", &json!({}))]).await;
-        eventually("the relay has tried", async || {
+        eventually("the relay has recorded the error", async || {
             (relay.metric(RETURNED).await > 0.0).then_some(())
         })
         .await;
@@ -112,7 +116,7 @@ async fn an_event_without_a_queue_waits_for_one_and_holds_only_its_stream() {
             .unwrap();
         assert!(error.starts_with("no queue is bound for routing key order.A"), "{error}");
 
-        // A later event of the stream is not published before the first.
+        // A later event of the stream waits for the first.
         stack.append("order-1", &[event("C", &json!({}))]).await;
         let tap = Tap::open(stack).await;
         let seen = tap.wait_for(3).await;
@@ -127,12 +131,12 @@ async fn an_event_without_a_queue_waits_for_one_and_holds_only_its_stream() {
     .await;
 }
 
-/// Events without a queue must not delay events of other streams.
+/// Streams that wait for a queue must not delay other streams.
 #[tokio::test(flavor = "multi_thread")]
 async fn waiting_streams_do_not_delay_others() {
     Stack::run(async |stack| {
         let mut connection = stack.postgres().await;
-        // More waiting streams in each lane than fit into a batch.
+        // Each lane has more waiting streams than a batch can hold.
         connection
             .execute(
                 "INSERT INTO events (event_id, stream_id, stream_version, event_type, data)
@@ -198,7 +202,7 @@ async fn an_event_that_is_too_large_holds_only_its_stream() {
         assert!(error.contains("and 4000 are allowed"), "{error}");
         assert_eq!(unprocessed(stack).await, 2);
 
-        // With a larger limit the stream continues, in order.
+        // With a larger limit the stream continues in order.
         relay.terminate().await;
         let _relay = stack.relay().start_ready().await;
         let seen = tap.wait_for(4).await;
@@ -231,7 +235,7 @@ async fn rolled_back_events_are_never_published() {
     .await;
 }
 
-/// Rows that an application without an event store inserts into the outbox.
+/// The relay publishes a row that an application without an event store inserts into the outbox.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_plain_integration_event_is_published() {
     Stack::run(async |stack| {
@@ -276,7 +280,7 @@ async fn the_relay_recovers_from_each_outage() {
             .relay()
             .env("EVENT_STORE_URL", &postgres_url)
             .env("AMQP_URL", &amqp_url)
-            // So that a silent server is detected soon.
+            // Short timeouts detect a silent server soon.
             .env("OUTBOX_RELAY__POSTGRES__STATEMENT_TIMEOUT", "1s")
             .env("OUTBOX_RELAY__RELAY__CONFIRM_TIMEOUT", "2s")
             .start_ready()
@@ -286,7 +290,7 @@ async fn the_relay_recovers_from_each_outage() {
             for mode in [Mode::Reset, Mode::BlackHole] {
                 proxy.set(mode);
                 fill_more(stack, &mut expected).await;
-                eventually("the outage shows", async || {
+                eventually("readiness reports the outage", async || {
                     let (status, body) = relay.get("/readyz").await?;
                     let report: serde_json::Value = serde_json::from_str(&body).ok()?;
                     let component = &report["components"][component];
@@ -344,7 +348,7 @@ async fn sigterm_ends_the_relay_in_time_in_every_state() {
     .await;
 }
 
-/// A relay that is stopped marks the confirmed events: there are no duplicates without a fault.
+/// A stopping relay marks the confirmed events, so a restart publishes no duplicates.
 #[tokio::test(flavor = "multi_thread")]
 async fn sigterm_makes_no_duplicates() {
     Stack::run(async |stack| {

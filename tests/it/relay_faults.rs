@@ -1,5 +1,5 @@
-//! Faults of the servers and of the network: afterwards the relay has published everything in order,
-//! without any intervention.
+//! Faults of the servers and the network. After each, the relay has published everything in order without
+//! help.
 
 use std::time::{Duration, Instant};
 
@@ -13,11 +13,11 @@ use tokio::time::sleep;
 
 use crate::relay::{all_processed, fill, unprocessed};
 
-/// How soon after an outage the relay must publish again. Measured: well below 5 s. The rest allows for
-/// a busy machine.
+/// The relay must publish again within this time after an outage. Measured times are well below 5 s. The
+/// rest allows for a busy machine.
 const RECOVERY_LIMIT: Duration = Duration::from_secs(10);
 
-/// A relay that reaches each server through a proxy, and detects a silent server soon.
+/// A relay that reaches each server through a proxy and detects a silent server soon.
 struct Disturbed {
     postgres: Proxy,
     rabbitmq: Proxy,
@@ -37,7 +37,7 @@ impl Disturbed {
             .env("AMQP_URL", &amqp_url)
             .env("OUTBOX_RELAY__POSTGRES__STATEMENT_TIMEOUT", "1s")
             .env("OUTBOX_RELAY__RELAY__CONFIRM_TIMEOUT", "2s")
-            // The default, because the recovery time is measured.
+            // The default value, because the test measures the recovery time.
             .env("OUTBOX_RELAY__RELAY__RECONNECT_MAX", "4s")
             .start_ready()
             .await;
@@ -72,7 +72,7 @@ impl Disturbed {
             .fetch_one(&mut stack.postgres().await)
             .await
             .unwrap();
-        assert_eq!(holds, 0, "an outage is no fault of an event");
+        assert_eq!(holds, 0, "an outage must hold no stream");
     }
 
     async fn says_that_it_fails(&self, component: &str) {
@@ -114,20 +114,24 @@ async fn slow_and_sliced_connections() {
         for mode in [Mode::Latency(Duration::from_millis(50)), Mode::Slice(7)] {
             disturbed.postgres.set(mode);
             disturbed.rabbitmq.set(mode);
-            // Also on new connections.
+            // New connections are slow, too.
             disturbed.append(stack).await;
             disturbed.tap.wait_for(disturbed.expected).await;
             disturbed.relay.ready().await;
         }
         disturbed.postgres.set(Mode::Pass);
         disturbed.rabbitmq.set(Mode::Pass);
-        assert_eq!(disturbed.tap.seen().len(), disturbed.expected, "slow is no fault");
+        assert_eq!(
+            disturbed.tap.seen().len(),
+            disturbed.expected,
+            "a slow connection must cause no duplicates"
+        );
         disturbed.finish(stack).await;
     })
     .await;
 }
 
-/// The connection ends at moments after which the effect of the last statement is unknown.
+/// The connection ends at a COMMIT or at a confirm, so the relay does not know the outcome.
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_cut_at_commit_and_at_a_confirm() {
     Stack::run(async |stack| {
@@ -159,7 +163,7 @@ async fn the_broker_closes_its_connections_and_loses_queues_and_bindings() {
         disturbed.append(stack).await;
         disturbed.recovered("start").await;
 
-        // All connections except the test's own.
+        // These are all connections except the test's.
         let path = format!("vhosts/{}/connections", stack.name());
         let relays = eventually("the connections are listed", async || {
             let all = stack.manage("GET", &path, &Value::Null).await;
@@ -196,7 +200,7 @@ async fn the_broker_closes_its_connections_and_loses_queues_and_bindings() {
             .unwrap();
         disturbed.recovered("binding removed").await;
 
-        // The tap was lost with its queue. Open another.
+        // The first tap lost its queue.
         all_processed(stack).await;
         channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await.unwrap();
         stack.append("order-99", &[event("A", &json!({}))]).await;
@@ -214,7 +218,7 @@ async fn the_broker_closes_its_connections_and_loses_queues_and_bindings() {
     .await;
 }
 
-/// PostgreSQL ends the relay's connections, and accepts no writes for a while.
+/// PostgreSQL ends the relay's connections, and refuses writes for a while.
 #[tokio::test(flavor = "multi_thread")]
 async fn postgresql_ends_connections_and_turns_read_only() {
     Stack::run(async |stack| {
@@ -245,7 +249,7 @@ async fn postgresql_ends_connections_and_turns_read_only() {
             )
             .await
             .unwrap();
-        eventually("readiness says why", async || {
+        eventually("readiness names the reason", async || {
             let (status, body) = disturbed.relay.get("/readyz").await?;
             (status == 503 && body.contains("is a standby or read-only")).then_some(())
         })
@@ -273,7 +277,7 @@ async fn sigterm_always_ends_the_relay_in_time() {
         let states: Vec<_> =
             modes.iter().flat_map(|first| modes.map(|second| (*first, second))).collect();
         let mut slowest = Duration::ZERO;
-        // A few at a time, each behind proxies of its own.
+        // A few relays run at a time, each with its own proxies.
         for group in [&states[..], &states[..]].concat().chunks(5) {
             let ends = group.iter().map(async |(postgres_mode, rabbitmq_mode)| {
                 let (postgres, postgres_url) = Proxy::before(&stack.postgres_url).await;
@@ -300,17 +304,17 @@ async fn sigterm_always_ends_the_relay_in_time() {
     .await;
 }
 
-/// A pooler in transaction mode loses session state and prepared statements between transactions.
+/// The relay works through a pooler that loses session state and prepared statements between transactions.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_relay_works_through_a_pooler_in_transaction_mode() {
     Stack::run(async |stack| {
         let Some((_pooler, url)) = harness::PgBouncer::before(stack).await else {
-            println!("SKIPPED: PGBOUNCER names no program");
+            println!("SKIPPED: PGBOUNCER does not name a program");
             return;
         };
         let tap = Tap::open(stack).await;
         let relay = stack.relay().env("EVENT_STORE_URL", &url);
-        // The listener connects directly.
+        // The listener connects to the server directly.
         let relay = relay
             .env("OUTBOX_RELAY__RELAY__NOTIFY", "true")
             .env("OUTBOX_RELAY__POSTGRES__LISTEN_URL", &stack.postgres_url);

@@ -19,15 +19,15 @@ const WRITERS: u64 = 12;
 const BATCH: usize = 500;
 const WORKERS: usize = 4;
 
-/// Appends to streams, more often to those with low numbers, with delays before the commit and with
-/// rollbacks. Returns how many events were committed.
+/// Appends to streams, most often to those with low numbers. Some transactions wait before the commit, and
+/// some are rolled back. Returns the number of committed events.
 async fn write_hostile(stack: &Stack, seed: u64, events: usize) -> usize {
     let mut random = StdRng::seed_from_u64(seed);
     let mut connection = stack.postgres().await;
     let mut committed = 0;
     while committed < events {
         let mut transaction = connection.begin().await.unwrap();
-        // One stream per transaction, so that writers cannot deadlock.
+        // Each transaction has one stream, so writers cannot deadlock.
         let part: f64 = random.random();
         let stream = f64::from(STREAMS).powf(part).floor();
         let count = random.random_range(1..=40);
@@ -58,7 +58,7 @@ async fn relays(stack: &Stack) -> Vec<Daemon> {
     join_all((0..4).map(async |_| relay.start_ready().await)).await
 }
 
-/// Checks that exactly the committed events of the event store were published.
+/// Asserts that exactly the committed events were published.
 async fn compare_ids(stack: &Stack, tap: &Tap) {
     let stored: Vec<String> = sqlx::query_scalar("SELECT event_id::text FROM events")
         .fetch_all(&mut stack.postgres().await)
@@ -66,7 +66,11 @@ async fn compare_ids(stack: &Stack, tap: &Tap) {
         .unwrap();
     let stored: HashSet<String> = stored.into_iter().collect();
     let seen: HashSet<String> = tap.seen().into_iter().map(|message| message.event_id).collect();
-    assert_eq!(seen.difference(&stored).count(), 0, "of rolled-back transactions");
+    assert_eq!(
+        seen.difference(&stored).count(),
+        0,
+        "events of rolled-back transactions were published"
+    );
     assert_eq!(stored.difference(&seen).count(), 0, "lost");
 }
 
@@ -122,7 +126,7 @@ async fn a_relay_killed_every_second_loses_nothing() {
     .await;
 }
 
-/// A relay that is frozen during a batch loses its lanes. When it continues, it changes nothing in the
+/// A relay that freezes during a batch loses its lanes. When it continues, it changes nothing in the
 /// outbox.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_frozen_relay_loses_its_lanes_and_marks_nothing_later() {
@@ -140,7 +144,7 @@ async fn a_frozen_relay_loses_its_lanes_and_marks_nothing_later() {
         let claims = "SELECT count(*) FROM pg_stat_activity
                       WHERE application_name = 'outbox-relay worker'
                         AND datname = current_database() AND state = 'idle in transaction'";
-        let claimed = eventually("it has claimed lanes", async || {
+        let claimed = eventually("the relay has claimed lanes", async || {
             let claimed: i64 =
                 sqlx::query_scalar(claims).fetch_one(&mut stack.postgres().await).await.unwrap();
             (claimed > 0).then_some(claimed)
@@ -168,7 +172,11 @@ async fn a_frozen_relay_loses_its_lanes_and_marks_nothing_later() {
         stack.append("order-51", &[event("A", &json!({}))]).await;
         tap.wait_for(1_001).await;
         all_processed(stack).await;
-        assert_eq!(marks().await[..1_000], before[..], "the zombie marked rows that it had lost");
+        assert_eq!(
+            marks().await[..1_000],
+            before[..],
+            "the frozen relay marked rows of lost lanes"
+        );
     })
     .await;
 }

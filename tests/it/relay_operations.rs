@@ -15,7 +15,7 @@ async fn count(stack: &Stack, sql: &'static str) -> i64 {
     sqlx::query_scalar(sql).fetch_one(&mut stack.postgres().await).await.unwrap()
 }
 
-/// Commands for operators need PostgreSQL only.
+/// Operator commands need only PostgreSQL.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_status_needs_no_broker() {
     Stack::run(async |stack| {
@@ -86,13 +86,15 @@ async fn an_event_missing_from_the_outbox_is_found_and_published_again() {
         let output: Value = serde_json::from_str(&reconcile.succeed().await).unwrap();
         assert_eq!([&output["events"], &output["processed"], &output["missing"]], [50, 50, 0]);
 
-        // Republish again, selected by type and position, at a limited rate.
+        // A second republish selects events by type and position, at a limited rate.
         let again = stack.relay().arg("republish").arg("--type").arg("Tested");
         let again = again.arg("--after").arg("10").arg("--rate").arg("100").arg("--json");
         let output: Value = serde_json::from_str(&again.succeed().await).unwrap();
         assert_eq!(output["events"], 40);
-        eventually("they are on the wire again", async || (tap.seen().len() == 90).then_some(()))
-            .await;
+        eventually("the events are published again", async || {
+            (tap.seen().len() == 90).then_some(())
+        })
+        .await;
         let audited = "SELECT count(*) FROM outbox_audit WHERE action = 'republish'";
         assert_eq!(count(stack, audited).await, 2);
     })
@@ -105,7 +107,7 @@ async fn published_rows_are_deleted_after_their_retention() {
         let tap = Tap::open(stack).await;
         let retention = |text: &str| stack.relay().env("OUTBOX_RELAY__RELAY__RETENTION", text);
         let mut relay = retention("1h").start_ready().await;
-        // More than a page of the cleaner.
+        // These are more rows than a page of the cleaner.
         fill(stack, "order", 500, 6).await;
         tap.wait_for(3_000).await;
         all_processed(stack).await;
@@ -118,7 +120,7 @@ async fn published_rows_are_deleted_after_their_retention() {
             .await
             .unwrap();
         let mut relay = retention("1s").start_ready().await;
-        eventually("only what waits is left", async || {
+        eventually("only unprocessed rows are left", async || {
             (count(stack, "SELECT count(*) FROM outbox").await == 1).then_some(())
         })
         .await;
@@ -128,7 +130,7 @@ async fn published_rows_are_deleted_after_their_retention() {
         let _relay = retention("0s").start_ready().await;
         stack.append("order-1", &[event("A", &json!({})), event("B", &json!({}))]).await;
         tap.wait_for(3_002).await;
-        eventually("they are deleted at once", async || {
+        eventually("processed rows are deleted immediately", async || {
             (count(stack, "SELECT count(*) FROM outbox").await == 1).then_some(())
         })
         .await;
@@ -136,8 +138,8 @@ async fn published_rows_are_deleted_after_their_retention() {
     .await;
 }
 
-/// An append wakes a relay whose pause is a minute. So does the next append after the relay has lost
-/// and restored its listener.
+/// An append wakes a relay whose pause is a minute. So does an append after the relay has lost and
+/// restored its listener.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_idle_relay_is_woken_by_an_append() {
     Stack::run(async |stack| {
@@ -149,8 +151,10 @@ async fn an_idle_relay_is_woken_by_an_append() {
         let _relays = [relay.start_ready().await, relay.start_ready().await];
         let sleeps = "SELECT last_value FROM outbox_sleeper";
         let asleep = async || {
-            eventually("a relay sleeps", async || (count(stack, sleeps).await == 1).then_some(()))
-                .await;
+            eventually("the relay sleeps", async || {
+                (count(stack, sleeps).await == 1).then_some(())
+            })
+            .await;
         };
         for number in 1..=5 {
             asleep().await;
@@ -170,7 +174,7 @@ async fn an_idle_relay_is_woken_by_an_append() {
         let listening = "SELECT count(*) FROM pg_stat_activity
                          WHERE application_name = 'outbox-relay listener'
                            AND datname = current_database()";
-        eventually("both listen again", async || {
+        eventually("both relays listen again", async || {
             (count(stack, listening).await == 2).then_some(())
         })
         .await;
@@ -182,7 +186,8 @@ async fn an_idle_relay_is_woken_by_an_append() {
     .await;
 }
 
-/// The floor must not rise above an id that was given out but is not committed yet.
+/// An event that commits late is published: the floor must not rise above an assigned id that is not
+/// committed yet.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_committed_late_is_published() {
     Stack::run(async |stack| {
@@ -196,7 +201,7 @@ async fn an_event_committed_late_is_published() {
             stack.append(&format!("order-{number}"), &[event("A", &json!({}))]).await;
         }
         tap.wait_for(198).await;
-        // Long enough for the floor to move several times.
+        // The floor moves several times during this pause.
         sleep(Duration::from_millis(3_500)).await;
         late.commit().await.unwrap();
         tap.wait_for(199).await;
@@ -205,7 +210,8 @@ async fn an_event_committed_late_is_published() {
     .await;
 }
 
-/// The rights that the documentation grants are sufficient. They are read from the document.
+/// The rights that the documentation grants are sufficient, and no more. Method: the test reads them from
+/// the document.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_documented_rights_are_enough() {
     Stack::run(async |stack| {
@@ -217,7 +223,7 @@ async fn the_documented_rights_are_enough() {
         let mut urls = Vec::new();
         let mut rights = rights.to_owned();
         for role in ["application", "relay", "projector"] {
-            // Roles belong to the whole server.
+            // A role belongs to the whole server, so its name must be unique.
             let name = format!("{}_{role}", stack.name());
             rights = rights.replace(&format!(" TO {role};"), &format!(" TO {name};"));
             let create = format!("CREATE ROLE {name} LOGIN PASSWORD 'secret'");
@@ -269,7 +275,7 @@ async fn the_documented_rights_are_enough() {
         let (_, ready) = daemon.get("/readyz").await.unwrap();
         assert!(ready.contains("\"ready\": true") || ready.contains("\"ready\":true"), "{ready}");
 
-        // They are not more than sufficient.
+        // The rights are not more than sufficient.
         for forbidden in
             ["DELETE FROM events", "UPDATE outbox SET held = true", "SELECT * FROM outbox"]
         {

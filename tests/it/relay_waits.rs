@@ -1,4 +1,4 @@
-//! Events that cannot be published now: what the relay does, and what operators decide.
+//! Events that cannot be published now: the reaction of the relay, and the decisions of operators.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ async fn parked(stack: &Stack) -> Vec<Value> {
     ask(stack, &["parked", "list"]).await.as_array().unwrap().clone()
 }
 
-/// Waits until one stream is parked, and returns the number of its event.
+/// Waits until one stream is parked. Returns the id of its event in the outbox.
 async fn parked_event(stack: &Stack) -> String {
     let streams = eventually("a stream is parked", async || {
         Some(parked(stack).await).filter(|streams| streams.len() == 1)
@@ -52,7 +52,7 @@ async fn a_poison_event_among_200_streams_parks_its_own_until_it_is_skipped() {
         assert_eq!(seen.iter().filter(|message| message.stream_id == "order-7").count(), 1);
         let id = parked_event(stack).await;
         assert_eq!(unprocessed(stack).await, 2);
-        eventually("the gauge counts it", async || {
+        eventually("the gauge counts the parked stream", async || {
             (relay.metric("outbox_relay_parked_streams").await > 0.0).then_some(())
         })
         .await;
@@ -63,7 +63,7 @@ async fn a_poison_event_among_200_streams_parks_its_own_until_it_is_skipped() {
         assert_eq!(shown["events"], 2);
         assert!(shown["last_error"].as_str().unwrap().contains("and 4000 are allowed"), "{shown}");
 
-        // Later events of the stream wait, too.
+        // Later events of the parked stream wait.
         stack.append("order-7", &[event("C", &json!({}))]).await;
         stack.append("order-8", &[event("A", &json!({}))]).await;
         tap.wait_for(199 * 3 + 2).await;
@@ -150,8 +150,8 @@ async fn unroutable_events_are_dropped_or_held_by_their_routing_key() {
         assert_eq!(key, json!({ "routing_key": "order.Placed", "streams": 2, "events": 3 }));
         assert_eq!(unprocessed(stack).await, 3);
         let text = stack.relay().arg("status").succeed().await;
-        let told = "no queue is bound for order.Placed: 3 events of 2 streams wait for one";
-        assert!(text.contains(told), "{text}");
+        let reason = "no queue is bound for order.Placed: 3 events of 2 streams wait for one";
+        assert!(text.contains(reason), "{text}");
         let tap = Tap::open(stack).await;
         tap.wait_for(3).await;
         all_processed(stack).await;
@@ -159,14 +159,14 @@ async fn unroutable_events_are_dropped_or_held_by_their_routing_key() {
     .await;
 }
 
-/// A delayed event is published when it is due, in the order of its stream, and delays no other stream.
+/// A delayed event is published when it is due and in the order of its stream. It delays no other stream.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_delayed_event_is_published_when_it_is_due() {
     Stack::run(async |stack| {
         let tap = Tap::open(stack).await;
         let _relay = stack.relay().start_ready().await;
         let mut connection = stack.postgres().await;
-        // Of one stream: now, in 2 s, now, in 4 s, now, in 1 s. Of another: now.
+        // The delays of one stream: none, 2 s, none, 4 s, none, 1 s. The other stream has none.
         connection
             .execute(
                 "INSERT INTO outbox (event_id, stream_id, stream_version, event_type, routing_key,
@@ -211,12 +211,12 @@ async fn a_delayed_event_is_published_when_it_is_due() {
             .unwrap();
             assert!(published >= due, "row {id} was published {} s early", due - published);
         }
-        assert_eq!(tap.seen().len(), 7, "nothing was published twice");
+        assert_eq!(tap.seen().len(), 7, "an event was published twice");
     })
     .await;
 }
 
-/// An event that fails behind a delayed one, or is delayed behind a failed one, stays in order.
+/// A stream stays in order when an event fails after a delayed one, or is delayed after a failed one.
 #[tokio::test(flavor = "multi_thread")]
 async fn delays_and_failures_of_one_stream_keep_its_order() {
     Stack::run(async |stack| {
@@ -235,7 +235,7 @@ async fn delays_and_failures_of_one_stream_keep_its_order() {
             )
             .await
             .unwrap();
-        // There is no queue for a while.
+        // The queue does not exist for a while.
         eventually("all streams wait", async || (holds(stack).await == 20).then_some(())).await;
         tokio::time::sleep(Duration::from_secs(1)).await;
         let tap = Tap::open(stack).await;
@@ -247,7 +247,8 @@ async fn delays_and_failures_of_one_stream_keep_its_order() {
     .await;
 }
 
-/// A row that is inserted as already published or held would never be published.
+/// PostgreSQL refuses malformed rows. A row inserted as already published or held would never be
+/// published.
 #[tokio::test(flavor = "multi_thread")]
 async fn malformed_rows_are_refused_at_insert() {
     Stack::run(async |stack| {

@@ -12,7 +12,7 @@ use tokio::time::sleep;
 const SHOP: &str = "config/projections";
 const EVENTS: i64 = 6_000;
 
-/// Stream, type, day, customer, amount and total of an event.
+/// The stream, type, day, customer, amount and total of an event.
 type Stored = (String, String, String, Option<String>, Option<BigDecimal>, Option<BigDecimal>);
 
 #[derive(Debug, Default, Clone, PartialEq)]
@@ -47,7 +47,7 @@ struct Shop {
     days: BTreeMap<String, Day>,
 }
 
-/// What the read models must be: one event after the other.
+/// The expected read models: a sequential fold of the events.
 async fn fold(stack: &Stack) -> Shop {
     let events: Vec<Stored> = sqlx::query_as(
         "SELECT stream_id, event_type, to_char(occurred_at AT TIME ZONE 'UTC', 'YYYY-MM-DD') AS day,
@@ -142,7 +142,7 @@ async fn read_models(stack: &Stack) -> Shop {
     }
 }
 
-/// Whatever happens to the daemons, each read model equals a sequential fold.
+/// Each read model equals a sequential fold, although daemons are killed.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_shop_is_a_sequential_fold_while_daemons_are_killed() {
     Stack::run(async |stack| {
@@ -185,7 +185,7 @@ async fn the_shop_is_a_sequential_fold_while_daemons_are_killed() {
     .await;
 }
 
-/// A projection in Rust, in a program of its own, beside what SQL says of the event store.
+/// A projection in Rust, in its own program, equals the result of an SQL query of the event store.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_projection_in_rust_is_a_sequential_fold() {
     Stack::run(async |stack| {
@@ -211,7 +211,7 @@ async fn a_projection_in_rust_is_a_sequential_fold() {
         .await
         .unwrap();
         assert!(wanted.len() > 50);
-        eventually("the read model is the fold", async || {
+        eventually("the read model equals the fold", async || {
             let found: Vec<(String, Option<i64>)> =
                 sqlx::query_as("SELECT order_id, seconds FROM delivery_times ORDER BY order_id")
                     .fetch_all(&mut stack.mysql().await)
@@ -225,7 +225,7 @@ async fn a_projection_in_rust_is_a_sequential_fold() {
     .await;
 }
 
-/// The examples of the documentation are files, which are tried on a server.
+/// The examples in the documentation are correct. Method: they are files, and MySQL checks them.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_documented_examples_are_right() {
     let documented = std::fs::read_to_string(harness::root().join("PROJECTIONS.md")).unwrap();

@@ -94,7 +94,7 @@ async fn a_generated_shop_is_the_same_for_the_same_seed() {
     .await;
 }
 
-/// Lines that look right, but that PostgreSQL refuses.
+/// The import reports a line that is well-formed but refused by PostgreSQL, and keeps the lines before it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refused_line_is_reported_and_the_lines_before_it_are_kept() {
     Stack::run(async |stack| {
@@ -107,7 +107,7 @@ async fn a_refused_line_is_reported_and_the_lines_before_it_are_kept() {
         .enumerate()
         {
             let file = stack.folder().join("events.jsonl");
-            // One writer, so that what comes before the line is all there is.
+            // With one writer, exactly the lines before the refused one are imported.
             let stream = format!("round{round}-");
             let mut lines: Vec<_> =
                 lines(100).iter().map(|line| line.replace("order-", &stream)).collect();
