@@ -236,11 +236,11 @@ impl Daemon {
             .expect("the exit status is read")
     }
 
-    /// The process id of the running daemon.
+    /// The process id of the daemon, while it runs.
     ///
     /// # Panics
     ///
-    /// When the daemon has ended.
+    /// When the state of the process cannot be read.
     pub fn running(&mut self) -> Option<u32> {
         let ended = self.child.try_wait().expect("the process state is read");
         ended.is_none().then(|| self.child.id()).flatten()

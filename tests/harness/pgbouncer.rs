@@ -27,7 +27,7 @@ impl PgBouncer {
     /// When the pooler does not start.
     pub async fn before(stack: &Stack) -> Option<(Self, String)> {
         let program = PathBuf::from(env::var_os("PGBOUNCER")?);
-        // It sees files beside itself only.
+        // The program can read only files in its own folder.
         let folder = program.parent().unwrap_or(Path::new("/")).join(stack.name());
         fs::create_dir_all(&folder).expect("the folder is created");
         let server = Url::parse(&stack.postgres_url).expect("the URL is valid");

@@ -1,4 +1,4 @@
-//! A TCP proxy that disturbs.
+//! A TCP proxy that disturbs connections.
 
 use std::future::pending;
 use std::net::SocketAddr;
@@ -14,42 +14,42 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use url::Url;
 
-/// What the proxy does with connections.
+/// The treatment of connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// Lets everything through.
+    /// Forwards everything.
     Pass,
-    /// Keeps connections open, takes new ones, and lets nothing through.
+    /// Keeps connections open, accepts new ones, and forwards nothing.
     BlackHole,
-    /// Lets nothing through in one direction.
+    /// Forwards nothing in one direction.
     BlackHoleTowards(Side),
-    /// Ends one direction of every connection: that side is told that nothing more comes.
+    /// Closes one direction of every connection. The receiving side reads the end of the stream.
     HalfClose(Side),
-    /// Resets every connection, and each new one.
+    /// Resets every existing and every new connection.
     Reset,
-    /// Lets everything through, each piece after a while.
+    /// Forwards everything, each piece after a delay.
     Latency(Duration),
-    /// Lets everything through, in pieces of so many bytes.
+    /// Forwards everything in pieces of this number of bytes.
     Slice(usize),
 }
 
 /// An end of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
-    /// Whoever connected.
+    /// The side that connected.
     Client,
-    /// Whom the proxy stands before.
+    /// The side that the proxy connects to.
     Server,
 }
 
-/// A moment at which one connection is reset, once.
+/// A moment at which one connection is reset once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cut {
-    /// The client sends COMMIT to PostgreSQL or MySQL; the server does not get it.
+    /// The client sends COMMIT to PostgreSQL or MySQL, and the server does not receive it.
     Commit,
-    /// The server answers a COMMIT; the client does not get to know.
+    /// The server answers a COMMIT, and the client does not receive the answer.
     CommitAnswer,
-    /// RabbitMQ confirms a message; the client does not get to know.
+    /// RabbitMQ confirms a message, and the client does not receive the confirm.
     Confirm,
 }
 
@@ -59,7 +59,7 @@ impl Mode {
     }
 }
 
-/// Stands before a server.
+/// A proxy in front of a server.
 pub struct Proxy {
     address: SocketAddr,
     mode: Arc<watch::Sender<Mode>>,
@@ -71,14 +71,14 @@ pub struct Proxy {
 struct Cuts {
     armed: Mutex<Option<Cut>>,
     fired: AtomicUsize,
-    /// Answers to a COMMIT that were swallowed.
+    /// The number of swallowed answers to a COMMIT.
     swallowed: AtomicUsize,
-    /// Told of each confirm that comes through.
+    /// Notified of each confirm that passes.
     confirms: Notify,
 }
 
 impl Cuts {
-    /// Whether the armed cut is one of these; it is disarmed then.
+    /// Disarms and returns the armed cut, if it is one of these.
     fn fire(&self, cuts: &[Cut]) -> Option<Cut> {
         let mut armed = self.armed.lock().unwrap_or_else(PoisonError::into_inner);
         let cut = armed.take_if(|armed| cuts.contains(armed))?;
@@ -88,18 +88,21 @@ impl Cuts {
 }
 
 impl Proxy {
-    /// Starts a proxy before the server of a URL, and gives the URL that leads through it.
+    /// Starts a proxy in front of the server of a URL. Returns the URL through the proxy.
     ///
     /// # Panics
     ///
     /// When the URL has no host and port.
     pub async fn before(url: &str) -> (Self, String) {
-        let mut through = Url::parse(url).expect("a URL");
-        let server =
-            format!("{}:{}", through.host_str().expect("a host"), through.port().expect("a port"));
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let address = listener.local_addr().expect("an address");
-        through.set_port(Some(address.port())).expect("a port");
+        let mut through = Url::parse(url).expect("the URL is valid");
+        let server = format!(
+            "{}:{}",
+            through.host_str().expect("the URL has a host"),
+            through.port().expect("the URL has a port")
+        );
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
+        let address = listener.local_addr().expect("the port has an address");
+        through.set_port(Some(address.port())).expect("the URL takes a port");
         let mode = Arc::new(watch::Sender::new(Mode::Pass));
         let mut tasks = JoinSet::new();
         let cuts = Arc::<Cuts>::default();
@@ -107,43 +110,43 @@ impl Proxy {
         (Self { address, mode, cuts, tasks }, through.to_string())
     }
 
-    /// Changes what happens to all connections.
+    /// Changes the treatment of all connections.
     pub fn set(&self, mode: Mode) {
         self.mode.send_replace(mode);
     }
 
-    /// Resets the connections there are; new ones pass.
+    /// Resets the existing connections. New ones pass.
     pub fn cut(&self) {
         self.set(Mode::Reset);
         self.set(Mode::Pass);
     }
 
-    /// Resets the next connection that comes to such a moment.
+    /// Resets the next connection that reaches this moment.
     pub fn cut_at(&self, cut: Cut) {
         *self.cuts.armed.lock().unwrap_or_else(PoisonError::into_inner) = Some(cut);
     }
 
-    /// Lets the moment pass, if it has not come.
+    /// Disarms the cut, if it has not happened.
     pub fn cut_nowhere(&self) {
         *self.cuts.armed.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    /// Waits until RabbitMQ confirms a message to somebody.
+    /// Waits until RabbitMQ confirms a message on any connection.
     pub async fn confirm(&self) {
         self.cuts.confirms.notified().await;
     }
 
-    /// How often such a moment came.
+    /// The number of cuts that have happened.
     pub fn cuts(&self) -> usize {
         self.cuts.fired.load(Ordering::Relaxed)
     }
 
-    /// How many transactions were committed of which the client does not know.
+    /// The number of commits whose answer the client did not receive.
     pub fn unknown_commits(&self) -> usize {
         self.cuts.swallowed.load(Ordering::Relaxed)
     }
 
-    /// Where it listens.
+    /// The address of the proxy.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
@@ -174,21 +177,21 @@ async fn connect(
     mut mode: watch::Receiver<Mode>,
     cuts: Arc<Cuts>,
 ) {
-    // Closing with something unsent is a reset.
-    client.set_zero_linger().expect("a socket option");
+    // Without linger, closing a socket resets the connection.
+    client.set_zero_linger().expect("the socket option is set");
     if mode.wait_for(|mode| !mode.stops(Side::Server)).await.is_err()
         || *mode.borrow() == Mode::Reset
     {
         return;
     }
     let Ok(server) = TcpStream::connect(server).await else { return };
-    server.set_zero_linger().expect("a socket option");
+    server.set_zero_linger().expect("the socket option is set");
     for socket in [&client, &server] {
-        socket.set_nodelay(true).expect("a socket option");
+        socket.set_nodelay(true).expect("the socket option is set");
     }
     let ((from_client, to_client), (from_server, to_server)) =
         (client.into_split(), server.into_split());
-    // `changed` must also see a mode that was set and set back.
+    // `changed` must also report a mode that was set and set back.
     mode.mark_unchanged();
     let committing = AtomicBool::new(false);
     let requests =
@@ -202,12 +205,12 @@ async fn connect(
     }
 }
 
-/// Ends when connections are to be reset.
+/// Returns when the connection must be reset.
 async fn reset(mut mode: watch::Receiver<Mode>) {
     let mut last = *mode.borrow();
     while mode.changed().await.is_ok() {
         let now = *mode.borrow_and_update();
-        // `cut` goes through Reset so fast that only Pass is seen, after Pass.
+        // `cut` sets Reset so briefly that this task may see only Pass after Pass.
         if now == Mode::Reset || (now == Mode::Pass && last == Mode::Pass) {
             return;
         }
@@ -215,7 +218,7 @@ async fn reset(mut mode: watch::Receiver<Mode>) {
     }
 }
 
-/// Ends when a direction is to be closed.
+/// Returns when the direction must be closed.
 async fn half_closed(mode: &mut watch::Receiver<Mode>, towards: Side) {
     if mode.wait_for(|mode| *mode == Mode::HalfClose(towards)).await.is_err() {
         pending::<()>().await;
@@ -227,12 +230,12 @@ struct Flow<'c> {
     towards: Side,
     mode: watch::Receiver<Mode>,
     cuts: &'c Cuts,
-    /// A COMMIT went to the server whose answer is to be swallowed.
+    /// Whether the server received a COMMIT whose answer must be swallowed.
     committing: &'c AtomicBool,
 }
 
 impl Flow<'_> {
-    /// Copies until one end is gone, or the connection is to be reset.
+    /// Copies until one side closes, or the connection must be reset.
     async fn copy(mut self, mut from: OwnedReadHalf, mut to: OwnedWriteHalf) {
         let mut buffer = vec![0; 1 << 16];
         let towards = self.towards;
@@ -243,7 +246,7 @@ impl Flow<'_> {
                     _ => return,
                 },
                 () = half_closed(&mut self.mode, towards) => {
-                    // Until the other end, or whoever was told, ends the connection.
+                    // The connection stays until one side closes it.
                     drop(to.shutdown().await);
                     return pending().await;
                 }
@@ -269,7 +272,7 @@ impl Flow<'_> {
         }
     }
 
-    /// Whether the connection is to be reset instead of letting these bytes through.
+    /// Whether the connection must be reset instead of forwarding these bytes.
     fn cuts(&self, bytes: &[u8]) -> bool {
         match self.towards {
             Side::Server if is_commit(bytes) => {
@@ -294,13 +297,13 @@ impl Flow<'_> {
     }
 }
 
-/// Whether a client ends a transaction with this: a simple query to PostgreSQL, or a query to MySQL. An
-/// isolation level, READ COMMITTED, has the word too.
+/// Whether these bytes commit a transaction: a simple query to PostgreSQL, or a query to MySQL. The
+/// isolation level READ COMMITTED contains the word and is not a commit.
 fn is_commit(bytes: &[u8]) -> bool {
     bytes.ends_with(b"Q\0\0\0\x0bCOMMIT\0") || bytes.ends_with(b"\x07\0\0\0\x03COMMIT")
 }
 
-/// Whether RabbitMQ confirms messages with this: a method frame with 13 bytes, `basic.ack`.
+/// Whether these bytes contain a confirm: `basic.ack`, a method frame of 13 bytes.
 fn has_confirm(bytes: &[u8]) -> bool {
     bytes.windows(11).any(|frame| frame[0] == 1 && frame[3..] == [0, 0, 0, 13, 0, 60, 0, 80])
 }

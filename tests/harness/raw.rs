@@ -1,4 +1,4 @@
-//! Publishing what no client library would.
+//! Publishes messages that no client library would send.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -8,35 +8,37 @@ const METHOD: u8 = 1;
 const HEADER: u8 = 2;
 const BODY: u8 = 3;
 
-/// A message as it is on the wire: nobody looks at it but RabbitMQ.
+/// A message in its wire format. Only RabbitMQ checks it.
 #[derive(Debug, Default)]
 pub struct Raw<'m> {
-    /// Its routing key.
+    /// The routing key.
     pub routing_key: &'m [u8],
-    /// Flags and properties.
+    /// The property flags and the properties.
     pub properties: &'m [u8],
-    /// Its body.
+    /// The body.
     pub body: &'m [u8],
 }
 
 impl Raw<'_> {
-    /// Publishes it to an exchange, and returns when RabbitMQ has taken it in.
+    /// Publishes the message to an exchange. Returns when RabbitMQ has accepted it.
     ///
     /// # Panics
     ///
-    /// When RabbitMQ hangs up.
+    /// When RabbitMQ closes the connection.
     pub async fn publish(&self, url: &str, exchange: &str) {
-        let url = Url::parse(url).expect("a URL");
+        let url = Url::parse(url).expect("the URL is valid");
         let password = url.password().unwrap_or_default();
-        let address = (url.host_str().expect("a host"), url.port().expect("a port"));
-        let mut server = TcpStream::connect(address).await.expect("a connection to RabbitMQ");
+        let address =
+            (url.host_str().expect("the URL has a host"), url.port().expect("the URL has a port"));
+        let mut server =
+            TcpStream::connect(address).await.expect("RabbitMQ accepts the connection");
         server.write_all(b"AMQP\0\0\x09\x01").await.expect("RabbitMQ reads");
         answer(&mut server, [0, 10, 0, 10]).await;
         let login = long(format!("\0{}\0{password}", url.username()).as_bytes());
         let start = [&[0, 10, 0, 11, 0, 0, 0, 0], &short(b"PLAIN")[..], &login, &short(b"en_US")];
         send(&mut server, METHOD, 0, &start.concat()).await;
         answer(&mut server, [0, 10, 0, 30]).await;
-        // Channels up to 2047, frames of 128 KiB, no heartbeats.
+        // Up to 2047 channels, frames of 128 KiB, no heartbeats.
         let tune = [0, 10, 0, 31, 7, 255, 0, 2, 0, 0, 0, 0];
         send(&mut server, METHOD, 0, &tune).await;
         let vhost = short(url.path().trim_start_matches('/').as_bytes());
@@ -63,7 +65,7 @@ async fn send(server: &mut TcpStream, kind: u8, channel: u8, payload: &[u8]) {
     server.write_all(&frame).await.expect("RabbitMQ reads");
 }
 
-/// Reads the next frame, which has this method.
+/// Reads the next frame, which must have this method.
 async fn answer(server: &mut TcpStream, method: [u8; 4]) {
     let mut head = [0; 7];
     server.read_exact(&mut head).await.expect("RabbitMQ answers");
@@ -74,9 +76,9 @@ async fn answer(server: &mut TcpStream, method: [u8; 4]) {
 }
 
 fn short(text: &[u8]) -> Vec<u8> {
-    [&[u8::try_from(text.len()).expect("a short text")], text].concat()
+    [&[u8::try_from(text.len()).expect("the text is at most 255 bytes")], text].concat()
 }
 
 fn long(text: &[u8]) -> Vec<u8> {
-    [&u32::try_from(text.len()).expect("a text").to_be_bytes(), text].concat()
+    [&u32::try_from(text.len()).expect("the text is below 4 GiB").to_be_bytes(), text].concat()
 }

@@ -1,4 +1,4 @@
-//! Databases and a virtual host for one test alone.
+//! Private databases and a private virtual host for each test.
 
 use std::env;
 use std::panic::{AssertUnwindSafe, resume_unwind};
@@ -16,14 +16,14 @@ use uuid::Uuid;
 
 use crate::{Daemon, Program};
 
-/// What one test has for itself. Everything is removed at its end.
+/// The databases and the virtual host of one test. The end of the test removes them.
 pub struct Stack {
     name: String,
-    /// The event store.
+    /// The URL of the event store.
     pub postgres_url: String,
-    /// The read models.
+    /// The URL of the read models.
     pub mysql_url: String,
-    /// The broker.
+    /// The URL of the broker.
     pub amqp_url: String,
     management: String,
     folder: TempDir,
@@ -47,7 +47,7 @@ fn server(variable: &str) -> Url {
 }
 
 impl Stack {
-    /// Runs a test with migrated databases of its own.
+    /// Runs a test with private, migrated databases.
     pub async fn run(test: impl AsyncFnOnce(&Stack)) {
         Self::run_empty(async |stack| {
             stack.relay().arg("migrate").succeed().await;
@@ -56,7 +56,7 @@ impl Stack {
         .await;
     }
 
-    /// Runs a test with empty databases of its own.
+    /// Runs a test with private, empty databases.
     pub async fn run_empty(test: impl AsyncFnOnce(&Stack)) {
         let stack = Self::create().await;
         let result = AssertUnwindSafe(test(&stack)).catch_unwind().await;
@@ -81,14 +81,14 @@ impl Stack {
             mysql_url: url("READ_MODEL_URL"),
             amqp_url: url("AMQP_URL"),
             management: server("RABBITMQ_MANAGEMENT_URL").to_string(),
-            folder: tempfile::tempdir().expect("a folder for logs"),
+            folder: tempfile::tempdir().expect("the folder for logs is created"),
             name,
         };
         let create = || AssertSqlSafe(format!("CREATE DATABASE {}", stack.name));
         let mut postgres = connect_postgres(server("EVENT_STORE_URL").as_str()).await;
-        postgres.execute(create()).await.expect("a PostgreSQL database");
+        postgres.execute(create()).await.expect("the PostgreSQL database is created");
         let mut mysql = connect_mysql(server("READ_MODEL_URL").as_str()).await;
-        mysql.execute(create()).await.expect("a MySQL database");
+        mysql.execute(create()).await.expect("the MySQL database is created");
         let user = server("AMQP_URL").username().to_owned();
         stack.manage("PUT", &format!("vhosts/{}", stack.name), &json!({})).await;
         let rights = json!({ "configure": ".*", "write": ".*", "read": ".*" });
@@ -99,10 +99,10 @@ impl Stack {
     async fn remove(&self) {
         let mut postgres = connect_postgres(server("EVENT_STORE_URL").as_str()).await;
         let drop = AssertSqlSafe(format!("DROP DATABASE {} WITH (FORCE)", self.name));
-        postgres.execute(drop).await.expect("removing the PostgreSQL database");
+        postgres.execute(drop).await.expect("the PostgreSQL database is dropped");
         let mut mysql = connect_mysql(server("READ_MODEL_URL").as_str()).await;
         let drop = AssertSqlSafe(format!("DROP DATABASE {}", self.name));
-        mysql.execute(drop).await.expect("removing the MySQL database");
+        mysql.execute(drop).await.expect("the MySQL database is dropped");
         self.manage("DELETE", &format!("vhosts/{}", self.name), &Value::Null).await;
     }
 
@@ -122,9 +122,9 @@ impl Stack {
                 _ => ureq::put(&url).content_type("application/json").send(&body),
             }
             .unwrap_or_else(|error| panic!("{method} {url}: {error}"));
-            response.body_mut().read_to_string().expect("a body")
+            response.body_mut().read_to_string().expect("the answer has a body")
         });
-        let text = call.await.expect("the management API");
+        let text = call.await.expect("the call of the management API ends");
         serde_json::from_str(&text).unwrap_or(Value::Null)
     }
 
@@ -133,7 +133,7 @@ impl Stack {
         &self.name
     }
 
-    /// A folder for the test's files.
+    /// The folder for the test's files.
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
@@ -148,50 +148,52 @@ impl Stack {
         connect_mysql(&self.mysql_url).await
     }
 
-    /// A connection to the broker by lapin alone, to act as another program.
+    /// A connection to the broker through lapin, as another program would open it.
     ///
     /// # Panics
     ///
-    /// When there is none.
+    /// When the connection fails.
     pub async fn amqp(&self) -> lapin::Connection {
         lapin::Connection::connect(&self.amqp_url, lapin::ConnectionProperties::default())
             .await
-            .expect("a connection to RabbitMQ")
+            .expect("RabbitMQ accepts the connection")
     }
 
-    /// A connection to the broker as the daemons make it.
+    /// A connection to the broker as the daemons open it.
     ///
     /// # Panics
     ///
-    /// When there is none.
+    /// When the connection fails.
     pub async fn broker(&self) -> broker::Connection {
         let url = SecretString::from(self.amqp_url.clone());
-        let options = broker::Options::parse(&url, "test").expect("a URL");
-        broker::Connection::connect(&options).await.expect("a connection to RabbitMQ")
+        let options = broker::Options::parse(&url, "test").expect("the URL is valid");
+        broker::Connection::connect(&options).await.expect("RabbitMQ accepts the connection")
     }
 
-    /// A session in the event store as the daemons make it.
+    /// A session in the event store as the daemons open it.
     ///
     /// # Panics
     ///
-    /// When there is none.
+    /// When the connection fails.
     pub async fn session(&self) -> event_store::Session {
         let url = SecretString::from(self.postgres_url.clone());
-        let options = event_store::Options::parse(&url, "test").expect("a URL");
-        event_store::Session::connect(&options).await.expect("a connection to PostgreSQL")
+        let options = event_store::Options::parse(&url, "test").expect("the URL is valid");
+        event_store::Session::connect(&options).await.expect("PostgreSQL accepts the connection")
     }
 
-    /// Appends events to a stream at any version, in a transaction of their own.
+    /// Appends events to a stream at any version, in one transaction.
     ///
     /// # Panics
     ///
-    /// When they are refused.
+    /// When PostgreSQL refuses the events.
     pub async fn append(&self, stream_id: &str, events: &[Value]) -> i64 {
         let mut connection = self.postgres().await;
-        append(&mut connection, stream_id, None, &json!(events)).await.expect("events are appended")
+        append(&mut connection, stream_id, None, &json!(events))
+            .await
+            .expect("PostgreSQL accepts the events")
     }
 
-    /// The relay, to be given arguments.
+    /// The relay without arguments.
     pub fn relay(&self) -> Program {
         Program::new("outbox-relay", self.folder())
             .env("EVENT_STORE_URL", &self.postgres_url)
@@ -202,12 +204,12 @@ impl Stack {
             .env("OUTBOX_RELAY__RELAY__RECONNECT_MAX", "500ms")
     }
 
-    /// The projector with some projections, to be given arguments.
+    /// The projector with a folder of projections and without arguments.
     pub fn projector(&self, projections: impl AsRef<Path>) -> Program {
         self.projector_program("projector", projections)
     }
 
-    /// A projector of one's own, which is an example.
+    /// An example program of the projector crate: a projector with projections in Rust.
     pub fn projector_program(&self, name: &'static str, projections: impl AsRef<Path>) -> Program {
         let folder = root().join(projections).display().to_string();
         Program::new(name, self.folder())
@@ -221,7 +223,7 @@ impl Stack {
             .env("PROJECTOR__PROJECTOR__RETRY_MAX", "500ms")
     }
 
-    /// The workload program, to be given arguments.
+    /// The workload program without arguments.
     pub fn workload(&self) -> Program {
         Program::new("workload", self.folder()).env("EVENT_STORE_URL", &self.postgres_url)
     }
@@ -247,9 +249,9 @@ pub async fn append(
 }
 
 async fn connect_postgres(url: &str) -> PgConnection {
-    PgConnection::connect(url).await.expect("a connection to PostgreSQL")
+    PgConnection::connect(url).await.expect("PostgreSQL accepts the connection")
 }
 
 async fn connect_mysql(url: &str) -> MySqlConnection {
-    MySqlConnection::connect(url).await.expect("a connection to MySQL")
+    MySqlConnection::connect(url).await.expect("MySQL accepts the connection")
 }

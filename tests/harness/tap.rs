@@ -1,4 +1,4 @@
-//! Watching what goes over the exchange.
+//! Records the messages of the exchange.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,18 +13,18 @@ use tokio::task::JoinSet;
 
 use crate::{Stack, eventually};
 
-/// A message as it went over the exchange.
+/// A message of the exchange.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Seen {
     /// The stream.
     pub stream_id: String,
-    /// The number of the event in it.
+    /// The version of the event in its stream.
     pub version: i64,
-    /// The event.
+    /// The id of the event.
     pub event_id: String,
 }
 
-/// A queue of its own that receives every event, in the order of publishing.
+/// A private queue that receives every event in the order of publishing.
 pub struct Tap {
     seen: Arc<Mutex<Vec<Seen>>>,
     _connection: Connection,
@@ -32,34 +32,34 @@ pub struct Tap {
 }
 
 impl Tap {
-    /// Starts to watch.
+    /// Declares the queue and starts to record.
     ///
     /// # Panics
     ///
-    /// When the broker does not let it.
+    /// When the broker refuses.
     pub async fn open(stack: &Stack) -> Self {
         let connection = stack.amqp().await;
-        let channel = connection.create_channel().await.expect("a channel");
+        let channel = connection.create_channel().await.expect("a channel opens");
         let durable = ExchangeDeclareOptions { durable: true, ..Default::default() };
         let arguments = FieldTable::default;
         channel
             .exchange_declare("events".into(), ExchangeKind::Topic, durable, arguments())
             .await
-            .expect("the exchange");
+            .expect("the exchange is declared");
         channel
             .queue_declare("tap".into(), QueueDeclareOptions::durable(), arguments())
             .await
-            .expect("a queue");
+            .expect("the queue is declared");
         let options = QueueBindOptions::default();
         channel
             .queue_bind("tap".into(), "events".into(), "#".into(), options, arguments())
             .await
-            .expect("a binding");
+            .expect("the queue is bound");
         let options = BasicConsumeOptions { no_ack: true, ..Default::default() };
         let mut consumer = channel
             .basic_consume("tap".into(), "tap".into(), options, arguments())
             .await
-            .expect("a consumer");
+            .expect("the consumer starts");
         let seen = Arc::new(Mutex::new(Vec::new()));
         let log = Arc::clone(&seen);
         let mut tasks = JoinSet::new();
@@ -73,14 +73,14 @@ impl Tap {
         Self { seen, _connection: connection, _tasks: tasks }
     }
 
-    /// Everything seen so far, copies included.
+    /// All messages so far, including copies.
     pub fn seen(&self) -> Vec<Seen> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Waits until a number of different events were seen.
+    /// Waits until this number of different events is recorded.
     pub async fn wait_for(&self, events: usize) -> Vec<Seen> {
-        eventually(&format!("{events} events are on the wire"), async || {
+        eventually(&format!("{events} events are published"), async || {
             let seen = self.seen();
             let different: std::collections::HashSet<_> =
                 seen.iter().map(|message| &message.event_id).collect();
@@ -90,8 +90,8 @@ impl Tap {
     }
 }
 
-/// How often an event came after one with a higher version of its stream, by first copies and by
-/// last copies.
+/// The number of events that came after one with a higher version of their stream. It is counted by
+/// first copies or by last copies.
 impl Tap {
     /// Inversions in the order of the first copies.
     pub fn inversions_of_first_copies(seen: &[Seen]) -> usize {

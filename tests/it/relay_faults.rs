@@ -262,7 +262,8 @@ async fn postgresql_ends_connections_and_turns_read_only() {
     .await;
 }
 
-/// 50 relays, killed in whatever state they are.
+/// SIGTERM ends a relay in time, whatever its state. Method: 50 relays with disturbed servers, each stopped
+/// after a random time.
 #[tokio::test(flavor = "multi_thread")]
 async fn sigterm_always_ends_the_relay_in_time() {
     Stack::run(async |stack| {

@@ -4,7 +4,7 @@ VALUES
     (:stream_id, :data.status, :data.impact, :data.product, :data.group, :occurred_at, :occurred_at)
 AS latest
 ON DUPLICATE KEY UPDATE
-    -- Before owner_group itself: assignments see those to their left.
+    -- This precedes owner_group, because an assignment sees the assignments to its left.
     handovers = handovers + (NOT incident_summary.owner_group <=> latest.owner_group),
     status = latest.status,
     impact = latest.impact,

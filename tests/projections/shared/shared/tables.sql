@@ -1,4 +1,4 @@
--- Few rows, fed by all streams, and changed by several statements in any order.
+-- All streams change these few rows, with several statements in any order.
 CREATE TABLE shared_counts (
     bucket INT NOT NULL PRIMARY KEY,
     events INT NOT NULL DEFAULT 0,

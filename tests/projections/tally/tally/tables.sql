@@ -1,4 +1,4 @@
--- What was applied of each stream, in order, so that a test sees what was lost, doubled or inverted.
+-- The applied versions of each stream, in order. They show lost, doubled and inverted events.
 CREATE TABLE tally (
     stream_id VARCHAR(255) CHARACTER SET utf8mb4 COLLATE utf8mb4_0900_bin PRIMARY KEY,
     applied   INT            NOT NULL,
@@ -6,7 +6,7 @@ CREATE TABLE tally (
     versions  MEDIUMTEXT     NOT NULL
 );
 
--- Fed by all streams.
+-- All streams change this table.
 CREATE TABLE tally_total (
     id      INT PRIMARY KEY,
     applied INT NOT NULL
