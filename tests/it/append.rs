@@ -22,6 +22,7 @@ async fn versions(connection: &mut PgConnection, stream_id: &str) -> Vec<i64> {
         .expect("the versions are read")
 }
 
+/// An append assigns consecutive versions and copies each event into the outbox.
 #[tokio::test]
 async fn events_get_the_next_versions_and_land_in_the_outbox() {
     Stack::run(async |stack| {
@@ -48,6 +49,7 @@ async fn events_get_the_next_versions_and_land_in_the_outbox() {
     .await;
 }
 
+/// A rollback removes the events and their rows in the outbox.
 #[tokio::test]
 async fn a_rolled_back_append_leaves_nothing() {
     Stack::run(async |stack| {
@@ -68,6 +70,8 @@ async fn a_rolled_back_append_leaves_nothing() {
     .await;
 }
 
+/// Applications can distinguish refusals by their SQLSTATE. Method: one call for each malformed
+/// argument.
 #[tokio::test]
 async fn each_malformed_argument_has_its_sqlstate() {
     Stack::run(async |stack| {
@@ -182,6 +186,7 @@ async fn each_malformed_argument_has_its_sqlstate() {
     .await;
 }
 
+/// A client that lost the answer can repeat its append.
 #[tokio::test]
 async fn appending_the_same_event_again_is_harmless() {
     Stack::run(async |stack| {
@@ -200,6 +205,7 @@ async fn appending_the_same_event_again_is_harmless() {
     .await;
 }
 
+/// Exactly one of several concurrent appends with the same expected version succeeds.
 #[tokio::test]
 async fn of_sixteen_clients_with_one_expected_version_one_wins() {
     Stack::run(async |stack| {
@@ -224,6 +230,7 @@ async fn of_sixteen_clients_with_one_expected_version_one_wins() {
     .await;
 }
 
+/// Concurrent appends without an expected version all succeed, without a gap in the versions.
 #[tokio::test]
 async fn clients_that_expect_any_version_queue_up() {
     Stack::run(async |stack| {
@@ -258,6 +265,8 @@ async fn under_repeatable_read_a_lost_race_is_a_serialisation_failure() {
     .await;
 }
 
+/// Raw inserts obey the same rules as `append_to_stream`: no gap, and version order equals position
+/// order.
 #[tokio::test]
 async fn a_raw_insert_cannot_leave_a_hole_or_change_the_order() {
     Stack::run(async |stack| {
@@ -288,6 +297,7 @@ async fn a_raw_insert_cannot_leave_a_hole_or_change_the_order() {
     .await;
 }
 
+/// PostgreSQL refuses every change of a stored event.
 #[tokio::test]
 async fn events_cannot_be_changed() {
     Stack::run(async |stack| {

@@ -42,6 +42,7 @@ async fn count(connection: &mut PgConnection) -> (i64, i64) {
         .unwrap()
 }
 
+/// An event without a key starts its own stream, named after the event's id.
 #[tokio::test]
 async fn without_a_key_an_event_is_a_stream_of_its_own() {
     Stack::run(async |stack| {
@@ -61,6 +62,7 @@ async fn without_a_key_an_event_is_a_stream_of_its_own() {
     .await;
 }
 
+/// Events with the same key form one stream, which `append_to_stream` can continue.
 #[tokio::test]
 async fn with_a_key_an_event_gets_the_next_version_of_its_stream() {
     Stack::run(async |stack| {
@@ -78,6 +80,7 @@ async fn with_a_key_an_event_gets_the_next_version_of_its_stream() {
     .await;
 }
 
+/// Event store and outbox hold every argument of the call, defaults included.
 #[tokio::test]
 async fn every_argument_is_stored_and_copied_into_the_outbox() {
     Stack::run(async |stack| {
@@ -150,6 +153,7 @@ async fn the_types_of_parameters_are_inferred() {
     .await;
 }
 
+/// Concurrent calls with the same key all succeed, without a gap in the versions.
 #[tokio::test(flavor = "multi_thread")]
 async fn concurrent_calls_with_one_key_get_consecutive_versions() {
     Stack::run(async |stack| {
@@ -195,6 +199,7 @@ async fn a_call_waits_for_an_open_one_with_the_same_key() {
     .await;
 }
 
+/// A client can repeat a call with the same event id. The repetition returns the first result.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_same_id_again_has_no_effect() {
     Stack::run(async |stack| {
@@ -226,6 +231,7 @@ async fn the_same_id_again_has_no_effect() {
     .await;
 }
 
+/// An event id identifies one event: a call with the same id and other content is refused.
 #[tokio::test]
 async fn the_same_id_with_other_content_is_refused() {
     Stack::run(async |stack| {
@@ -250,6 +256,7 @@ async fn the_same_id_with_other_content_is_refused() {
     .await;
 }
 
+/// Each refusal names the malformed argument and has the documented SQLSTATE.
 #[tokio::test]
 async fn each_malformed_argument_is_named_with_its_sqlstate() {
     Stack::run(async |stack| {
@@ -314,6 +321,7 @@ async fn each_malformed_argument_is_named_with_its_sqlstate() {
     .await;
 }
 
+/// A lost race fails with a serialisation failure, which frameworks retry.
 #[tokio::test]
 async fn under_repeatable_read_a_lost_race_is_a_serialisation_failure() {
     Stack::run(async |stack| {
@@ -327,6 +335,7 @@ async fn under_repeatable_read_a_lost_race_is_a_serialisation_failure() {
     .await;
 }
 
+/// Objects of the caller must not replace those of the event store.
 #[tokio::test]
 async fn a_search_path_cannot_redirect_a_call() {
     Stack::run(async |stack| {
@@ -370,6 +379,7 @@ async fn a_caller_needs_the_rights_to_append() {
     .await;
 }
 
+/// A read model contains exactly the committed events.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_committed_event_is_published_and_applied_and_a_rolled_back_one_is_not() {
     Stack::run(async |stack| {

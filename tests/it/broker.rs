@@ -178,6 +178,7 @@ async fn a_missing_exchange_refuses_no_message() {
     .await;
 }
 
+/// The consumer receives a batch in the order of publishing.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_batch_arrives_in_its_order() {
     Stack::run_empty(async |stack| {
@@ -241,6 +242,7 @@ async fn deliveries_can_be_settled_in_any_order() {
     .await;
 }
 
+/// A queue can be declared again, unless its settings differ.
 #[tokio::test(flavor = "multi_thread")]
 async fn declaring_twice_is_harmless_and_other_settings_are_reported() {
     Stack::run_empty(async |stack| {

@@ -44,6 +44,7 @@ async fn with_alarm(test: impl AsyncFnOnce(&Stack, &Tap, Daemon, Alarm)) {
     .await;
 }
 
+/// During an alarm the relay keeps no transaction open. Afterwards it publishes everything in order.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "disturbs every user of the broker; `cargo xtask test` runs it alone"]
 async fn the_relay_waits_for_a_blocked_broker() {
@@ -98,6 +99,7 @@ async fn the_relay_reconnects_to_a_broker_that_restarts_while_blocked() {
     .await;
 }
 
+/// SIGTERM ends a relay in time while its broker is blocked.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "disturbs every user of the broker; `cargo xtask test` runs it alone"]
 async fn sigterm_ends_a_relay_whose_broker_is_blocked() {

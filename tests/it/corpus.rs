@@ -134,6 +134,7 @@ struct Append {
     events: String,
 }
 
+/// Every call of `append_to_stream` in the corpus has its verdict.
 #[tokio::test(flavor = "multi_thread")]
 async fn corpus_append() {
     Stack::run(async |stack| {
@@ -191,6 +192,7 @@ struct Row {
     values: String,
 }
 
+/// Every row in the corpus is refused at its insert, parked or published unchanged.
 #[tokio::test(flavor = "multi_thread")]
 async fn corpus_outbox() {
     Stack::run(async |stack| {
@@ -290,6 +292,7 @@ struct Sent {
     bytes: Option<Vec<u8>>,
 }
 
+/// Every message in the corpus has its verdict, and delays no other message.
 #[tokio::test(flavor = "multi_thread")]
 async fn corpus_message() {
     Stack::run(async |stack| {
@@ -490,6 +493,7 @@ struct Files {
     text: String,
 }
 
+/// `projector check` accepts or refuses every projection in the corpus with the documented reason.
 #[tokio::test(flavor = "multi_thread")]
 async fn corpus_projection() {
     Stack::run(async |stack| {
@@ -537,6 +541,7 @@ struct Settings {
     without: Vec<String>,
 }
 
+/// `config show` accepts or refuses every configuration in the corpus, without printing a secret.
 #[tokio::test(flavor = "multi_thread")]
 async fn corpus_configuration() {
     Stack::run_empty(async |stack| {
@@ -584,6 +589,7 @@ struct Line {
     before: i64,
 }
 
+/// The import accepts every line in the corpus, or refuses it and keeps the lines before it.
 #[tokio::test(flavor = "multi_thread")]
 async fn corpus_import() {
     Stack::run(async |stack| {
@@ -647,6 +653,7 @@ enum Server {
     Projector,
 }
 
+/// The daemons answer every request in the corpus, and still serve requests afterwards.
 #[tokio::test(flavor = "multi_thread")]
 async fn corpus_http() {
     Stack::run(async |stack| {

@@ -184,6 +184,7 @@ async fn an_open_append_holds_the_fence_and_is_named() {
     .await;
 }
 
+/// The fence of an empty event store is below the first position.
 #[tokio::test]
 async fn an_empty_store_has_a_fence_before_its_first_event() {
     Stack::run(async |stack| {

@@ -100,6 +100,7 @@ async fn run(disturb: impl AsyncFnOnce(&mut [Daemon])) {
     .await;
 }
 
+/// The read models of real events equal the expected rows.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_incidents_give_the_expected_read_models() {
     run(async |_| {}).await;
@@ -134,6 +135,7 @@ async fn the_incidents_give_the_same_over_a_lossy_queue() {
     .await;
 }
 
+/// The read models are right although each daemon is killed ten times.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_incidents_give_the_same_when_each_daemon_is_killed_ten_times() {
     run(async |daemons| {

@@ -8,6 +8,7 @@ use serde_json::json;
 
 const SHOP: &str = "config/projections";
 
+/// Migrations can run repeatedly and concurrently.
 #[tokio::test(flavor = "multi_thread")]
 async fn migrating_twice_or_at_once_is_harmless() {
     Stack::run_empty(async |stack| {
@@ -45,6 +46,8 @@ async fn the_migrations_are_plain_sql() {
     .await;
 }
 
+/// Daemons can start before servers and migrations. They name the missing part, and begin work once it
+/// exists.
 #[tokio::test(flavor = "multi_thread")]
 async fn daemons_wait_for_servers_and_migrations() {
     Stack::run_empty(async |stack| {
@@ -105,6 +108,7 @@ fn free_port() -> u16 {
     listener.local_addr().unwrap().port()
 }
 
+/// A refused login ends a program, because no repetition succeeds. The message omits the password.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refused_login_ends_the_program_with_77() {
     Stack::run_empty(async |stack| {
@@ -133,6 +137,7 @@ async fn a_refused_login_ends_the_program_with_77() {
     .await;
 }
 
+/// A command does not wait for an unreachable server.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unreachable_server_ends_a_command_with_69() {
     Stack::run_empty(async |stack| {
@@ -162,6 +167,7 @@ async fn an_unreachable_server_ends_a_command_with_69() {
     .await;
 }
 
+/// A program reports all errors of its configuration together, without secrets.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_configuration_error_is_reported_with_64() {
     Stack::run_empty(async |stack| {
@@ -318,6 +324,7 @@ async fn every_metric_is_documented() {
     .await;
 }
 
+/// `config show` prints each setting with its value and its origin.
 #[tokio::test]
 async fn config_show_prints_the_effective_configuration() {
     Stack::run_empty(async |stack| {
@@ -331,6 +338,7 @@ async fn config_show_prints_the_effective_configuration() {
     .await;
 }
 
+/// `check` reports all mistakes with file and line. `run` reports those that need no server.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mistake_in_a_projection_is_reported_with_file_and_line_and_65() {
     Stack::run_empty(async |stack| {
@@ -398,6 +406,7 @@ async fn tables_without_their_bookkeeping_are_refused() {
     .await;
 }
 
+/// A queue with other settings ends the projector, because no repetition succeeds.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_queue_with_other_settings_is_reported_once_with_64() {
     Stack::run(async |stack| {

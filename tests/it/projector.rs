@@ -126,6 +126,8 @@ async fn e9_repeated_and_old_messages_have_no_effect() {
     .await;
 }
 
+/// A lost message shows as a gap at the next message of its stream. The event store supplies the
+/// missing event.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gap_is_healed_from_the_event_store() {
     with_projector(async |stack, projector| {
@@ -179,6 +181,7 @@ async fn the_sweeper_ignores_unpublished_events() {
     .await;
 }
 
+/// A message that is not an event becomes a dead letter with its reason, and delays no other message.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_that_is_not_an_event_is_dead_lettered_with_its_reason() {
     with_projector(async |stack, projector| {
@@ -265,6 +268,7 @@ async fn a_conflict_parks_its_stream_and_names_both_events() {
     .await;
 }
 
+/// A message becomes a dead letter when the event store lacks the versions before it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_version_missing_from_the_event_store_is_dead_lettered() {
     with_projector(async |stack, _| {
@@ -352,6 +356,7 @@ async fn a_parked_event_can_be_skipped() {
     .await;
 }
 
+/// An event that its handler cannot read holds only its stream.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_missing_parameter_and_an_unknown_schema_hold_only_their_streams() {
     with_projector(async |stack, projector| {
@@ -407,6 +412,7 @@ async fn e7_a_deleted_queue_is_declared_again_and_nothing_is_lost() {
     .await;
 }
 
+/// The event store supplies the events of a purged queue.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_purged_queue_loses_nothing() {
     Stack::run(async |stack| {
@@ -511,6 +517,7 @@ async fn the_projector_recovers_from_each_outage() {
     .await;
 }
 
+/// SIGTERM ends the projector in time. Method: with idle, silent and unreachable servers.
 #[tokio::test(flavor = "multi_thread")]
 async fn sigterm_ends_the_projector_in_time_in_every_state() {
     Stack::run(async |stack| {

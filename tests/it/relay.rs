@@ -40,6 +40,7 @@ pub(crate) async fn all_processed(stack: &Stack) {
         .await;
 }
 
+/// A committed event is published, marked in the outbox, and counted.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_committed_event_is_published_and_marked() {
     Stack::run(async |stack| {
@@ -79,6 +80,7 @@ async fn e11_four_relays_publish_each_stream_in_order_and_once() {
     .await;
 }
 
+/// Killed relays lose no event. The last copies of the events of a stream are in order.
 #[tokio::test(flavor = "multi_thread")]
 async fn relays_killed_at_random_lose_nothing_and_keep_the_order() {
     Stack::run(async |stack| {
@@ -100,6 +102,7 @@ async fn relays_killed_at_random_lose_nothing_and_keep_the_order() {
     .await;
 }
 
+/// An event without a queue holds its stream until a queue is bound. Other streams continue.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_without_a_queue_waits_for_one_and_holds_only_its_stream() {
     Stack::run(async |stack| {
@@ -179,6 +182,7 @@ async fn waiting_streams_do_not_delay_others() {
     .await;
 }
 
+/// An event above the size limit holds its stream. Other streams continue.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_that_is_too_large_holds_only_its_stream() {
     Stack::run(async |stack| {
@@ -212,6 +216,7 @@ async fn an_event_that_is_too_large_holds_only_its_stream() {
     .await;
 }
 
+/// The relay publishes the events of committed transactions only.
 #[tokio::test(flavor = "multi_thread")]
 async fn rolled_back_events_are_never_published() {
     Stack::run(async |stack| {
@@ -319,6 +324,7 @@ async fn fill_more(stack: &Stack, expected: &mut usize) {
     }
 }
 
+/// SIGTERM ends the relay in time. Method: with idle, silent and unreachable servers.
 #[tokio::test(flavor = "multi_thread")]
 async fn sigterm_ends_the_relay_in_time_in_every_state() {
     Stack::run(async |stack| {

@@ -85,6 +85,7 @@ impl Disturbed {
     }
 }
 
+/// The relay detects a connection that is silent in one direction, and recovers.
 #[tokio::test(flavor = "multi_thread")]
 async fn black_holes_in_one_direction() {
     Stack::run(async |stack| {
@@ -107,6 +108,7 @@ async fn black_holes_in_one_direction() {
     .await;
 }
 
+/// Slow connections cause neither failures nor duplicates.
 #[tokio::test(flavor = "multi_thread")]
 async fn slow_and_sliced_connections() {
     Stack::run(async |stack| {
@@ -156,6 +158,7 @@ async fn connections_cut_at_commit_and_at_a_confirm() {
     .await;
 }
 
+/// The relay recovers after the broker loses connections, bindings or queues.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_broker_closes_its_connections_and_loses_queues_and_bindings() {
     Stack::run(async |stack| {

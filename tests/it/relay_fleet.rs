@@ -74,6 +74,7 @@ async fn compare_ids(stack: &Stack, tap: &Tap) {
     assert_eq!(stored.difference(&seen).count(), 0, "lost");
 }
 
+/// Four relays publish each committed event once and in order, while writers commit out of order.
 #[tokio::test(flavor = "multi_thread")]
 async fn four_relays_lose_double_and_invert_nothing() {
     Stack::run(async |stack| {
@@ -90,6 +91,7 @@ async fn four_relays_lose_double_and_invert_nothing() {
     .await;
 }
 
+/// Killed relays lose no event, and publish few duplicates.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_relay_killed_every_second_loses_nothing() {
     Stack::run(async |stack| {

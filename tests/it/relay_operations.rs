@@ -51,6 +51,7 @@ async fn the_status_needs_no_broker() {
     .await;
 }
 
+/// `reconcile` finds events that the outbox lacks, and `republish` publishes them.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_missing_from_the_outbox_is_found_and_published_again() {
     Stack::run(async |stack| {
@@ -101,6 +102,7 @@ async fn an_event_missing_from_the_outbox_is_found_and_published_again() {
     .await;
 }
 
+/// The cleaner deletes published rows after the retention time, and keeps unprocessed rows.
 #[tokio::test(flavor = "multi_thread")]
 async fn published_rows_are_deleted_after_their_retention() {
     Stack::run(async |stack| {

@@ -34,6 +34,7 @@ async fn holds(stack: &Stack) -> i64 {
         .unwrap()
 }
 
+/// A poison event parks only its stream. The stream continues after an operator skips the event.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_poison_event_among_200_streams_parks_its_own_until_it_is_skipped() {
     Stack::run(async |stack| {
@@ -103,6 +104,7 @@ async fn a_poison_event_among_200_streams_parks_its_own_until_it_is_skipped() {
     .await;
 }
 
+/// A parked stream continues after its cause is fixed and an operator retries it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_retried_event_is_published() {
     Stack::run(async |stack| {
@@ -131,6 +133,8 @@ async fn a_retried_event_is_published() {
     .await;
 }
 
+/// The setting `discard_unroutable` decides by routing key whether an unroutable event is dropped or
+/// held.
 #[tokio::test(flavor = "multi_thread")]
 async fn unroutable_events_are_dropped_or_held_by_their_routing_key() {
     Stack::run(async |stack| {

@@ -27,6 +27,7 @@ async fn stored(stack: &Stack) -> Vec<(String, i64, i64)> {
     .unwrap()
 }
 
+/// An import keeps the order of each stream. A repeated import appends nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_import_keeps_each_stream_in_order_and_can_be_repeated() {
     Stack::run(async |stack| {
@@ -47,6 +48,8 @@ async fn an_import_keeps_each_stream_in_order_and_can_be_repeated() {
     .await;
 }
 
+/// The import names a malformed line and keeps the lines before it. It continues after the line is
+/// fixed.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bad_line_is_reported_and_the_lines_before_it_are_kept() {
     Stack::run(async |stack| {
@@ -68,6 +71,7 @@ async fn a_bad_line_is_reported_and_the_lines_before_it_are_kept() {
     .await;
 }
 
+/// The same seed generates the same events, so a repetition appends nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_generated_shop_is_the_same_for_the_same_seed() {
     Stack::run(async |stack| {
