@@ -98,7 +98,7 @@ async fn e1_publishers_side_by_side_get_their_own_confirms() {
 
 /// E2: lapin attaches a returned message to the confirm of a neighbour.
 #[tokio::test(flavor = "multi_thread")]
-async fn e2_a_returned_message_is_told_from_its_neighbours() {
+async fn e2_a_returned_message_does_not_affect_its_neighbours() {
     Stack::run_empty(async |stack| {
         declare(stack, &[("good", false)]).await;
         let connection = stack.broker().await;
@@ -135,7 +135,7 @@ async fn e3_a_refusal_is_not_hidden() {
 /// The broker closes the channel because of a message that it cannot accept. The confirms of the other
 /// messages are lost with it.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_message_that_the_broker_refuses_is_told_from_its_neighbours() {
+async fn a_refused_message_does_not_affect_its_neighbours() {
     Stack::run_empty(async |stack| {
         declare(stack, &[("good", false)]).await;
         let connection = stack.broker().await;
@@ -242,7 +242,7 @@ async fn deliveries_can_be_settled_in_any_order() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn declaring_twice_is_harmless_and_other_settings_are_told() {
+async fn declaring_twice_is_harmless_and_other_settings_are_reported() {
     Stack::run_empty(async |stack| {
         let connection = stack.broker().await;
         connection.declare_exchange(EXCHANGE).await.unwrap();
@@ -297,7 +297,7 @@ async fn only_an_empty_queue_is_deleted() {
 /// A broker that closes the connection during the handshake, or accepts it and sends nothing, must not
 /// prevent later connections, nor leave threads behind.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_that_is_not_answered_is_given_up() {
+async fn an_unanswered_connection_attempt_ends() {
     Stack::run_empty(async |stack| {
         let (proxy, url) = Proxy::before(&stack.amqp_url).await;
         let options = Options::parse(&url.into(), "test").unwrap();

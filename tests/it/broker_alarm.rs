@@ -46,7 +46,7 @@ async fn with_alarm(test: impl AsyncFnOnce(&Stack, &Tap, Daemon, Alarm)) {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "disturbs every user of the broker; `cargo xtask test` runs it alone"]
-async fn a_blocked_broker_is_waited_for() {
+async fn the_relay_waits_for_a_blocked_broker() {
     with_alarm(async |stack, tap, relay, alarm| {
         // Twice the limit of a batch.
         let begun = Instant::now();
@@ -81,7 +81,7 @@ async fn a_blocked_broker_is_waited_for() {
 /// lapin keeps reporting a lost connection as blocked.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "disturbs every user of the broker; `cargo xtask test` runs it alone"]
-async fn a_broker_that_restarts_while_it_is_blocked_is_found_again() {
+async fn the_relay_reconnects_to_a_broker_that_restarts_while_blocked() {
     with_alarm(async |stack, _tap, relay, alarm| {
         alarm.restart_broker();
         drop(alarm);

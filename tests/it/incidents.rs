@@ -107,7 +107,7 @@ async fn the_incidents_give_the_expected_read_models() {
 
 /// The queue shuffles, repeats up to three times and drops one in a hundred.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_incidents_give_the_same_when_the_queue_does_its_worst() {
+async fn the_incidents_give_the_same_over_a_lossy_queue() {
     let Some(data) = data() else { return };
     Stack::run(async |stack| {
         let projector = stack.projector(PROJECTIONS);

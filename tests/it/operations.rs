@@ -156,7 +156,7 @@ async fn an_unreachable_server_ends_a_command_with_69() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_error_of_a_configuration_is_told_with_64() {
+async fn every_configuration_error_is_reported_with_64() {
     Stack::run_empty(async |stack| {
         let told = stack
             .relay()
@@ -193,7 +193,7 @@ async fn every_error_of_a_configuration_is_told_with_64() {
 
 /// Both ends of every range, and every pair of contradictory values.
 #[tokio::test(flavor = "multi_thread")]
-async fn every_value_out_of_range_and_every_contradiction_is_told_at_once() {
+async fn all_out_of_range_and_contradictory_values_are_reported_at_once() {
     Stack::run_empty(async |stack| {
         for (what, wrong) in [
             (
@@ -311,7 +311,7 @@ async fn every_metric_is_documented() {
 }
 
 #[tokio::test]
-async fn the_configuration_in_force_can_be_shown() {
+async fn config_show_prints_the_effective_configuration() {
     Stack::run_empty(async |stack| {
         let shown = stack.relay().arg("config").arg("show").succeed().await;
         assert!(shown.contains("workers = 2  # default"), "{shown}");
@@ -324,7 +324,7 @@ async fn the_configuration_in_force_can_be_shown() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_mistake_in_a_projection_is_told_with_file_and_line_and_65() {
+async fn a_mistake_in_a_projection_is_reported_with_file_and_line_and_65() {
     Stack::run_empty(async |stack| {
         let folder = stack.folder().join("projections");
         let directory = folder.join("orders");
@@ -387,7 +387,7 @@ async fn tables_without_their_bookkeeping_are_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_queue_with_other_settings_is_told_once_with_64() {
+async fn a_queue_with_other_settings_is_reported_once_with_64() {
     Stack::run(async |stack| {
         stack.projector(SHOP).arg("migrate").succeed().await;
         let channel = stack.amqp().await.create_channel().await.unwrap();

@@ -165,7 +165,7 @@ async fn the_sweeper_finds_a_lost_last_event() {
 
 /// What the relay has not published yet is not lost.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_sweeper_leaves_alone_what_is_still_to_be_published() {
+async fn the_sweeper_ignores_unpublished_events() {
     with_projector(async |stack, projector| {
         stack.append("order-1", &[tested(&json!(1))]).await;
         // Several times the grace.
@@ -180,7 +180,7 @@ async fn the_sweeper_leaves_alone_what_is_still_to_be_published() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_not_an_event_is_dead_lettered_with_its_reason() {
+async fn a_message_that_is_not_an_event_is_dead_lettered_with_its_reason() {
     with_projector(async |stack, projector| {
         stack.append("order-1", &[tested(&json!(1))]).await;
         let good = Message::encode(stored(stack, "order-1", 1).await, "order.Tested".to_owned());
@@ -265,7 +265,7 @@ async fn a_conflict_parks_its_stream_and_names_both_events() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_version_out_of_nowhere_is_dead_lettered() {
+async fn a_version_missing_from_the_event_store_is_dead_lettered() {
     with_projector(async |stack, _| {
         stack.append("order-1", &[tested(&json!(1)), tested(&json!(2))]).await;
         publish(stack, "order-1", &[1, 2]).await;
@@ -376,7 +376,7 @@ async fn a_missing_parameter_and_an_unknown_schema_hold_only_their_streams() {
 
 /// E7: when its queue is deleted, lapin's consumer just ends, while connection and channel stay up.
 #[tokio::test(flavor = "multi_thread")]
-async fn e7_a_deleted_queue_is_made_again_and_nothing_is_lost() {
+async fn e7_a_deleted_queue_is_declared_again_and_nothing_is_lost() {
     with_projector(async |stack, projector| {
         let mut relay = stack.relay().start_ready().await;
         stack.append("order-1", &[tested(&json!(1))]).await;
@@ -459,7 +459,7 @@ async fn a_new_projection_begins_with_the_history() {
 
 /// Each server goes away in turn, in the middle of work, and comes back.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_projector_goes_on_by_itself_after_each_outage() {
+async fn the_projector_recovers_from_each_outage() {
     Stack::run(async |stack| {
         stack.projector(TALLY).arg("migrate").succeed().await;
         let _relay = stack.relay().start_ready().await;

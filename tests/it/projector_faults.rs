@@ -143,7 +143,7 @@ async fn kills_lock_waits_and_deadlocks_are_survived() {
 /// The server takes no writes for a while; it disturbs every user of it.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "disturbs every user of MySQL; `cargo xtask test` runs it alone"]
-async fn a_read_only_server_is_waited_for() {
+async fn the_projector_waits_for_a_read_only_server() {
     Stack::run(async |stack| {
         let projector = stack.projector(SPREAD);
         projector.clone().arg("migrate").succeed().await;
@@ -170,7 +170,7 @@ async fn a_read_only_server_is_waited_for() {
 /// The server stands still, and goes on.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "disturbs every user of MySQL; `cargo xtask test` runs it alone"]
-async fn a_server_that_stands_still_is_waited_for() {
+async fn the_projector_waits_for_a_frozen_server() {
     Stack::run(async |stack| {
         let projector = stack.projector(SPREAD);
         projector.clone().arg("migrate").succeed().await;
@@ -214,7 +214,7 @@ async fn server_process(stack: &Stack) -> Option<rustix::process::Pid> {
 /// Who sweeps a projection gives that up while its history is applied, whatever went wrong before with
 /// another projection: otherwise its queue would not be followed any more.
 #[tokio::test(flavor = "multi_thread")]
-async fn trouble_with_one_projection_does_not_keep_another_from_its_history() {
+async fn an_error_of_one_projection_does_not_delay_the_replay_of_another() {
     Stack::run(async |stack| {
         let rename = async |from: &str, to: &str| {
             let rename = AssertSqlSafe(format!("RENAME TABLE {from} TO {to}"));
@@ -250,7 +250,7 @@ async fn trouble_with_one_projection_does_not_keep_another_from_its_history() {
 /// While an append stays open nobody sweeps, and who did before gives up what it owned: otherwise no
 /// history could be applied.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_append_that_stays_open_does_not_hold_up_the_history() {
+async fn an_open_append_does_not_delay_a_replay() {
     Stack::run(async |stack| {
         let projector = stack.projector(TALLY).env("PROJECTOR__PROJECTOR__SWEEP_INTERVAL", "3s");
         projector.clone().arg("migrate").succeed().await;
@@ -293,7 +293,7 @@ async fn an_append_that_stays_open_does_not_hold_up_the_history() {
 
 /// Event store and read models are enough to find what was lost, and to apply it.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_lost_is_applied_without_the_broker() {
+async fn lost_events_are_applied_without_the_broker() {
     Stack::run(async |stack| {
         let (broker, url) = Proxy::before(&stack.amqp_url).await;
         let projector = stack.projector(TALLY).env("AMQP_URL", &url);

@@ -63,7 +63,7 @@ async fn wait_for_total(stack: &Stack, events: i64) {
 
 /// A replay that was killed goes on where it was, before the queue is followed.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_interrupted_replay_goes_on() {
+async fn an_interrupted_replay_continues() {
     Stack::run(async |stack| {
         history(stack, 200, 50).await;
         // The sweeper would find everything in the end.
@@ -128,7 +128,7 @@ async fn a_poison_event_in_the_history_holds_only_its_stream() {
 
 /// What is lost behind a stream that is stuck is found all the same.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stuck_stream_does_not_hide_what_is_lost_behind_it() {
+async fn a_parked_stream_does_not_hide_later_losses() {
     Stack::run(async |stack| {
         let projector = stack.projector(TALLY);
         projector.clone().arg("migrate").succeed().await;
@@ -233,7 +233,7 @@ async fn tables_without_transactions_are_refused() {
 
 /// An event store that went back in time is not taken for one that has nothing new.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_older_event_store_is_noticed() {
+async fn a_restored_older_event_store_is_detected() {
     Stack::run(async |stack| {
         history(stack, 3, 3).await;
         stack.projector(TALLY).arg("migrate").succeed().await;

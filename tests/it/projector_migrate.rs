@@ -103,7 +103,7 @@ async fn a_migration_runs_under_running_projectors() {
 
 /// A program that is older than the database goes on: a migration only adds.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_newer_bookkeeping_is_no_hindrance() {
+async fn an_older_projector_works_with_newer_bookkeeping() {
     Stack::run(async |stack| {
         let projector = stack.projector(TALLY);
         projector.clone().arg("migrate").succeed().await;

@@ -181,7 +181,7 @@ async fn an_update_must_find_its_row_where_the_handler_says_so() {
 
 /// What the broker lacks is told, and made by a command.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_topology_is_compared_and_made() {
+async fn topology_diff_and_apply_restore_missing_queues() {
     Stack::run(async |stack| {
         let topology = |action: &str| stack.projector(TALLY).args(["topology", action]);
         let told = topology("diff").fail(1).await;

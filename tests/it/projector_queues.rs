@@ -91,7 +91,7 @@ async fn a_stuck_queue_that_may_not_be_deleted_is_reported() {
 /// A batch that takes long has all deliveries that may be unsettled, so that no more come. That is not a
 /// queue which serves nobody.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_instance_that_is_busy_holds_its_queue() {
+async fn a_busy_instance_keeps_its_queue() {
     Stack::run(async |stack| {
         let projector = stack.projector(TALLY).env("PROJECTOR__PROJECTOR__PREFETCH", "2");
         projector.clone().arg("migrate").succeed().await;
@@ -128,7 +128,7 @@ async fn an_instance_that_is_busy_holds_its_queue() {
 
 /// A queue that is not bound any more gets nothing, and nobody tells: only what the sweeper finds.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_binding_that_is_gone_is_made_again() {
+async fn a_lost_binding_is_declared_again() {
     Stack::run(async |stack| {
         stack.projector(TALLY).arg("migrate").succeed().await;
         let daemon = stack.projector(TALLY).start_ready().await;

@@ -167,7 +167,7 @@ async fn a_rebuild_that_dies_at_any_step_leaves_one_generation_whole() {
 /// The statement that swaps the tables is on its way when the rebuild dies, and reaches MySQL when another
 /// process has begun to go on: it must not put the tables in service that are just being filled.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_swap_that_comes_too_late_does_not_happen() {
+async fn a_late_swap_is_refused() {
     with_projection(async |stack, projector, _| {
         append_version(stack, 1).await;
         all_at(stack, 1).await;
@@ -210,7 +210,7 @@ async fn a_swap_that_comes_too_late_does_not_happen() {
 
 /// A projector goes on with a rebuild whose command is gone; `status` shows it meanwhile.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_projector_goes_on_with_a_rebuild_that_was_interrupted() {
+async fn a_projector_continues_an_interrupted_rebuild() {
     with_projection(async |stack, _, _| {
         append_version(stack, 1).await;
         all_at(stack, 1).await;
@@ -235,7 +235,7 @@ async fn a_projector_goes_on_with_a_rebuild_that_was_interrupted() {
 
 /// A second command waits for the first; somebody gives both up, and a new one begins anew.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_rebuild_can_be_given_up_from_anywhere() {
+async fn a_rebuild_can_be_cancelled_from_anywhere() {
     with_projection(async |stack, _, _| {
         for version in 1..=50 {
             append_version(stack, version).await;
@@ -282,7 +282,7 @@ async fn a_rebuild_can_be_given_up_from_anywhere() {
 /// An open transaction that has appended keeps the order of events open: the rebuild says whose it is,
 /// and waits.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_rebuild_waits_for_an_open_append_and_says_for_whom() {
+async fn a_rebuild_waits_for_an_open_append_and_names_it() {
     with_projection(async |stack, _, _| {
         append_version(stack, 1).await;
         all_at(stack, 1).await;
@@ -353,7 +353,7 @@ async fn a_rebuild_can_be_rolled_back() {
 
 /// Who reads a table for long holds up the swap, and nobody else for long.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_long_reader_holds_up_the_swap_alone() {
+async fn a_long_reader_delays_only_the_swap() {
     with_projection(async |stack, _, _| {
         append_version(stack, 1).await;
         all_at(stack, 1).await;
@@ -390,7 +390,7 @@ async fn a_long_reader_holds_up_the_swap_alone() {
 
 /// New files: what runs with the old ones stops, and what starts with the new ones goes on.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_changed_definition_is_built_anew() {
+async fn a_changed_definition_is_rebuilt() {
     with_projection(async |stack, projector, _| {
         append_version(stack, 1).await;
         all_at(stack, 1).await;

@@ -237,7 +237,7 @@ async fn an_application_can_wait_for_its_event() {
 
 /// Those who wait leave room for those who look after the daemon.
 #[tokio::test(flavor = "multi_thread")]
-async fn not_everybody_can_wait_at_once() {
+async fn the_number_of_waiting_requests_is_limited() {
     Stack::run(async |stack| {
         let projector = stack.projector(SPREAD);
         projector.clone().arg("migrate").succeed().await;

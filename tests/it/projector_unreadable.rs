@@ -8,7 +8,7 @@ use crate::projector::{TALLY, dead_letters, tested, wait_for};
 /// It becomes a dead letter, as any message that is not an event, and holds up nobody: lapin would end the
 /// connection, or the process, each time it is delivered.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_client_library_cannot_read_is_a_dead_letter() {
+async fn a_message_that_the_client_library_cannot_read_is_dead_lettered() {
     // With a message id, and a type in ISO-8859-1.
     let kind = b"\x00\xa0\x24018c2c1e-7d4d-7a3b-9f52-8f1f3a3c2b10\x09Best\xe4tigt";
     // Arrays in arrays, for which lapin's parser needs more stack than there is.

@@ -69,7 +69,7 @@ async fn verify_finds_and_repairs_drift_and_nothing_else() {
 
 /// Bookkeeping that does not fit the event store is found, and named.
 #[tokio::test(flavor = "multi_thread")]
-async fn bookkeeping_that_does_not_fit_is_named() {
+async fn bookkeeping_that_contradicts_the_event_store_is_named() {
     with_projection(async |stack, projector, _| {
         append_version(stack, 1).await;
         all_at(stack, 1).await;
@@ -146,7 +146,7 @@ async fn verify_waits_for_an_open_append() {
 
 /// Single streams are folded anew where they are, and looked at alone.
 #[tokio::test(flavor = "multi_thread")]
-async fn single_streams_are_folded_in_place_and_verified() {
+async fn single_streams_are_rebuilt_in_place_and_verified() {
     Stack::run(async |stack| {
         stack.projector(SPREAD).arg("migrate").succeed().await;
         let _projector = stack.projector(SPREAD).start_ready().await;
@@ -200,7 +200,7 @@ async fn single_streams_are_folded_in_place_and_verified() {
 
 /// Rows that many streams feed cannot be folded for one of them.
 #[tokio::test(flavor = "multi_thread")]
-async fn streams_that_share_rows_are_not_folded_alone() {
+async fn streams_that_share_rows_are_not_rebuilt_alone() {
     with_projection(async |stack, _, _| {
         append_version(stack, 1).await;
         all_at(stack, 1).await;
@@ -217,7 +217,7 @@ async fn streams_that_share_rows_are_not_folded_alone() {
 
 /// What a rebuild would do is told, and nothing is done.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_dry_run_tells_what_a_rebuild_would_do() {
+async fn a_dry_run_reports_the_effect_of_a_rebuild() {
     with_projection(async |stack, projector, _| {
         append_version(stack, 1).await;
         all_at(stack, 1).await;
@@ -250,7 +250,7 @@ async fn a_dry_run_tells_what_a_rebuild_would_do() {
 
 /// What was appended is compared with what was published and applied.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_audit_counts_what_became_of_every_event() {
+async fn reconcile_accounts_for_every_event() {
     with_projection(async |stack, projector, relay| {
         append_version(stack, 1).await;
         all_at(stack, 1).await;

@@ -129,7 +129,7 @@ async fn an_event_without_a_queue_waits_for_one_and_holds_only_its_stream() {
 
 /// Events without a queue must not delay events of other streams.
 #[tokio::test(flavor = "multi_thread")]
-async fn streams_that_wait_cost_the_others_nothing() {
+async fn waiting_streams_do_not_delay_others() {
     Stack::run(async |stack| {
         let mut connection = stack.postgres().await;
         // More waiting streams in each lane than fit into a batch.
@@ -267,7 +267,7 @@ async fn a_plain_integration_event_is_published() {
 
 /// Each server in turn becomes unreachable under load, and returns.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_relay_goes_on_by_itself_after_each_outage() {
+async fn the_relay_recovers_from_each_outage() {
     Stack::run(async |stack| {
         let tap = Tap::open(stack).await;
         let (postgres, postgres_url) = Proxy::before(&stack.postgres_url).await;

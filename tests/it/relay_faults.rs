@@ -302,7 +302,7 @@ async fn sigterm_always_ends_the_relay_in_time() {
 
 /// A pooler in transaction mode loses session state and prepared statements between transactions.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pooler_in_transaction_mode_is_no_hindrance() {
+async fn the_relay_works_through_a_pooler_in_transaction_mode() {
     Stack::run(async |stack| {
         let Some((_pooler, url)) = harness::PgBouncer::before(stack).await else {
             println!("SKIPPED: PGBOUNCER names no program");

@@ -52,7 +52,7 @@ async fn the_status_needs_no_broker() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_event_that_the_outbox_lost_is_found_and_published_again() {
+async fn an_event_missing_from_the_outbox_is_found_and_published_again() {
     Stack::run(async |stack| {
         let tap = Tap::open(stack).await;
         fill(stack, "order", 10, 5).await;
@@ -184,7 +184,7 @@ async fn an_idle_relay_is_woken_by_an_append() {
 
 /// The floor must not rise above an id that was given out but is not committed yet.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_event_that_is_committed_late_is_published() {
+async fn an_event_committed_late_is_published() {
     Stack::run(async |stack| {
         let tap = Tap::open(stack).await;
         let _relay = stack.relay().start_ready().await;

@@ -104,7 +104,7 @@ async fn a_poison_event_among_200_streams_parks_its_own_until_it_is_skipped() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_parked_event_goes_on_when_it_is_retried() {
+async fn a_retried_event_is_published() {
     Stack::run(async |stack| {
         let tap = Tap::open(stack).await;
         let mut relay = stack
@@ -132,7 +132,7 @@ async fn a_parked_event_goes_on_when_it_is_retried() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn unroutable_events_are_discarded_or_held_by_their_routing_key() {
+async fn unroutable_events_are_dropped_or_held_by_their_routing_key() {
     Stack::run(async |stack| {
         let _relay = stack
             .relay()

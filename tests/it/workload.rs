@@ -48,7 +48,7 @@ async fn an_import_keeps_each_stream_in_order_and_can_be_repeated() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_bad_line_is_told_and_the_lines_before_it_are_kept() {
+async fn a_bad_line_is_reported_and_the_lines_before_it_are_kept() {
     Stack::run(async |stack| {
         let file = stack.folder().join("events.jsonl");
         let mut lines = lines(100);
@@ -96,7 +96,7 @@ async fn a_generated_shop_is_the_same_for_the_same_seed() {
 
 /// Lines that look right, but that PostgreSQL refuses.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_line_that_is_refused_is_told_and_the_lines_before_it_are_kept() {
+async fn a_refused_line_is_reported_and_the_lines_before_it_are_kept() {
     Stack::run(async |stack| {
         for (round, wrong) in [
             ("\"number\":60", "\"number\":60,\"text\":\"\\u0000\""),
