@@ -208,7 +208,10 @@ async fn streams_that_share_rows_are_not_rebuilt_alone() {
             [["rebuild", "tally", "--stream", "order-1"], ["verify", "tally", "--sample", "5"]]
         {
             let told = stack.projector(TALLY).args(arguments).fail(1).await;
-            assert!(told.contains("Tested.sql:8: the rows that it changes in tally_total may"), "{told}");
+            assert!(
+                told.contains("Tested.sql:8: the rows that it changes in tally_total may"),
+                "{told}"
+            );
         }
         all_at(stack, 1).await;
     })
