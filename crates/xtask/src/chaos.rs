@@ -96,6 +96,17 @@ impl Bug {
     }
 }
 
+/// Checks that the patches of all bugs still apply to the sources.
+pub(crate) fn check_bugs() -> Result<()> {
+    for bug in Bug::all(&[])? {
+        let mut apply = Command::new("git");
+        apply.current_dir(root()).args(["apply", "--check"]).arg(&bug.patch);
+        succeed(&mut apply)
+            .with_context(|| format!("{} no longer applies to the sources", bug.name))?;
+    }
+    Ok(())
+}
+
 /// Runs each bug's campaign with daemons that have the bug. Each campaign must find its bug.
 fn prove(chaos: &Path, wanted: &[String]) -> Result<()> {
     let folder = target().join("bugs");

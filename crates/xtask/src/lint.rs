@@ -3,13 +3,14 @@
 use anyhow::{Result, bail};
 use clap::Args;
 
+use crate::chaos::check_bugs;
 use crate::workspace::{cargo, succeed};
 
 /// Crates that must not be in the dependency tree: OpenSSL, because rustls is used throughout, and the
 /// crate with RUSTSEC-2023-0071, which has no fix.
 const BANNED: [&str; 4] = ["openssl", "openssl-sys", "native-tls", "rsa"];
 
-/// Check format, lints, documentation and banned dependencies.
+/// Check format, lints, documentation, banned dependencies and the patches of `chaos --prove`.
 #[derive(Args)]
 #[command(after_help = "Example:
   cargo xtask lint    then `cargo fmt --all` fixes the format")]
@@ -32,6 +33,7 @@ pub(crate) fn run() -> Result<()> {
     if let Some(name) = banned.into_iter().find(|name| BANNED.contains(name)) {
         bail!("{name} is in the dependency tree: `cargo tree -i {name}` says why");
     }
+    check_bugs()?;
     println!("no mistakes found");
     Ok(())
 }
