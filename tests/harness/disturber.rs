@@ -29,8 +29,8 @@ pub struct Disturber {
 }
 
 impl Disturber {
-    /// Forwards the messages of the exchange `raw` in any order and each up to three times. Drops one in
-    /// a hundred.
+    /// Forwards the messages of the exchange `raw` in any order and each up to three times. Drops
+    /// one in a hundred.
     ///
     /// # Panics
     ///

@@ -1,6 +1,7 @@
 //! Test support: private databases for each test, real daemons, and ways to disturb them.
 //!
-//! Environment variables name the servers. `cargo xtask test` starts the servers and sets the variables.
+//! Environment variables name the servers. `cargo xtask test` starts the servers and sets the
+//! variables.
 
 mod alarm;
 mod daemon;

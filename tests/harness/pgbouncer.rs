@@ -19,8 +19,8 @@ pub struct PgBouncer {
 }
 
 impl PgBouncer {
-    /// Starts the pooler in front of a test's database, if the environment variable `PGBOUNCER` names the
-    /// program. Returns the URL of the database through the pooler.
+    /// Starts the pooler in front of a test's database, if the environment variable `PGBOUNCER`
+    /// names the program. Returns the URL of the database through the pooler.
     ///
     /// # Panics
     ///

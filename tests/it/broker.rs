@@ -219,7 +219,8 @@ async fn deliveries_can_be_settled_in_any_order() {
         while deliveries.len() < 10 {
             deliveries.extend(consumer.next(10).await.unwrap());
         }
-        // One call settles 0 to 2, two calls settle 5 and 7, and 3 is requeued. The others stay unsettled.
+        // One call settles 0 to 2, two calls settle 5 and 7, and 3 is requeued. The others stay
+        // unsettled.
         let (mut ack, mut back) = (Vec::new(), Vec::new());
         for (number, delivery) in deliveries.into_iter().enumerate() {
             match number {

@@ -1,4 +1,5 @@
-//! Bad input at every interface: its sender gets the documented answer, and all other input is processed.
+//! Bad input at every interface: its sender gets the documented answer, and all other input is
+//! processed.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;

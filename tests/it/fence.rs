@@ -107,7 +107,8 @@ async fn e12_the_fence_loses_no_event_and_inverts_none() {
                 last_round = Instant::now() > until + Duration::from_secs(1);
             }
         };
-        // This reader continues after the highest position. It misses lower positions that commit later.
+        // This reader continues after the highest position. It misses lower positions that commit
+        // later.
         let naive = async {
             let mut connection = stack.postgres().await;
             let (mut after, mut read) = (0_i64, 0_usize);

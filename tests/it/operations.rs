@@ -381,8 +381,8 @@ async fn a_mistake_in_a_projection_is_reported_with_file_and_line_and_65() {
     .await;
 }
 
-/// `migrate` refuses tables and bookkeeping that do not belong together. They would silently give wrong
-/// read models.
+/// `migrate` refuses tables and bookkeeping that do not belong together. They would silently give
+/// wrong read models.
 #[tokio::test(flavor = "multi_thread")]
 async fn tables_without_their_bookkeeping_are_refused() {
     Stack::run_empty(async |stack| {

@@ -289,7 +289,8 @@ async fn a_version_missing_from_the_event_store_is_dead_lettered() {
     .await;
 }
 
-/// An event that cannot be applied stops only its stream. The stream continues once the cause is fixed.
+/// An event that cannot be applied stops only its stream. The stream continues once the cause is
+/// fixed.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_poison_event_holds_only_its_stream() {
     with_projector(async |stack, projector| {
@@ -327,7 +328,8 @@ async fn a_poison_event_holds_only_its_stream() {
     .await;
 }
 
-/// An operator skips an event. The rest of the stream is applied, and the audit table keeps the reason.
+/// An operator skips an event. The rest of the stream is applied, and the audit table keeps the
+/// reason.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_parked_event_can_be_skipped() {
     with_projector(async |stack, _| {
@@ -579,9 +581,9 @@ async fn a_standby_takes_over() {
     .await;
 }
 
-/// Two instances apply the same event at the same time, and it takes effect once. This happens when an
-/// instance loses its queue during a batch and commits without noticing, while its successor applies the
-/// same event. The version in the bookkeeping decides between them.
+/// Two instances apply the same event at the same time, and it takes effect once. This happens when
+/// an instance loses its queue during a batch and commits without noticing, while its successor
+/// applies the same event. The version in the bookkeeping decides between them.
 #[tokio::test(flavor = "multi_thread")]
 async fn two_instances_in_the_middle_of_the_same_event_apply_it_once() {
     Stack::run(async |stack| {

@@ -40,8 +40,9 @@ async fn all_at(stack: &Stack, version: i64) {
     .await;
 }
 
-/// A batch takes effect once, even when the outcome of its COMMIT is unknown. Method: the connection is
-/// lost at the COMMIT or at its answer, or a black hole swallows them, which takes time to be noticed.
+/// A batch takes effect once, even when the outcome of its COMMIT is unknown. Method: the
+/// connection is lost at the COMMIT or at its answer, or a black hole swallows them, which takes
+/// time to be noticed.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_with_an_unknown_outcome_has_one_effect() {
     Stack::run(async |stack| {
@@ -77,8 +78,8 @@ async fn a_commit_with_an_unknown_outcome_has_one_effect() {
     .await;
 }
 
-/// The projector survives killed sessions, row locks that outlast the wait of a statement, and deadlocks
-/// with another application's transaction.
+/// The projector survives killed sessions, row locks that outlast the wait of a statement, and
+/// deadlocks with another application's transaction.
 #[tokio::test(flavor = "multi_thread")]
 async fn kills_lock_waits_and_deadlocks_are_survived() {
     Stack::run(async |stack| {
@@ -140,8 +141,8 @@ async fn kills_lock_waits_and_deadlocks_are_survived() {
     .await;
 }
 
-/// The projector catches up after MySQL refuses writes for a while. The test disturbs every user of the
-/// server.
+/// The projector catches up after MySQL refuses writes for a while. The test disturbs every user of
+/// the server.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "disturbs every user of MySQL; `cargo xtask test` runs it alone"]
 async fn the_projector_waits_for_a_read_only_server() {

@@ -21,8 +21,9 @@ async fn run(stack: &Stack, sql: &str) {
     sql.execute(&mut stack.mysql().await).await.unwrap();
 }
 
-/// Goal: `projector migrate` updates the bookkeeping of every earlier version, and no event is applied
-/// before. Method: create the current tables, apply events, and remove the additions of later versions.
+/// Goal: `projector migrate` updates the bookkeeping of every earlier version, and no event is
+/// applied before. Method: create the current tables, apply events, and remove the additions of
+/// later versions.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_bookkeeping_of_every_earlier_version_is_migrated() {
     for versions_back in 0..=BACK.len() {

@@ -31,8 +31,8 @@ async fn greedy(stack: &Stack, broker: &lapin::Connection) -> lapin::Consumer {
     greedy
 }
 
-/// The projector deletes a stuck queue and declares it again. The events of the queue come from the event
-/// store.
+/// The projector deletes a stuck queue and declares it again. The events of the queue come from the
+/// event store.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stuck_queue_is_deleted_and_declared_again() {
     Stack::run(async |stack| {
@@ -93,8 +93,8 @@ async fn a_stuck_queue_that_may_not_be_deleted_is_reported() {
     .await;
 }
 
-/// A projector that runs a long batch keeps its queue. The batch holds as many deliveries as the prefetch
-/// limit allows, so no more arrive, although the queue is not stuck.
+/// A projector that runs a long batch keeps its queue. The batch holds as many deliveries as the
+/// prefetch limit allows, so no more arrive, although the queue is not stuck.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_busy_instance_keeps_its_queue() {
     Stack::run(async |stack| {
@@ -120,7 +120,8 @@ async fn a_busy_instance_keeps_its_queue() {
             held.as_deref() == Some("[1]")
         };
         eventually("the instance owns its queue", async || held().await.then_some(())).await;
-        // This is longer than the limit for a stuck queue, and shorter than the lock wait of a statement.
+        // This is longer than the limit for a stuck queue, and shorter than the lock wait of a
+        // statement.
         while since.elapsed() < Duration::from_secs(4) {
             assert!(held().await, "lost after {:?}", since.elapsed());
             sleep(Duration::from_millis(100)).await;

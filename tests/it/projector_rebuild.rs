@@ -70,9 +70,9 @@ pub(crate) async fn with_projection(test: impl AsyncFnOnce(&Stack, &mut Daemon, 
     .await;
 }
 
-/// Goal: rebuilds lose and double no event, and readers see no error and no empty table. Method: twenty
-/// rebuilds under writes, while rebuilds and projectors are killed. After each, the read model must be a
-/// sequential fold.
+/// Goal: rebuilds lose and double no event, and readers see no error and no empty table. Method:
+/// twenty rebuilds under writes, while rebuilds and projectors are killed. After each, the read
+/// model must be a sequential fold.
 #[tokio::test(flavor = "multi_thread")]
 async fn rebuilds_under_load_lose_and_double_nothing() {
     let rounds = std::env::var("TEST_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(6);
@@ -169,8 +169,8 @@ async fn a_rebuild_that_dies_at_any_step_leaves_one_generation_whole() {
     .await;
 }
 
-/// A rebuild dies after it has sent the swap, and the statement reaches MySQL when another process already
-/// continues the rebuild. The late swap must not put half-filled tables in service.
+/// A rebuild dies after it has sent the swap, and the statement reaches MySQL when another process
+/// already continues the rebuild. The late swap must not put half-filled tables in service.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_late_swap_is_refused() {
     with_projection(async |stack, projector, _| {
@@ -288,8 +288,8 @@ async fn a_rebuild_can_be_cancelled_from_anywhere() {
     .await;
 }
 
-/// A rebuild waits for an open append, because the append may still commit a lower position. It names the
-/// transaction.
+/// A rebuild waits for an open append, because the append may still commit a lower position. It
+/// names the transaction.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rebuild_waits_for_an_open_append_and_names_it() {
     with_projection(async |stack, _, _| {
@@ -324,8 +324,8 @@ async fn a_rebuild_waits_for_an_open_append_and_names_it() {
     .await;
 }
 
-/// A rollback restores the previous tables. Method: a rebuild fixes a drifted read model, and a rollback
-/// restores the drift. Both contain all events appended since.
+/// A rollback restores the previous tables. Method: a rebuild fixes a drifted read model, and a
+/// rollback restores the drift. Both contain all events appended since.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rebuild_can_be_rolled_back() {
     with_projection(async |stack, _, _| {
@@ -397,8 +397,8 @@ async fn a_long_reader_delays_only_the_swap() {
     .await;
 }
 
-/// After a rebuild from changed files, a projector with the previous files stops, and a projector with the
-/// new files continues.
+/// After a rebuild from changed files, a projector with the previous files stops, and a projector
+/// with the new files continues.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_changed_definition_is_rebuilt() {
     with_projection(async |stack, projector, _| {
@@ -430,8 +430,8 @@ async fn a_changed_definition_is_rebuilt() {
         );
         other.terminate().await;
         let rebuild = changed.clone().args(["rebuild", "tally"]);
-        // The rebuild dies right after the swap, before any projector notices it. The previous handlers
-        // must not change the new tables.
+        // The rebuild dies right after the swap, before any projector notices it. The previous
+        // handlers must not change the new tables.
         let dying = rebuild.clone().env("FAILPOINTS", "rebuild::swapped=return");
         assert!(dying.try_run().await.1.contains("failpoint: rebuild::swapped"));
         append_version(stack, 2).await;
@@ -469,8 +469,8 @@ async fn a_changed_definition_is_rebuilt() {
     .await;
 }
 
-/// A retry must stop when a rebuild from other files swaps the tables meanwhile. Its handlers do not fit
-/// the new tables.
+/// A retry must stop when a rebuild from other files swaps the tables meanwhile. Its handlers do
+/// not fit the new tables.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_retry_does_not_apply_previous_handlers_to_a_rebuilt_read_model() {
     const PARKED: i64 = 200;

@@ -67,8 +67,8 @@ async fn all_in_order(stack: &Stack, streams: usize, versions: usize) {
     );
 }
 
-/// Instances share the load evenly, and no event is lost or doubled. Method: instances join, leave and are
-/// killed while events arrive.
+/// Instances share the load evenly, and no event is lost or doubled. Method: instances join, leave
+/// and are killed while events arrive.
 #[tokio::test(flavor = "multi_thread")]
 async fn instances_come_and_go_and_share_the_load() {
     let rounds = events(40_000) / 1_000;
@@ -112,8 +112,8 @@ async fn instances_come_and_go_and_share_the_load() {
     .await;
 }
 
-/// The number of partitions changes while events arrive. The old queues are emptied and deleted, and no
-/// event is lost.
+/// The number of partitions changes while events arrive. The old queues are emptied and deleted,
+/// and no event is lost.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_number_of_partitions_can_be_changed() {
     Stack::run(async |stack| {

@@ -5,8 +5,8 @@ use serde_json::json;
 
 use crate::projector::{TALLY, dead_letters, tested, wait_for};
 
-/// An unreadable message becomes a dead letter, like any message that is not an event, and delays no other
-/// message. lapin alone would end the connection or the process at each delivery.
+/// An unreadable message becomes a dead letter, like any message that is not an event, and delays
+/// no other message. lapin alone would end the connection or the process at each delivery.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_that_the_client_library_cannot_read_is_dead_lettered() {
     // With a message id, and a type in ISO-8859-1.

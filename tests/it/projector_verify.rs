@@ -115,8 +115,8 @@ async fn spread_at(stack: &Stack, version: i64) {
     .await;
 }
 
-/// `verify` waits for an open append and keeps its connections meanwhile. With `TEST_SECONDS=70` it waits
-/// longer than MySQL keeps idle connections.
+/// `verify` waits for an open append and keeps its connections meanwhile. With `TEST_SECONDS=70` it
+/// waits longer than MySQL keeps idle connections.
 #[tokio::test(flavor = "multi_thread")]
 async fn verify_waits_for_an_open_append() {
     Stack::run(async |stack| {

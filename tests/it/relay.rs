@@ -59,8 +59,8 @@ async fn a_committed_event_is_published_and_marked() {
     .await;
 }
 
-/// E11: four relays publish each stream in order. With locks on single rows, up to a fifth of the events
-/// are out of order. With lanes, none is.
+/// E11: four relays publish each stream in order. With locks on single rows, up to a fifth of the
+/// events are out of order. With lanes, none is.
 #[tokio::test(flavor = "multi_thread")]
 async fn e11_four_relays_publish_each_stream_in_order_and_once() {
     Stack::run(async |stack| {

@@ -1,5 +1,5 @@
-//! Faults of the servers and the network. After each, the relay has published everything in order without
-//! help.
+//! Faults of the servers and the network. After each, the relay has published everything in order
+//! without help.
 
 use std::time::{Duration, Instant};
 
@@ -13,8 +13,8 @@ use tokio::time::sleep;
 
 use crate::relay::{all_processed, fill, unprocessed};
 
-/// The relay must publish again within this time after an outage. Measured times are well below 5 s. The
-/// rest allows for a busy machine.
+/// The relay must publish again within this time after an outage. Measured times are well below 5
+/// s. The rest allows for a busy machine.
 const RECOVERY_LIMIT: Duration = Duration::from_secs(10);
 
 /// A relay that reaches each server through a proxy and detects a silent server soon.
@@ -265,8 +265,8 @@ async fn postgresql_ends_connections_and_turns_read_only() {
     .await;
 }
 
-/// SIGTERM ends a relay in time, whatever its state. Method: 50 relays with disturbed servers, each stopped
-/// after a random time.
+/// SIGTERM ends a relay in time, whatever its state. Method: 50 relays with disturbed servers, each
+/// stopped after a random time.
 #[tokio::test(flavor = "multi_thread")]
 async fn sigterm_always_ends_the_relay_in_time() {
     Stack::run(async |stack| {
@@ -308,7 +308,8 @@ async fn sigterm_always_ends_the_relay_in_time() {
     .await;
 }
 
-/// The relay works through a pooler that loses session state and prepared statements between transactions.
+/// The relay works through a pooler that loses session state and prepared statements between
+/// transactions.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_relay_works_through_a_pooler_in_transaction_mode() {
     Stack::run(async |stack| {

@@ -19,8 +19,8 @@ const WRITERS: u64 = 12;
 const BATCH: usize = 500;
 const WORKERS: usize = 4;
 
-/// Appends to streams, most often to those with low numbers. Some transactions wait before the commit, and
-/// some are rolled back. Returns the number of committed events.
+/// Appends to streams, most often to those with low numbers. Some transactions wait before the
+/// commit, and some are rolled back. Returns the number of committed events.
 async fn write_hostile(stack: &Stack, seed: u64, events: usize) -> usize {
     let mut random = StdRng::seed_from_u64(seed);
     let mut connection = stack.postgres().await;

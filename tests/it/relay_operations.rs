@@ -212,8 +212,8 @@ async fn an_event_committed_late_is_published() {
     .await;
 }
 
-/// The rights that the documentation grants are sufficient, and no more. Method: the test reads them from
-/// the document.
+/// The rights that the documentation grants are sufficient, and no more. Method: the test reads
+/// them from the document.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_documented_rights_are_enough() {
     Stack::run(async |stack| {

@@ -163,7 +163,8 @@ async fn unroutable_events_are_dropped_or_held_by_their_routing_key() {
     .await;
 }
 
-/// A delayed event is published when it is due and in the order of its stream. It delays no other stream.
+/// A delayed event is published when it is due and in the order of its stream. It delays no other
+/// stream.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_delayed_event_is_published_when_it_is_due() {
     Stack::run(async |stack| {

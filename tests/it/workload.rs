@@ -98,7 +98,8 @@ async fn a_generated_shop_is_the_same_for_the_same_seed() {
     .await;
 }
 
-/// The import reports a line that is well-formed but refused by PostgreSQL, and keeps the lines before it.
+/// The import reports a line that is well-formed but refused by PostgreSQL, and keeps the lines
+/// before it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refused_line_is_reported_and_the_lines_before_it_are_kept() {
     Stack::run(async |stack| {
