@@ -1,4 +1,4 @@
-//! What both daemons need around their work: configuration, command line, logs, health, metrics over
+//! The parts that both daemons share: configuration, command line, logs, health, metrics over
 //! HTTP, back-off and shutdown.
 //!
 //! # Place in the flow
