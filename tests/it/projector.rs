@@ -358,6 +358,33 @@ async fn a_parked_event_can_be_skipped() {
     .await;
 }
 
+/// The slower of two commands that skip the same event changes nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_is_skipped_once() {
+    with_projector(async |stack, _| {
+        let _relay = stack.relay().start();
+        let poison = || event("Tested", &json!({}));
+        let events = [tested(&json!(1)), poison(), tested(&json!(3)), poison()];
+        stack.append("order-1", &events).await;
+        let parked = |arguments: &[&str]| {
+            stack.projector(TALLY).arg("parked").args(arguments.iter().copied())
+        };
+        eventually("the stream is listed", async || {
+            parked(&["list", "tally"]).succeed().await.contains("order-1").then_some(())
+        })
+        .await;
+        let skip = parked(&["skip", "tally", "order-1", "--reason", "made by a test"]);
+        let slow = skip.clone().env("FAILPOINTS", "parked::before-batch=sleep(4000)");
+        let (output, ()) = tokio::join!(slow.fail(65), async {
+            sleep(Duration::from_secs(2)).await;
+            skip.succeed().await;
+        });
+        assert!(output.contains("order-1 is no longer parked at version 2"), "{output}");
+        wait_for(stack, "order-1", "1,3").await;
+    })
+    .await;
+}
+
 /// An event that its handler cannot read holds only its stream.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_missing_parameter_and_an_unknown_schema_hold_only_their_streams() {

@@ -342,6 +342,12 @@ async fn a_rebuild_can_be_rolled_back() {
         command(&["rebuild", "tally"]).succeed().await;
         append_version(stack, 2).await;
         all_at(stack, 2).await;
+        // The previous release kept tables without this one.
+        let mut mysql = stack.mysql().await;
+        let live: String =
+            sqlx::query_scalar("SELECT DATABASE()").fetch_one(&mut mysql).await.unwrap();
+        let drop = format!("DROP TABLE {live}__old.tally__migrations");
+        mysql.execute(AssertSqlSafe(drop)).await.unwrap();
         command(&["rollback", "tally"]).succeed().await;
         append_version(stack, 3).await;
         let total = async || {

@@ -1,7 +1,7 @@
 //! Errors that interrupt work on a projection.
 
 use daemon::{Exit, Failure};
-use domain_events::Position;
+use domain_events::{Position, StreamId, StreamVersion};
 use event_store::Writer;
 use read_model::ApplyError;
 
@@ -92,6 +92,18 @@ pub(crate) enum Error {
         /// The last position of the event store.
         decided: Position,
     },
+    /// The event store lacks a version of a stream, but has later ones.
+    #[error(
+        "the event store lacks version {} of stream {stream_id}, but has later ones: events were deleted, or \
+         a backup was restored in part. Restore the missing event",
+        version.get()
+    )]
+    Hole {
+        /// The stream.
+        stream_id: StreamId,
+        /// The missing version.
+        version: StreamVersion,
+    },
     /// The projection is paused.
     #[error("paused: {reason}")]
     Paused {
@@ -122,6 +134,7 @@ impl Error {
             Self::Server(error) => Some(error),
             Self::Fence(_)
             | Self::StoreWentBack { .. }
+            | Self::Hole { .. }
             | Self::Paused { .. }
             | Self::Replaced
             | Self::Outdated { .. }

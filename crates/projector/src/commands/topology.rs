@@ -19,7 +19,7 @@ pub(crate) enum Topology {
         /// The projections. Default: all configured ones.
         projections: Vec<String>,
     },
-    /// Declare the exchanges, queues and bindings that are missing.
+    /// Change the broker: declare the exchanges, queues and bindings that are missing.
     ///
     /// This deletes nothing, and does not change existing queues.
     #[command(after_help = "Example:\n  projector topology apply order_summary")]

@@ -30,6 +30,17 @@ pub(crate) enum Error {
         /// The stream.
         stream_id: StreamId,
     },
+    /// Another command or a rebuild has moved the stream since the decision.
+    #[error(
+        "stream {stream_id} is no longer parked at version {version}: run `projector parked list`, and \
+         decide again"
+    )]
+    Moved {
+        /// The stream.
+        stream_id: StreamId,
+        /// The version that the decision was about.
+        version: StreamVersion,
+    },
     /// A stream in conflict: the event store does not have the event that was applied.
     #[error(
         "stream {stream_id} stays parked: its version {version} was applied from another event than the \
@@ -148,6 +159,11 @@ async fn fold(
     }
     batch.unpark(stream_id).await?;
     if decision == Decision::Skip && stream.kind != ParkKind::Conflict {
+        // The row of the parked stream was read before the lock.
+        if head.next() != stream.version {
+            let (stream_id, version) = (stream_id.clone(), stream.version);
+            return Err(Error::Moved { stream_id, version });
+        }
         let last = Some(Last { version: stream.version, event_id: stream.event_id });
         let (from, to) = (Head { is_parked: false, ..head }, Head { last, is_parked: false });
         batch.advance(&[Step { stream_id, from, to }]).await?;

@@ -142,6 +142,12 @@ pub(crate) async fn reconcile_hourly(
                 }
             }
         }
+        // An idle session would end, and release the lock.
+        if let Some(idle) = &mut session
+            && idle.ping().await.is_err()
+        {
+            session = None;
+        }
     }
     Ok(())
 }

@@ -50,7 +50,7 @@ impl Sink for OneBatch<'_, '_> {
 ///
 /// # Errors
 ///
-/// When a server fails.
+/// When a server fails; [`Error::Hole`] if the event store lacks a version of a stream, but has later ones.
 pub(crate) async fn catch_up(
     sink: &mut impl Sink,
     store: &mut event_store::Session,
@@ -74,6 +74,10 @@ pub(crate) async fn catch_up(
                 break;
             }
             let part = sink.apply(&events).await?;
+            if part.applied == 0 && part.parked.is_none() {
+                let StreamRange { stream_id, from, .. } = wanted[0].clone();
+                return Err(Error::Hole { stream_id, version: from });
+            }
             total.applied += part.applied;
             total.parked = part.parked.or(total.parked);
         }

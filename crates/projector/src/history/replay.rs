@@ -214,6 +214,8 @@ pub(crate) async fn replay<P: Pace>(
         }
         pace.passed(&target.model, &events, Span { from, at, until }).await?;
     }
+    // Panics if the reader did. Otherwise the replay would count as complete.
+    reading.join_all().await;
     let (session, model) = target.session();
     session.end_replay(&model.ledger, until).await.map_err(Error::from)?;
     failpoint!("replay::ended");

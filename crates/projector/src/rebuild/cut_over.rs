@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use read_model::{JobState, Session, Swap};
+use read_model::{JobState, Ledger, Session, Swap};
 use tokio::time::sleep;
 
 use super::progress::RebuildPace;
@@ -55,7 +55,8 @@ impl Owned<'_> {
                 Swap::Done => true,
                 Swap::Held => {
                     helper.void_tickets(&self.live.ledger, &rebuilder.databases).await?;
-                    is_swapped(&mut helper, live, &self.tables, from).await?
+                    let tables = tables_of_every_release(&self.tables, &self.live.ledger);
+                    is_swapped(&mut helper, live, &tables, from).await?
                 }
             };
             if swapped {
@@ -98,7 +99,8 @@ impl Owned<'_> {
     /// Whether the tables of `from` are in service.
     pub(super) async fn is_swapped(&mut self, from: &str) -> Result<bool, Error> {
         let live = &self.rebuilder.databases.live;
-        is_swapped(&mut self.session, live, &self.tables, from).await
+        let tables = tables_of_every_release(&self.tables, &self.live.ledger);
+        is_swapped(&mut self.session, live, &tables, from).await
     }
 
     /// Applies the events that the tables in service may lack.
@@ -119,10 +121,19 @@ impl Owned<'_> {
     }
 }
 
+/// The tables that decide whether a swap has happened. Earlier releases had no table of migrations, and swap
+/// without it.
+pub(super) fn tables_of_every_release<'t>(
+    tables: &'t [String],
+    ledger: &Ledger,
+) -> Vec<&'t String> {
+    tables.iter().filter(|table| *table != ledger.migrations_table()).collect()
+}
+
 async fn is_swapped(
     session: &mut Session,
     live: &str,
-    tables: &[String],
+    tables: &[&String],
     from: &str,
 ) -> Result<bool, Error> {
     let left = session.count_tables(from, tables).await?;

@@ -30,6 +30,7 @@ use read_model::{
 };
 use tokio::time::sleep;
 
+use self::cut_over::tables_of_every_release;
 pub(crate) use self::error::Error;
 pub(crate) use self::in_place::Folded;
 use self::job::{Attempt, Owned};
@@ -152,6 +153,7 @@ impl Rebuilder {
         if !owned.job.as_ref().is_some_and(is_ours) {
             return Ok(false);
         }
+        owned.session.require_tables(&self.definition.projection, &owned.live.ledger).await?;
         owned.run().await?;
         Ok(true)
     }
@@ -166,7 +168,8 @@ impl Rebuilder {
                 return Err(Error::UnderWay { projection: self.name().to_owned() });
             }
             _ => {
-                if owned.session.count_tables(old, &owned.tables).await? < owned.tables.len() {
+                let needed = tables_of_every_release(&owned.tables, &owned.live.ledger);
+                if owned.session.count_tables(old, &needed).await? < needed.len() {
                     return Err(Error::NoPreviousTables { projection: self.name().to_owned() });
                 }
                 owned.session.drop_tables(&self.databases.new, &owned.tables).await?;

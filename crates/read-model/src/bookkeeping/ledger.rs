@@ -101,7 +101,7 @@ impl Ledger {
     }
 
     /// The table of the applied migrations.
-    pub(crate) fn migrations_table(&self) -> &str {
+    pub fn migrations_table(&self) -> &str {
         &self.migrations
     }
 

@@ -168,7 +168,9 @@ impl Session {
             Some(JobState::RollingBack) => databases.old,
             _ => return Ok(()),
         };
-        if self.count_tables(&from, &ledger.tables()).await? > 0 {
+        // Earlier releases swap without the table of migrations.
+        let swapped = [ledger.streams_table(), ledger.checkpoint_table()];
+        if self.count_tables(&from, &swapped).await? > 0 {
             return Ok(());
         }
         Err(Error::SwapNotRecorded { projection: ledger.projection().to_owned() })

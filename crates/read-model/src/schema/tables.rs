@@ -49,8 +49,10 @@ impl Session {
             return Err(Error::OtherMigrator);
         }
         let result = self.run_migrations(&Migrations::new(TABLE, files.into())).await;
-        self.unlock_migrations().await?;
-        result
+        let unlocked = self.unlock_migrations().await;
+        // The first error matters more.
+        result?;
+        unlocked
     }
 
     /// Creates the missing tables of a projection and migrates its bookkeeping. A lock lets only one
@@ -68,8 +70,11 @@ impl Session {
             return Err(Error::OtherMigrator);
         }
         let result = self.create_tables(projection, ledger).await;
-        self.unlock_migrations().await?;
-        result
+        let unlocked = self.unlock_migrations().await;
+        // The first error matters more.
+        let done = result?;
+        unlocked?;
+        Ok(done)
     }
 
     /// Checks that a projection can be applied: its tables exist, have the engine `InnoDB`, and match the
