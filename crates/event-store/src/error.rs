@@ -113,7 +113,7 @@ impl Error {
     }
 
     /// Whether a retry may succeed: the server is down or busy, or another one is taking over.
-    pub fn is_passing(&self) -> bool {
+    pub fn is_transient(&self) -> bool {
         match self {
             Self::Unreachable { .. } | Self::Timeout { .. } | Self::NotPrimary { .. } => true,
             Self::Statement { source, .. } => match source.as_database_error() {

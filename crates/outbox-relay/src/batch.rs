@@ -46,7 +46,7 @@ impl Batch {
                 attempts: entry.attempts,
             };
             let step = if stopped.contains(&slot.stream_key) {
-                Step::Leave(Fate::Behind)
+                Step::Leave(Fate::AfterFailed)
             } else if bytes > max_message_bytes {
                 stopped.insert(slot.stream_key.clone());
                 Step::Leave(Fate::TooLarge { bytes, limit: max_message_bytes })

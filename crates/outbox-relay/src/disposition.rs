@@ -34,7 +34,7 @@ pub(crate) enum Fate {
     /// The broker closed the channel because of it.
     Refused { reason: String },
     /// Not sent: an earlier event of its stream failed.
-    Behind,
+    AfterFailed,
     /// Not sent: the time of the batch was up.
     Untried,
 }
@@ -95,14 +95,14 @@ impl Fate {
             Self::Nacked => Some("nacked"),
             Self::TooLarge { .. } => Some("too_large"),
             Self::Refused { .. } => Some("refused"),
-            Self::Behind | Self::Untried => None,
+            Self::AfterFailed | Self::Untried => None,
         }
     }
 
     fn failure(&self, slot: &Slot) -> Option<Failure> {
         let key = &slot.routing_key;
         let (reason, own_fault, text) = match self {
-            Self::Confirmed | Self::Discarded | Self::Behind | Self::Untried => return None,
+            Self::Confirmed | Self::Discarded | Self::AfterFailed | Self::Untried => return None,
             Self::Returned => (
                 Reason::Unroutable,
                 false,
@@ -152,7 +152,7 @@ pub(crate) fn settle(
     let backoff = Backoff::new(policy.retry_min, policy.retry_max);
     for EventFate { slot, fate } in events {
         let stream_key = slot.stream_key.as_str();
-        let is_untried = matches!(fate, Fate::Untried | Fate::Behind);
+        let is_untried = matches!(fate, Fate::Untried | Fate::AfterFailed);
         if failed.contains(stream_key) {
             settlement.set_aside.push(slot.id);
         } else if is_untried || untried.contains(stream_key) {

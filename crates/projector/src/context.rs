@@ -68,7 +68,7 @@ impl Context {
             (Outcome::Applied, applied.count(Verdict::Apply)),
             (Outcome::Duplicate, applied.count(Verdict::Duplicate)),
             (Outcome::Parked, applied.parked.len()),
-            (Outcome::BehindParked, applied.count(Verdict::Parked)),
+            (Outcome::OfParkedStream, applied.count(Verdict::Parked)),
             (
                 Outcome::Conflict,
                 applied.parked.iter().filter(|stream| stream.kind == ParkKind::Conflict).count(),

@@ -31,7 +31,7 @@ impl ServerError {
         match self {
             Self::ReadModel(error) => error.is_transient(),
             Self::Broker(error) => !error.is_configuration(),
-            Self::Store(error) => error.is_passing(),
+            Self::Store(error) => error.is_transient(),
         }
     }
 

@@ -23,7 +23,7 @@ pub(crate) enum Outcome {
     /// It could not be applied; its stream is parked.
     Parked,
     /// Its stream was already parked.
-    BehindParked,
+    OfParkedStream,
     DeadLettered,
     /// Acknowledged unapplied, because the missing events before it cannot be read for now. The sweeper applies
     /// it.
@@ -177,7 +177,7 @@ impl Metrics {
             Outcome::Duplicate => "duplicate",
             Outcome::Conflict => "conflict",
             Outcome::Parked => "parked",
-            Outcome::BehindParked => "behind_parked",
+            Outcome::OfParkedStream => "of_parked_stream",
             Outcome::DeadLettered => "dead_lettered",
             Outcome::Deferred => "deferred",
         };

@@ -111,7 +111,7 @@ fn each_failure_has_its_reason_and_its_metric() {
     }
     assert_eq!(Fate::Confirmed.label(), Some("confirmed"));
     assert_eq!(Fate::Discarded.label(), Some("discarded"));
-    assert_eq!(Fate::Behind.label(), None);
+    assert_eq!(Fate::AfterFailed.label(), None);
     assert_eq!(Fate::Untried.label(), None);
 }
 

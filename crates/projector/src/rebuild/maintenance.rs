@@ -66,12 +66,13 @@ impl Maintenance<'_> {
         self.session = Some(session);
         let Some(job) = job else { return Ok(()) };
         let is_ours = job.definition_hash == model.projection.definition_hash;
-        let (is_old, is_open) = (is_old(&job, context), is_ours && job.state.is_unfinished());
-        if !is_old && !is_open {
+        let (is_expired, is_open) =
+            (is_expired(&job, context), is_ours && job.state.is_unfinished());
+        if !is_expired && !is_open {
             return Ok(());
         }
         let rebuilder = self.rebuilder(model, &database);
-        if is_old {
+        if is_expired {
             match rebuilder.drop_previous().await {
                 // A rebuild or a comparison is running; try again at the next check.
                 Err(Error::Locked { .. }) => {}
@@ -104,7 +105,7 @@ impl Maintenance<'_> {
 }
 
 /// Whether the previous tables have been kept for `rebuild_retention`.
-fn is_old(job: &Job, context: &Context) -> bool {
+fn is_expired(job: &Job, context: &Context) -> bool {
     let age = (Utc::now() - job.changed_at).to_std().unwrap_or_default();
     let kept = context.settings.rebuild_retention;
     matches!(job.state, JobState::Done | JobState::RolledBack) && age > kept

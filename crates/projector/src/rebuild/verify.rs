@@ -45,18 +45,18 @@ pub(crate) struct Mismatch {
 #[serde(rename_all = "snake_case")]
 enum MismatchKind {
     /// The event store does not have the last applied event.
-    Ahead,
+    NotStored,
     /// The event store has another event with that version.
     OtherEvent,
     /// The event store has later events before the checkpoint that were not applied.
-    Behind,
+    Lagging,
 }
 
 impl fmt::Display for Mismatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { stream_id, applied, kind } = self;
         match kind {
-            MismatchKind::Ahead => write!(
+            MismatchKind::NotStored => write!(
                 f,
                 "stream {stream_id}: version {applied} was applied, but the event store does not have it; \
                  perhaps an older event store was restored"
@@ -66,7 +66,7 @@ impl fmt::Display for Mismatch {
                 "stream {stream_id}: version {applied} was applied from another event than the event \
                  store has"
             ),
-            MismatchKind::Behind => write!(
+            MismatchKind::Lagging => write!(
                 f,
                 "stream {stream_id}: version {applied} was the last to be applied, but the event store has \
                  later events before the checkpoint"
@@ -244,7 +244,7 @@ async fn lagging_live_streams(
     let after = expected.position().await?;
     let end = store.take_fence().await?.limit();
     let (session, model) = expected.session();
-    let mut lagging = session.streams_behind_of(live, &model.ledger).await?;
+    let mut lagging = session.streams_lagging_in(live, &model.ledger).await?;
     let heads = store.stream_heads(after, end, &model.projection.categories).await?;
     lagging.extend(heads.into_iter().map(|head| head.stream_id));
     lagging.sort_unstable();
@@ -287,7 +287,7 @@ async fn mismatches(
         let stored = store.event_ids(&applied).await?;
         for ((stream_id, Last { version, event_id }), stored) in page.iter().zip(stored) {
             let kind = match stored {
-                None => MismatchKind::Ahead,
+                None => MismatchKind::NotStored,
                 Some(stored) if stored != event_id.uuid() => MismatchKind::OtherEvent,
                 Some(_) => continue,
             };
@@ -304,7 +304,7 @@ async fn mismatches(
     found.extend(lagging.into_iter().filter(|stream| !stream.is_parked).map(|stream| Mismatch {
         stream_id: stream.stream_id.as_str().to_owned(),
         applied: stream.applied,
-        kind: MismatchKind::Behind,
+        kind: MismatchKind::Lagging,
     }));
     Ok(found)
 }

@@ -258,7 +258,7 @@ impl Session {
     /// # Errors
     ///
     /// When MySQL fails.
-    pub async fn streams_behind_of(
+    pub async fn streams_lagging_in(
         &mut self,
         other: &str,
         ledger: &Ledger,
