@@ -10,6 +10,7 @@ use read_model::{ParkedStream, ReadModel, Session};
 
 use super::{failure, model, open_mysql, open_store};
 use crate::Settings;
+use crate::error::Error as WorkError;
 use crate::heal::{Decision, ParkedError, retry_or_skip};
 use daemon::output::{Format, actor, say};
 
@@ -187,7 +188,10 @@ async fn retry(
             }
             // Another retry was faster.
             Err(ParkedError::NotParked { .. }) => resumed += 1,
-            Err(error @ ParkedError::WrongEvent { .. }) => {
+            Err(
+                error
+                @ (ParkedError::WrongEvent { .. } | ParkedError::Work(WorkError::Hole { .. })),
+            ) => {
                 left += 1;
                 say(&error.to_string());
             }

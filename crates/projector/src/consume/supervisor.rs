@@ -17,7 +17,7 @@ use super::partitions::Partitions;
 use crate::Settings;
 use crate::context::Context;
 use crate::error::{Error, ServerError};
-use crate::history::{Decided, FENCE_PATIENCE, History, PAGE, Pace, Span, Target, replay};
+use crate::history::{Decided, FENCE_PATIENCE, History, Pace, Span, Target, replay};
 use crate::topology::Topology;
 
 /// How often to check whether another instance has finished.
@@ -126,7 +126,7 @@ impl Supervisor<'_> {
         }
         // A new session: a slow broker may take longer to declare queues than MySQL keeps an idle session.
         let mut session = Session::connect(&context.mysql).await?;
-        self.retire_old_queues(&mut session, &connection).await?;
+        self.retire_previous_queues(&mut session, &connection).await?;
         self.replay(&mut session).await?;
         session.close().await;
         Ok((connection, topology))
@@ -187,7 +187,7 @@ impl Supervisor<'_> {
 
     /// After a change of the number of partitions: closes the previous queues to new messages, empties and
     /// removes them.
-    async fn retire_old_queues(
+    async fn retire_previous_queues(
         &self,
         session: &mut Session,
         connection: &Connection,
@@ -295,18 +295,15 @@ impl Supervisor<'_> {
 /// Reports the progress of the replay before the first delivery.
 struct FirstReplay<'r> {
     supervisor: &'r Supervisor<'r>,
-    /// Holds the lock of the replay. MySQL ends idle sessions, so each page pings this one.
+    /// Holds the lock of the replay. MySQL ends idle sessions, so this one is pinged.
     owner: &'r mut Session,
 }
 
 impl Pace for FirstReplay<'_> {
     type Error = Error;
 
-    /// A page is one transaction for each lane: handlers may be slow, and `owner` is pinged only after each page.
-    fn page(&self) -> u32 {
-        let Supervisor { context, model, .. } = self.supervisor;
-        let page = context.settings.batch_size * usize::from(model.lanes());
-        u32::try_from(page).map_or(PAGE, |page| page.min(PAGE))
+    async fn keep_alive(&mut self) -> Result<(), Error> {
+        Ok(self.owner.ping().await?)
     }
 
     async fn passed(
@@ -316,7 +313,6 @@ impl Pace for FirstReplay<'_> {
         Span { from, at, until }: Span,
     ) -> Result<(), Error> {
         let Supervisor { context, probe, .. } = self.supervisor;
-        self.owner.ping().await?;
         context.metrics.checkpoint(model.name(), at.get());
         probe.not_ready(&format!(
             "applying the history: {} of {} positions",

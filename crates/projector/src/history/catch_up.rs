@@ -75,8 +75,9 @@ pub(crate) async fn catch_up(
             }
             let part = sink.apply(&events).await?;
             if part.applied == 0 && part.parked.is_none() {
-                let StreamRange { stream_id, from, .. } = wanted[0].clone();
-                return Err(Error::Hole { stream_id, version: from });
+                let stream_id = events[0].stream_id.clone();
+                let version = heads.get(&stream_id).copied().unwrap_or_default().next();
+                return Err(Error::Hole { stream_id, version });
             }
             total.applied += part.applied;
             total.parked = part.parked.or(total.parked);

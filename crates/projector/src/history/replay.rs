@@ -1,6 +1,7 @@
 //! Applies history in order. New projections, rebuilds and comparisons use this one loop.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,6 +11,7 @@ use projection::plan::{Heads, Verdict};
 use read_model::{Applied, Breaker, Options, Part, ReadModel, Session, apply};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use super::Sink;
 use super::catch_up::catch_up;
@@ -27,6 +29,8 @@ pub(crate) const FENCE_PATIENCE: Duration = Duration::from_secs(5);
 /// How often the checkpoint moves. After a crash, events since the last move are read again; their versions
 /// show that they are applied.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
+/// How often the session that holds the lock of a replay is used.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 /// The tables to which history is applied. If every row belongs to one stream, several lanes apply events in
 /// parallel.
@@ -176,6 +180,10 @@ pub(crate) trait Pace {
         PAGE
     }
 
+    /// Called every [`KEEP_ALIVE`] while a page is applied. Handlers may be slow, and MySQL ends sessions
+    /// that are idle for 60 s, with the locks that they hold.
+    async fn keep_alive(&mut self) -> Result<(), Self::Error>;
+
     /// Called after each page.
     async fn passed(
         &mut self,
@@ -204,7 +212,7 @@ pub(crate) async fn replay<P: Pace>(
     let mut moved = Instant::now();
     while let Some(page) = pages.recv().await {
         let (events, at) = page.map_err(Error::from)?;
-        target.apply(&events).await?;
+        apply_page(target, &events, pace).await?;
         failpoint!("replay::page-applied");
         if at >= until || moved.elapsed() > CHECKPOINT_INTERVAL {
             let (session, model) = target.session();
@@ -220,6 +228,20 @@ pub(crate) async fn replay<P: Pace>(
     session.end_replay(&model.ledger, until).await.map_err(Error::from)?;
     failpoint!("replay::ended");
     Ok(())
+}
+
+async fn apply_page<P: Pace>(
+    target: &mut Target,
+    events: &[StoredEvent],
+    pace: &mut P,
+) -> Result<(), P::Error> {
+    let mut applying = pin!(target.apply(events));
+    loop {
+        match timeout(KEEP_ALIVE, &mut applying).await {
+            Ok(applied) => return applied.map(drop).map_err(P::Error::from),
+            Err(_elapsed) => pace.keep_alive().await?,
+        }
+    }
 }
 
 type Page = Result<(Vec<StoredEvent>, Position), event_store::Error>;

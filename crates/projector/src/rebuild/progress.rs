@@ -95,7 +95,7 @@ pub(crate) struct RebuildPace<'p> {
     store: &'p event_store::Options,
     /// Measures the lag; connects on first use.
     store_session: Option<event_store::Session>,
-    /// Holds the lock of the rebuild. MySQL ends idle sessions, so each report uses this one.
+    /// Holds the lock of the rebuild. MySQL ends idle sessions, so [`Pace::keep_alive`] and each report use this one.
     owner: &'p mut Session,
     /// The live tables, in whose bookkeeping the progress of a rebuild is recorded.
     live: Option<&'p ReadModel>,
@@ -225,6 +225,10 @@ impl Pace for RebuildPace<'_> {
             0 => PAGE,
             throttle => (throttle / 4).clamp(1, PAGE),
         }
+    }
+
+    async fn keep_alive(&mut self) -> Result<(), Error> {
+        Ok(self.owner.ping().await?)
     }
 
     async fn passed(
