@@ -100,7 +100,9 @@ impl Bug {
 pub(crate) fn check_bugs() -> Result<()> {
     for bug in Bug::all(&[])? {
         let mut apply = Command::new("git");
-        apply.current_dir(root()).args(["apply", "--check"]).arg(&bug.patch);
+        // Outside a repository, git applies a patch as well. In that of another project, it would skip it.
+        apply.current_dir(root()).env("GIT_CEILING_DIRECTORIES", root().join(".."));
+        apply.args(["apply", "--check"]).arg(&bug.patch);
         succeed(&mut apply)
             .with_context(|| format!("{} no longer applies to the sources", bug.name))?;
     }
