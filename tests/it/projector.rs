@@ -3,22 +3,20 @@
 use std::time::Duration;
 
 use broker::{Outcome, Publisher};
-use domain_events::{
-    Event, EventId, HeaderValue, Json, Message, StreamId, StreamRange, StreamVersion,
-};
+use domain_events::{Event, EventId, HeaderValue, Message, StreamId, StreamRange, StreamVersion};
 use harness::{Daemon, Mode, Proxy, Stack, event, eventually};
-use lapin::options::{BasicGetOptions, QueueDeleteOptions, QueuePurgeOptions};
+use lapin::options::BasicGetOptions;
 use serde_json::{Value, json};
 use sqlx::{Connection, Executor};
 use tokio::time::sleep;
 use uuid::Uuid;
 
 pub(crate) const TALLY: &str = "tests/projections/tally";
-const QUEUE: &str = "projector.tally";
-const DEAD: &str = "projector.tally.dead";
+pub(crate) const QUEUE: &str = "projector.tally";
+pub(crate) const DEAD: &str = "projector.tally.dead";
 
 /// Runs a test with a relay and a projector with the projection `tally`.
-async fn with_projector(test: impl AsyncFnOnce(&Stack, &mut Daemon)) {
+pub(crate) async fn with_projector(test: impl AsyncFnOnce(&Stack, &mut Daemon)) {
     Stack::run(async |stack| {
         stack.projector(TALLY).arg("migrate").succeed().await;
         let mut projector = stack.projector(TALLY).start_ready().await;
@@ -55,7 +53,7 @@ pub(crate) async fn stored(stack: &Stack, stream_id: &str, version: i64) -> Even
     stack.session().await.read_streams(&[wanted], 1).await.unwrap().remove(0).into()
 }
 
-async fn publisher(stack: &Stack) -> (broker::Connection, Publisher) {
+pub(crate) async fn publisher(stack: &Stack) -> (broker::Connection, Publisher) {
     let connection = stack.broker().await;
     let publisher = connection.publisher("events", Duration::from_secs(10)).await.unwrap();
     (connection, publisher)
@@ -72,7 +70,7 @@ pub(crate) async fn publish(stack: &Stack, stream_id: &str, versions: &[i64]) {
 }
 
 /// Appends an event and marks it as published, as if its message were lost.
-async fn append_lost(stack: &Stack, stream_id: &str) {
+pub(crate) async fn append_lost(stack: &Stack, stream_id: &str) {
     let mut connection = stack.postgres().await;
     let mut transaction = connection.begin().await.unwrap();
     let events = json!([tested(&json!(1))]);
@@ -122,61 +120,6 @@ async fn e9_repeated_and_old_messages_have_no_effect() {
             .await
             .unwrap();
         assert_eq!(total, 3);
-    })
-    .await;
-}
-
-/// A lost message shows as a gap at the next message of its stream. The event store supplies the
-/// missing event.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_gap_is_healed_from_the_event_store() {
-    with_projector(async |stack, projector| {
-        let events: Vec<_> = (1..=6).map(|n| tested(&json!(n))).collect();
-        stack.append("order-1", &events).await;
-        publish(stack, "order-1", &[1, 4]).await;
-        wait_for(stack, "order-1", "1,2,3,4").await;
-        publish(stack, "order-1", &[6, 5]).await;
-        wait_for(stack, "order-1", "1,2,3,4,5,6").await;
-        let series = "projector_healed_events_total{projection=\"tally\",by=\"gap\"}";
-        assert!(projector.metric(series).await >= 2.0);
-    })
-    .await;
-}
-
-/// No later event reveals the loss of the last event of a stream. The sweeper finds it.
-#[tokio::test(flavor = "multi_thread")]
-async fn the_sweeper_finds_a_lost_last_event() {
-    with_projector(async |stack, projector| {
-        // The outbox says published, but no message reached the queue.
-        stack.append("order-1", &[tested(&json!(1)), tested(&json!(2))]).await;
-        stack.append("order-2", &[tested(&json!(1))]).await;
-        let mut postgres = stack.postgres().await;
-        postgres.execute("UPDATE outbox SET processed_at = now()").await.unwrap();
-        wait_for(stack, "order-1", "1,2").await;
-        wait_for(stack, "order-2", "1").await;
-        let series = "projector_healed_events_total{projection=\"tally\",by=\"sweep\"}";
-        assert!(projector.metric(series).await >= 3.0);
-        eventually("the checkpoint passes the events", async || {
-            let series = "projector_checkpoint_position{projection=\"tally\"}";
-            (projector.metric(series).await > 2.0).then_some(())
-        })
-        .await;
-    })
-    .await;
-}
-
-/// An event that the relay has not published yet is not lost, so the sweeper must not apply it.
-#[tokio::test(flavor = "multi_thread")]
-async fn the_sweeper_ignores_unpublished_events() {
-    with_projector(async |stack, projector| {
-        stack.append("order-1", &[tested(&json!(1))]).await;
-        // This is several times the grace period.
-        sleep(Duration::from_secs(4)).await;
-        assert_eq!(applied(stack, "order-1").await, None);
-        let series = "projector_healed_events_total{projection=\"tally\",by=\"sweep\"}";
-        assert!(projector.metric(series).await < 1.0);
-        let _relay = stack.relay().start();
-        wait_for(stack, "order-1", "1").await;
     })
     .await;
 }
@@ -268,27 +211,6 @@ async fn a_conflict_parks_its_stream_and_names_both_events() {
     .await;
 }
 
-/// A message becomes a dead letter when the event store lacks the versions before it.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_version_missing_from_the_event_store_is_dead_lettered() {
-    with_projector(async |stack, _| {
-        stack.append("order-1", &[tested(&json!(1)), tested(&json!(2))]).await;
-        publish(stack, "order-1", &[1, 2]).await;
-        let mut beyond = stored(stack, "order-1", 2).await;
-        beyond.event_id = EventId::new(Uuid::new_v4()).unwrap();
-        let mut beyond = Message::encode(beyond, "order.Tested".to_owned());
-        beyond.headers.insert("stream_version".into(), HeaderValue::Integer(9));
-        let (_connection, mut publisher) = publisher(stack).await;
-        publisher.publish(&[beyond]).await.unwrap();
-        let reasons = dead_letters(stack, 1).await;
-        let nowhere =
-            "version 9 of stream order-1 cannot be applied: the event store has no version 3";
-        assert_eq!(reasons, [nowhere]);
-        wait_for(stack, "order-1", "1,2").await;
-    })
-    .await;
-}
-
 /// An event that cannot be applied stops only its stream. The stream continues once the cause is
 /// fixed.
 #[tokio::test(flavor = "multi_thread")]
@@ -328,63 +250,6 @@ async fn a_poison_event_holds_only_its_stream() {
     .await;
 }
 
-/// An operator skips an event. The rest of the stream is applied, and the audit table keeps the
-/// reason.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_parked_event_can_be_skipped() {
-    with_projector(async |stack, _| {
-        let _relay = stack.relay().start();
-        let poison = event("Tested", &json!({}));
-        stack.append("order-1", &[tested(&json!(1)), poison, tested(&json!(3))]).await;
-        let parked = |arguments: &[&str]| {
-            stack.projector(TALLY).arg("parked").args(arguments.iter().copied())
-        };
-        eventually("the stream is listed", async || {
-            parked(&["list", "tally"]).succeed().await.contains("order-1").then_some(())
-        })
-        .await;
-        // `discard` is the hidden alias of `skip`.
-        let output = parked(&["discard", "tally", "order-9", "--reason", "x"]).fail(65).await;
-        assert!(output.contains("stream order-9 is not parked"), "{output}");
-        parked(&["skip", "tally", "order-1", "--reason", "made by a test"]).succeed().await;
-        wait_for(stack, "order-1", "1,3").await;
-        let audit: (String, String, u64) =
-            sqlx::query_as("SELECT action, reason, version FROM projector_audit")
-                .fetch_one(&mut stack.mysql().await)
-                .await
-                .unwrap();
-        assert_eq!(audit, ("skip".to_owned(), "made by a test".to_owned(), 2));
-    })
-    .await;
-}
-
-/// The slower of two commands that skip the same event changes nothing.
-#[tokio::test(flavor = "multi_thread")]
-async fn an_event_is_skipped_once() {
-    with_projector(async |stack, _| {
-        let _relay = stack.relay().start();
-        let poison = || event("Tested", &json!({}));
-        let events = [tested(&json!(1)), poison(), tested(&json!(3)), poison()];
-        stack.append("order-1", &events).await;
-        let parked = |arguments: &[&str]| {
-            stack.projector(TALLY).arg("parked").args(arguments.iter().copied())
-        };
-        eventually("the stream is listed", async || {
-            parked(&["list", "tally"]).succeed().await.contains("order-1").then_some(())
-        })
-        .await;
-        let skip = parked(&["skip", "tally", "order-1", "--reason", "made by a test"]);
-        let slow = skip.clone().env("FAILPOINTS", "parked::before-batch=sleep(4000)");
-        let (output, ()) = tokio::join!(slow.fail(65), async {
-            sleep(Duration::from_secs(2)).await;
-            skip.succeed().await;
-        });
-        assert!(output.contains("order-1 is no longer parked at version 2"), "{output}");
-        wait_for(stack, "order-1", "1,3").await;
-    })
-    .await;
-}
-
 /// An event that its handler cannot read holds only its stream.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_missing_parameter_and_an_unknown_schema_hold_only_their_streams() {
@@ -405,63 +270,6 @@ async fn a_missing_parameter_and_an_unknown_schema_hold_only_their_streams() {
         .await;
         assert_eq!(applied(stack, "order-1").await, None);
         assert_eq!(applied(stack, "order-2").await, None);
-    })
-    .await;
-}
-
-/// E7: a deleted queue only ends lapin's consumer, while connection and channel stay up. The projector
-/// declares the queue again and loses no event.
-#[tokio::test(flavor = "multi_thread")]
-async fn e7_a_deleted_queue_is_declared_again_and_nothing_is_lost() {
-    with_projector(async |stack, projector| {
-        let mut relay = stack.relay().start_ready().await;
-        stack.append("order-1", &[tested(&json!(1))]).await;
-        wait_for(stack, "order-1", "1").await;
-        relay.terminate().await;
-        projector.signal(rustix::process::Signal::STOP);
-        stack.append("order-1", &[tested(&json!(2))]).await;
-        stack.append("order-2", &[tested(&json!(1))]).await;
-        let mut relay = stack.relay().start_ready().await;
-        eventually("both events are published", async || {
-            (stack.broker().await.ready_messages(QUEUE).await.unwrap() == Some(0)).then_some(())
-        })
-        .await;
-        relay.terminate().await;
-        let channel = stack.amqp().await.create_channel().await.unwrap();
-        channel.queue_delete(QUEUE.into(), QueueDeleteOptions::default()).await.unwrap();
-        projector.signal(rustix::process::Signal::CONT);
-
-        wait_for(stack, "order-1", "1,2").await;
-        wait_for(stack, "order-2", "1").await;
-        let _relay = stack.relay().start();
-        stack.append("order-1", &[tested(&json!(3))]).await;
-        wait_for(stack, "order-1", "1,2,3").await;
-        projector.ready().await;
-    })
-    .await;
-}
-
-/// The event store supplies the events of a purged queue.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_purged_queue_loses_nothing() {
-    Stack::run(async |stack| {
-        stack.projector(TALLY).arg("migrate").succeed().await;
-        stack.projector(TALLY).start_ready().await.terminate().await;
-        let mut relay = stack.relay().start_ready().await;
-        for number in 0..20 {
-            stack.append(&format!("order-{number}"), &[tested(&json!(1))]).await;
-        }
-        eventually("the queue holds all messages", async || {
-            (stack.broker().await.ready_messages(QUEUE).await.unwrap() == Some(20)).then_some(())
-        })
-        .await;
-        relay.terminate().await;
-        let channel = stack.amqp().await.create_channel().await.unwrap();
-        channel.queue_purge(QUEUE.into(), QueuePurgeOptions::default()).await.unwrap();
-        let _projector = stack.projector(TALLY).start();
-        for number in 0..20 {
-            wait_for(stack, &format!("order-{number}"), "1").await;
-        }
     })
     .await;
 }
@@ -576,171 +384,6 @@ async fn sigterm_ends_the_projector_in_time_in_every_state() {
         }
         let _projector = stack.projector(TALLY).start();
         wait_for(stack, "order-1", "1,2,3,4").await;
-    })
-    .await;
-}
-
-/// A second instance is a hot standby. Each takes over when the other is killed.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_standby_takes_over() {
-    Stack::run(async |stack| {
-        stack.projector(TALLY).arg("migrate").succeed().await;
-        let _relay = stack.relay().start_ready().await;
-        let mut projectors = [
-            stack.projector(TALLY).start_ready().await,
-            stack.projector(TALLY).start_ready().await,
-        ];
-        let mut versions = String::new();
-        for round in 0..6 {
-            for n in 1..=5 {
-                let number = round * 5 + n;
-                stack.append("order-1", &[tested(&json!(number))]).await;
-                let comma = if versions.is_empty() { "" } else { "," };
-                versions = format!("{versions}{comma}{number}");
-            }
-            let projector = &mut projectors[round % 2];
-            projector.kill().await;
-            wait_for(stack, "order-1", &versions).await;
-            projector.restart();
-            projector.ready().await;
-        }
-    })
-    .await;
-}
-
-/// Two instances apply the same event at the same time, and it takes effect once. This happens when
-/// an instance loses its queue during a batch and commits without noticing, while its successor
-/// applies the same event. The version in the bookkeeping decides between them.
-#[tokio::test(flavor = "multi_thread")]
-async fn two_instances_in_the_middle_of_the_same_event_apply_it_once() {
-    Stack::run(async |stack| {
-        let (proxy, proxied) = Proxy::before(&stack.amqp_url).await;
-        // The sweeper must not run: events must come from the queue only.
-        let projector = stack.projector(TALLY).env("PROJECTOR__PROJECTOR__SWEEP_INTERVAL", "1h");
-        projector.clone().arg("migrate").succeed().await;
-        let _first = projector.clone().env("AMQP_URL", &proxied).start_ready().await;
-        let second = projector.start_ready().await;
-        stack.append("order-1", &[tested(&json!(1))]).await;
-
-        // Both instances wait for the lock on this row.
-        let mut mysql = stack.mysql().await;
-        let mut row = mysql.begin().await.unwrap();
-        row.execute("INSERT INTO tally_total (id, applied) VALUES (1, 0)").await.unwrap();
-        publish(stack, "order-1", &[1]).await;
-        waiting_in_mysql(stack, 1).await;
-        proxy.cut();
-        waiting_in_mysql(stack, 2).await;
-        row.commit().await.unwrap();
-
-        eventually("the second instance has settled the event", async || {
-            let series = |outcome| {
-                format!("projector_events_total{{projection=\"tally\",outcome=\"{outcome}\"}}")
-            };
-            let applied = second.metric(&series("applied")).await;
-            (applied + second.metric(&series("duplicate")).await >= 1.0).then_some(())
-        })
-        .await;
-        assert_eq!(applied(stack, "order-1").await.as_deref(), Some("1"));
-    })
-    .await;
-}
-
-/// Waits until this number of statements wait for a lock in MySQL.
-async fn waiting_in_mysql(stack: &Stack, count: i64) {
-    let mut mysql = stack.mysql().await;
-    eventually(&format!("{count} statements wait for a lock"), async || {
-        let waiting: i64 = sqlx::query_scalar(
-            "SELECT COUNT(DISTINCT w.REQUESTING_ENGINE_TRANSACTION_ID)
-             FROM performance_schema.data_lock_waits w
-             JOIN performance_schema.data_locks l
-               ON l.ENGINE_LOCK_ID = w.REQUESTING_ENGINE_LOCK_ID
-             WHERE l.OBJECT_SCHEMA = ?",
-        )
-        .bind(stack.name())
-        .fetch_one(&mut mysql)
-        .await
-        .unwrap();
-        (waiting >= count).then_some(())
-    })
-    .await;
-}
-
-/// Every kind of value reaches the read model exactly as it was appended.
-#[tokio::test(flavor = "multi_thread")]
-async fn values_keep_every_digit_and_letter() {
-    Stack::run(async |stack| {
-        let folder = stack.folder().join("projections");
-        let directory = folder.join("kept");
-        std::fs::create_dir_all(&directory).unwrap();
-        let write = |name: &str, text: &str| std::fs::write(directory.join(name), text).unwrap();
-        write("projection.toml", "categories = [\"order\"]");
-        write(
-            "tables.sql",
-            "CREATE TABLE kept (id VARCHAR(64) PRIMARY KEY, money DECIMAL(30, 10), big BIGINT,
-             huge BIGINT UNSIGNED, exact DECIMAL(65, 0), text TEXT, flag BOOLEAN, nothing TEXT,
-             missing TEXT, document JSON, part JSON, at DATETIME(6), recorded DATETIME(6),
-             number VARCHAR(80), position BIGINT, event_type VARCHAR(200), who TEXT,
-             tiny DECIMAL(65, 30))",
-        );
-        write(
-            "Kept.sql",
-            "INSERT INTO kept VALUES (:event_id, :data.money, :data.big, :data.huge, :data.exact,
-             :data.text, :data.flag, :data.nothing, :data.missing?, :data, :data.part[1],
-             :occurred_at, :recorded_at, :data.money, :position, :event_type, :metadata.who,
-             :data.tiny)",
-        );
-        stack.projector(&folder).arg("migrate").succeed().await;
-        let _relay = stack.relay().start();
-        let text = "Zoë 🎉 \u{0}'\"\\; DROP TABLE kept; -- \n ظ";
-        let data = format!(
-            r#"{{"money": 19.90, "big": -9007199254740993, "huge": 18446744073709551615,
-                 "exact": 12345678901234567890123456789012345678901234567890123456789012345,
-                 "text": {}, "flag": true, "nothing": null, "part": [0, {{"b": 1.10}}],
-                 "tiny": 1.5e-9}}"#,
-            serde_json::to_string(&text.replace('\u{0}', "")).unwrap()
-        );
-        sqlx::query(
-            "SELECT append_to_stream('order-1', 0, jsonb_build_array(jsonb_build_object(
-                 'event_id', gen_random_uuid(), 'type', 'Kept', 'data', $1::jsonb,
-                 'metadata', '{\"who\": \"me\"}'::jsonb,
-                 'occurred_at', '2026-02-28T23:59:59.999999+00:00')))",
-        )
-        .bind(&data)
-        .execute(&mut stack.postgres().await)
-        .await
-        .unwrap();
-        let _projector = stack.projector(&folder).start();
-        let columns = "CONCAT_WS('|', money, big, huge, exact, flag, COALESCE(nothing, 'NULL'),
-             COALESCE(missing, 'NULL'), part->>'$.b', at, recorded IS NOT NULL, number, position,
-             event_type, who, tiny)";
-        let sql = format!("SELECT {columns}, text FROM kept");
-        let (row, kept): (String, String) = eventually("the row exists", async || {
-            sqlx::query_as(sqlx::AssertSqlSafe(sql.clone()))
-                .fetch_optional(&mut stack.mysql().await)
-                .await
-                .unwrap()
-        })
-        .await;
-        assert_eq!(
-            row,
-            "19.9000000000|-9007199254740993|18446744073709551615|\
-             12345678901234567890123456789012345678901234567890123456789012345|1|NULL|NULL|1.1|\
-             2026-02-28 23:59:59.999999|1|19.90|1|Kept|me|0.000000001500000000000000000000"
-        );
-        assert_eq!(kept, text.replace('\u{0}', ""));
-    })
-    .await;
-}
-
-/// Every consumer gets the payload exactly as it was stored.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_message_carries_the_stored_text() {
-    with_projector(async |stack, _| {
-        stack.append("order-1", &[event("Tested", &json!({ "n": 19.90 }))]).await;
-        let stored = stored(stack, "order-1", 1).await;
-        assert_eq!(stored.data, Json::parse(r#"{"n": 19.9}"#).unwrap());
-        let message = Message::encode(stored.clone(), "order.Tested".to_owned());
-        assert_eq!(message.decode().unwrap(), stored);
     })
     .await;
 }

@@ -297,32 +297,3 @@ fn injections() -> Vec<String> {
     ];
     ends.iter().flat_map(|end| bodies.iter().map(move |body| format!("{end}{body}"))).collect()
 }
-
-/// When the event store lacks an event after the parked one, a skip changes nothing and names the
-/// missing version.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_skip_names_an_event_that_the_event_store_lacks() {
-    Stack::run(async |stack| {
-        let projector = stack.projector(TALLY);
-        projector.clone().arg("migrate").succeed().await;
-        let _daemon = projector.clone().start_ready().await;
-        let _relay = stack.relay().start_ready().await;
-        let poison = event("Tested", &json!({}));
-        stack.append("order-1", &[poison, tested(&json!(2)), tested(&json!(3))]).await;
-        let list = projector.clone().args(["parked", "list", "tally"]);
-        let is_listed = async || {
-            let listed = list.clone().succeed().await;
-            listed.contains("order-1  version 1").then_some(())
-        };
-        eventually("the stream is parked", is_listed).await;
-        let mut postgres = stack.postgres().await;
-        // Otherwise a trigger refuses to delete events.
-        postgres.execute("ALTER TABLE events DISABLE TRIGGER USER").await.unwrap();
-        postgres.execute("DELETE FROM events WHERE stream_version = 2").await.unwrap();
-        let skip = ["parked", "skip", "tally", "order-1", "--reason", "made by a test"];
-        let output = projector.args(skip).fail(1).await;
-        assert!(output.contains("lacks version 2 of stream order-1"), "{output}");
-        eventually("the stream is still parked", is_listed).await;
-    })
-    .await;
-}

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use harness::{Daemon, Stack, event, eventually, within};
-use serde_json::{Value, json};
+use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection, Executor};
 use tokio::time::sleep;
 
@@ -125,115 +125,6 @@ async fn rebuilds_under_load_lose_and_double_nothing() {
         println!("{rounds} rebuilds; {reads} reads, the slowest {slowest:?}");
         all_at(stack, version).await;
         assert!(slowest < Duration::from_secs(2));
-    })
-    .await;
-}
-
-/// Goal: a rebuild that dies leaves either the previous or the new tables in service, and complete.
-/// Method: the rebuild dies once at each of its steps. The command or the projector continues it, and
-/// events are applied all the time.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_rebuild_that_dies_at_any_step_leaves_one_generation_whole() {
-    with_projection(async |stack, _, _| {
-        append_version(stack, 1).await;
-        all_at(stack, 1).await;
-        let rebuild = stack.projector(TALLY).args(["rebuild", "tally"]);
-        let mut version = 1;
-        let mut died = Vec::new();
-        for name in projector::failpoints::ALL {
-            for hits in 0.. {
-                let place = format!("{name}={hits}*off->return");
-                let (ended, output) = rebuild.clone().env("FAILPOINTS", &place).try_run().await;
-                version += 1;
-                append_version(stack, version).await;
-                all_at(stack, version).await;
-                if ended {
-                    assert!(hits > 0, "no rebuild reaches {name}: {output}");
-                    break;
-                }
-                assert!(
-                    output.contains(&format!("failpoint: {name}")),
-                    "the rebuild was not killed: {output}"
-                );
-                died.push(place);
-                rebuild.succeed().await;
-                all_at(stack, version).await;
-                // A rebuild reaches the other places once.
-                if !name.starts_with("replay::") {
-                    break;
-                }
-            }
-        }
-        println!("the rebuild died {} times: {}", died.len(), died.join(", "));
-    })
-    .await;
-}
-
-/// A rebuild dies after it has sent the swap, and the statement reaches MySQL when another process
-/// already continues the rebuild. The late swap must not put half-filled tables in service.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_late_swap_is_refused() {
-    with_projection(async |stack, projector, _| {
-        append_version(stack, 1).await;
-        all_at(stack, 1).await;
-        projector.kill().await;
-        let rebuild = stack.projector(TALLY).args(["rebuild", "tally"]);
-        let dies_at = async |step: &str| {
-            let (_, output) =
-                rebuild.clone().env("FAILPOINTS", &format!("{step}=return")).try_run().await;
-            assert!(output.contains(&format!("failpoint: {step}")), "{output}");
-        };
-        dies_at("rebuild::caught-up-behind-gate").await;
-        let mut mysql = stack.mysql().await;
-        let tables: Vec<(String, String)> = sqlx::query_as(
-            "SELECT DATABASE(), CAST(table_name AS CHAR) FROM information_schema.tables
-             WHERE table_schema = CONCAT(DATABASE(), '__new')
-                 AND (table_name LIKE 'tally%' OR table_name LIKE 'projector\\_ticket\\_%')
-             ORDER BY table_name LIKE 'tally%'",
-        )
-        .fetch_all(&mut mysql)
-        .await
-        .unwrap();
-        let away = tables.iter().map(|(live, table)| {
-            let from = if table.starts_with("tally") { "" } else { "__new" };
-            format!("{live}{from}.{table} TO {live}__old.{table}")
-        });
-        let here = tables.iter().filter(|(_, table)| table.starts_with("tally"));
-        let here = here.map(|(live, table)| format!("{live}__new.{table} TO {live}.{table}"));
-        let late = format!("RENAME TABLE {}", away.chain(here).collect::<Vec<_>>().join(", "));
-        dies_at("rebuild::tables-made").await;
-        let error =
-            sqlx::raw_sql(AssertSqlSafe(late)).execute(&mut mysql).await.unwrap_err().to_string();
-        assert!(error.contains("projector_ticket_"), "{error}");
-        rebuild.succeed().await;
-        append_version(stack, 2).await;
-        projector.restart();
-        all_at(stack, 2).await;
-    })
-    .await;
-}
-
-/// The projector continues a rebuild whose command died. `status` shows the rebuild meanwhile.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_projector_continues_an_interrupted_rebuild() {
-    with_projection(async |stack, _, _| {
-        append_version(stack, 1).await;
-        all_at(stack, 1).await;
-        let drift = "UPDATE tally SET total = total + 1";
-        stack.mysql().await.execute(drift).await.unwrap();
-        let rebuild = stack.projector(TALLY).args(["rebuild", "tally"]);
-        for step in ["replay::checkpoint-moved", "rebuild::swapped"] {
-            let (_, output) =
-                rebuild.clone().env("FAILPOINTS", &format!("{step}=return")).try_run().await;
-            assert!(output.contains(step), "{output}");
-            eventually("the rebuild has ended", async || {
-                let status = stack.projector(TALLY).args(["status", "--json"]);
-                let status: Value = serde_json::from_str(&status.try_run().await.1).unwrap();
-                (status[0]["rebuild"]["state"] == "done").then_some(())
-            })
-            .await;
-            all_at(stack, 1).await;
-        }
     })
     .await;
 }
@@ -471,78 +362,6 @@ async fn a_changed_definition_is_rebuilt() {
             .await
             .unwrap();
         assert_eq!(filled, STREAMS);
-    })
-    .await;
-}
-
-/// A retry must stop when a rebuild from other files swaps the tables meanwhile. Its handlers do
-/// not fit the new tables.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_retry_does_not_apply_previous_handlers_to_a_rebuilt_read_model() {
-    const PARKED: i64 = 200;
-    Stack::run(async |stack| {
-        // Version 1 of the handler adds 1 for each event, version 2 adds 10.
-        let [first, second] = ["one", "ten"].map(|name| stack.folder().join(name));
-        for (folder, steps) in [(&first, 1), (&second, 10)] {
-            let to = folder.join("steps");
-            fs::create_dir_all(&to).unwrap();
-            fs::write(to.join("projection.toml"), "categories = [\"order\"]\n").unwrap();
-            let tables = "CREATE TABLE steps (stream_id VARCHAR(255) CHARACTER SET utf8mb4
-                          COLLATE utf8mb4_0900_bin PRIMARY KEY, steps INT NOT NULL)";
-            fs::write(to.join("tables.sql"), tables).unwrap();
-            let handler = format!(
-                "INSERT INTO steps (stream_id, steps) VALUES (:stream_id, {steps} * :data.n)
-                 ON DUPLICATE KEY UPDATE steps = steps + {steps} * :data.n"
-            );
-            fs::write(to.join("Tested.sql"), handler).unwrap();
-        }
-        let [first, second] = [first, second].map(|folder| stack.projector(&folder));
-        first.clone().arg("migrate").succeed().await;
-        let first = first.env("PROJECTOR__PROJECTOR__STORM_STREAMS", "1000000");
-        let first = first.env("PROJECTOR__PROJECTOR__STORM_PERCENT", "100");
-        let mut daemon = first.clone().start_ready().await;
-        let _relay = stack.relay().start_ready().await;
-        // No event satisfies this constraint, so all streams are parked.
-        let events = "INSERT INTO events (event_id, stream_id, stream_version, event_type, data)
-            SELECT gen_random_uuid(), 'order-' || s, v, 'Tested', '{\"n\": 1}'
-            FROM generate_series(1, $1) s, generate_series(1, 2) v ORDER BY v, s";
-        let lock = "ALTER TABLE steps ADD CONSTRAINT nothing CHECK (steps < 0)";
-        stack.mysql().await.execute(lock).await.unwrap();
-        sqlx::query(events).bind(PARKED).execute(&mut stack.postgres().await).await.unwrap();
-        let parked = async || {
-            sqlx::query_scalar::<_, i64>("SELECT COUNT(*) FROM steps__parked")
-                .fetch_one(&mut stack.mysql().await)
-                .await
-                .unwrap()
-        };
-        eventually("all streams are parked", async || (parked().await == PARKED).then_some(()))
-            .await;
-        daemon.terminate().await;
-        let unlock = "ALTER TABLE steps DROP CHECK nothing";
-        stack.mysql().await.execute(unlock).await.unwrap();
-
-        // The delay keeps the retry running until the swap.
-        let retry = first.clone().env("FAILPOINTS", "parked::before-batch=sleep(20)");
-        let retry = retry.args(["parked", "retry", "steps", "--all"]);
-        let rebuild = async {
-            eventually("some streams are retried", async || {
-                (parked().await < PARKED - 10).then_some(())
-            })
-            .await;
-            second.clone().args(["rebuild", "start", "steps", "--allow-parked"]).succeed().await
-        };
-        let ((ended, output), _) = tokio::join!(retry.try_run(), rebuild);
-        assert!(
-            !ended && output.contains("was rebuilt from other files than this program"),
-            "{output}"
-        );
-        second.clone().args(["verify", "steps"]).succeed().await;
-        let right: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM steps WHERE steps = 20")
-            .fetch_one(&mut stack.mysql().await)
-            .await
-            .unwrap();
-        assert_eq!(right, PARKED);
-        drop_databases(stack).await;
     })
     .await;
 }

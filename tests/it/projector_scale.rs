@@ -4,11 +4,13 @@ use std::env;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
-use harness::{Daemon, Stack, eventually, within};
+use harness::{Daemon, Proxy, Stack, eventually, within};
 use serde_json::{Value, json};
+use sqlx::{Connection, Executor};
 use tokio::time::sleep;
 use uuid::Uuid;
 
+use crate::projector::{TALLY, applied, publish, tested, wait_for};
 use crate::relay::fill;
 
 const SPREAD: &str = "tests/projections/spread";
@@ -260,6 +262,91 @@ async fn the_number_of_waiting_requests_is_limited() {
         let waited = answers.iter().filter(|answer| matches!(answer, Some((504, _)))).count();
         assert_eq!(refused + waited, 140, "{answers:?}");
         assert!((1..=12).contains(&refused), "{refused}");
+    })
+    .await;
+}
+
+/// A second instance is a hot standby. Each takes over when the other is killed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standby_takes_over() {
+    Stack::run(async |stack| {
+        stack.projector(TALLY).arg("migrate").succeed().await;
+        let _relay = stack.relay().start_ready().await;
+        let mut projectors = [
+            stack.projector(TALLY).start_ready().await,
+            stack.projector(TALLY).start_ready().await,
+        ];
+        let mut versions = String::new();
+        for round in 0..6 {
+            for n in 1..=5 {
+                let number = round * 5 + n;
+                stack.append("order-1", &[tested(&json!(number))]).await;
+                let comma = if versions.is_empty() { "" } else { "," };
+                versions = format!("{versions}{comma}{number}");
+            }
+            let projector = &mut projectors[round % 2];
+            projector.kill().await;
+            wait_for(stack, "order-1", &versions).await;
+            projector.restart();
+            projector.ready().await;
+        }
+    })
+    .await;
+}
+
+/// Two instances apply the same event at the same time, and it takes effect once. This happens when
+/// an instance loses its queue during a batch and commits without noticing, while its successor
+/// applies the same event. The version in the bookkeeping decides between them.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_instances_in_the_middle_of_the_same_event_apply_it_once() {
+    Stack::run(async |stack| {
+        let (proxy, proxied) = Proxy::before(&stack.amqp_url).await;
+        // The sweeper must not run: events must come from the queue only.
+        let projector = stack.projector(TALLY).env("PROJECTOR__PROJECTOR__SWEEP_INTERVAL", "1h");
+        projector.clone().arg("migrate").succeed().await;
+        let _first = projector.clone().env("AMQP_URL", &proxied).start_ready().await;
+        let second = projector.start_ready().await;
+        stack.append("order-1", &[tested(&json!(1))]).await;
+
+        // Both instances wait for the lock on this row.
+        let mut mysql = stack.mysql().await;
+        let mut row = mysql.begin().await.unwrap();
+        row.execute("INSERT INTO tally_total (id, applied) VALUES (1, 0)").await.unwrap();
+        publish(stack, "order-1", &[1]).await;
+        waiting_in_mysql(stack, 1).await;
+        proxy.cut();
+        waiting_in_mysql(stack, 2).await;
+        row.commit().await.unwrap();
+
+        eventually("the second instance has settled the event", async || {
+            let series = |outcome| {
+                format!("projector_events_total{{projection=\"tally\",outcome=\"{outcome}\"}}")
+            };
+            let applied = second.metric(&series("applied")).await;
+            (applied + second.metric(&series("duplicate")).await >= 1.0).then_some(())
+        })
+        .await;
+        assert_eq!(applied(stack, "order-1").await.as_deref(), Some("1"));
+    })
+    .await;
+}
+
+/// Waits until this number of statements wait for a lock in MySQL.
+async fn waiting_in_mysql(stack: &Stack, count: i64) {
+    let mut mysql = stack.mysql().await;
+    eventually(&format!("{count} statements wait for a lock"), async || {
+        let waiting: i64 = sqlx::query_scalar(
+            "SELECT COUNT(DISTINCT w.REQUESTING_ENGINE_TRANSACTION_ID)
+             FROM performance_schema.data_lock_waits w
+             JOIN performance_schema.data_locks l
+               ON l.ENGINE_LOCK_ID = w.REQUESTING_ENGINE_LOCK_ID
+             WHERE l.OBJECT_SCHEMA = ?",
+        )
+        .bind(stack.name())
+        .fetch_one(&mut mysql)
+        .await
+        .unwrap();
+        (waiting >= count).then_some(())
     })
     .await;
 }

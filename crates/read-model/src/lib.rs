@@ -11,7 +11,7 @@
 //! - The caller drops a session that returned an error, except after [`Error::Refused`].
 //! - The bookkeeping changes in the same transaction as the effects that it records.
 //! - Handlers run only in an [`Admitted`] batch: it has passed the gate, and the tables in service match
-//!   its handlers. (`projector_rebuild::a_retry_does_not_apply_previous_handlers_to_a_rebuilt_read_model`)
+//!   its handlers. (`projector_retry::a_retry_does_not_apply_previous_handlers_to_a_rebuilt_read_model`)
 //! - Only a commit returns a [`Committed`], which is required to acknowledge a delivery.
 
 mod apply;

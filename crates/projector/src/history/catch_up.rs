@@ -3,7 +3,7 @@
 //! Retries of parked streams, streams folded in place, comparisons and rebuilds all use this loop.
 //!
 //! **Invariant:** in live tables it applies through an [`Admitted`] batch, so never with handlers that do not
-//! belong to these tables. (`projector_rebuild::a_retry_does_not_apply_previous_handlers_…`)
+//! belong to these tables. (`projector_retry::a_retry_does_not_apply_previous_handlers_…`)
 
 use domain_events::{StoredEvent, StreamId, StreamRange, StreamVersion};
 use projection::plan::Heads;
