@@ -1,7 +1,7 @@
 //! Compares the read models with the event store, which is the truth.
 //!
-//! Each kind of error has a name: an event can be lost, doubled, inverted (applied after a later one), skipped
-//! (passed by a later one), or a phantom that nobody committed.
+//! An event can be lost, doubled, inverted (applied after a later one), skipped (passed by a later one), or a
+//! phantom that nobody committed: see `findings.rs`.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Write;
@@ -11,81 +11,8 @@ use sqlx::mysql::MySqlConnection;
 use sqlx::postgres::PgConnection;
 use uuid::Uuid;
 
+use crate::findings::{Findings, Wrong};
 use crate::writers::{LIGHT, TOO_LARGE};
-
-/// A kind of error.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) enum Wrong {
-    /// The last events of a stream have no effect.
-    Lost,
-    /// An event has no effect, but a later one of its stream has.
-    Skipped,
-    /// An event took effect more than once.
-    Doubled,
-    /// An event took effect after a later one of its stream.
-    Inverted,
-    /// An event that cannot be applied did not stop its stream.
-    PassedOver,
-    /// An event took effect that is not in the event store.
-    Phantom,
-    /// A read model differs from a sequential fold of its events.
-    Differs,
-    /// An event is marked as processed but was never published.
-    Unpublished,
-    /// An event waits in the outbox without a reason.
-    LeftBehind,
-    /// The first copies of two events of a stream came in the wrong order without a reason.
-    InvertedOnTheWire,
-    /// A published event is not in the event store, or a stored event was rolled back.
-    RolledBack,
-    /// A committed event is not in the event store.
-    NotStored,
-    /// A stream waits for a person, a message became a dead letter, or a projection or rebuild stopped.
-    GivenUp,
-    /// Events did not flow again after a fault, or something did not return to its initial state.
-    NotRecovered,
-    /// A daemon ended by itself, did not end on SIGTERM, or panicked.
-    Daemon,
-    /// The campaign did not cover everything that it must.
-    TooWeak,
-}
-
-/// The errors found: a count and a few examples of each kind.
-#[derive(Default, Clone)]
-pub(crate) struct Findings(BTreeMap<Wrong, (u64, Vec<String>)>);
-
-const EXAMPLES: usize = 5;
-
-impl Findings {
-    pub(crate) fn add(&mut self, wrong: Wrong, example: impl FnOnce() -> String) {
-        let (count, examples) = self.0.entry(wrong).or_default();
-        *count += 1;
-        if examples.len() < EXAMPLES {
-            examples.push(example());
-        }
-    }
-
-    pub(crate) fn extend(&mut self, others: Self) {
-        for (wrong, (count, examples)) in others.0 {
-            let (all, kept) = self.0.entry(wrong).or_default();
-            *all += count;
-            kept.extend(examples);
-            kept.truncate(EXAMPLES);
-        }
-    }
-
-    pub(crate) fn count(&self, wrong: Wrong) -> u64 {
-        self.0.get(&wrong).map_or(0, |(count, _)| *count)
-    }
-
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (Wrong, u64, &[String])> {
-        self.0.iter().map(|(wrong, (count, examples))| (*wrong, *count, examples.as_slice()))
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-}
 
 /// The parts of an event that the read models depend on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -140,7 +67,7 @@ pub(crate) fn compare_stream(
     applied: &Applied,
     findings: &mut Findings,
 ) {
-    let before = findings.0.values().map(|(count, _)| count).sum::<u64>();
+    let before = findings.total();
     let last = applied.versions.keys().next_back().copied().unwrap_or(0);
     for event in events {
         let version = event.version;
@@ -163,7 +90,7 @@ pub(crate) fn compare_stream(
     for version in applied.versions.keys().filter(|version| !known.contains(version)) {
         findings.add(Wrong::Phantom, || format!("{stream} version {version}"));
     }
-    if before != findings.0.values().map(|(count, _)| count).sum::<u64>() {
+    if before != findings.total() {
         return;
     }
     if applied.breaks > 0 {

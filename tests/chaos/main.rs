@@ -13,6 +13,7 @@ mod checker;
 mod coverage;
 mod databases;
 mod faults;
+mod findings;
 mod fleet;
 mod inject;
 mod probe;

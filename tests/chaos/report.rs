@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use crate::checker::{Findings, Wrong};
 use crate::coverage::Goal;
 use crate::faults::Kind;
+use crate::findings::{Findings, Wrong};
 
 /// Faults of one kind.
 #[derive(Default)]

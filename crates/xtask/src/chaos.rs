@@ -162,7 +162,7 @@ fn note(name: &str, row: &str) -> Result<()> {
         "# Bugs that the checker has found\n\n\
          Written by `cargo xtask chaos --prove`. It puts each bug into the daemons and runs a campaign of \
          the faults that expose it. The campaign must find the bug and name the error. The names of the \
-         errors are explained in [checker.rs](checker.rs).\n\n\
+         errors are explained in [findings.rs](findings.rs).\n\n\
          | bug | behaviour | faults | errors found |\n|---|---|---|---|\n",
     );
     for (name, row) in rows {
