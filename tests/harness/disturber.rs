@@ -1,6 +1,7 @@
 //! A consumer between relay and projector that shuffles, repeats and drops messages.
 
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -25,6 +26,7 @@ const WINDOW: usize = 300;
 /// Forwards messages from one exchange to another, shuffled, repeated and incomplete.
 pub struct Disturber {
     dropped: Arc<Mutex<HashSet<String>>>,
+    handled: Arc<AtomicUsize>,
     _tasks: JoinSet<()>,
 }
 
@@ -58,9 +60,16 @@ impl Disturber {
         let confirm = ConfirmSelectOptions::default();
         channel.confirm_select(confirm).await.expect("the channel confirms");
         let dropped = Arc::default();
+        let handled = Arc::default();
         let mut tasks = JoinSet::new();
-        tasks.spawn(disturb(connection, channel, Arc::clone(&dropped), seed));
-        Self { dropped, _tasks: tasks }
+        let (drops, count) = (Arc::clone(&dropped), Arc::clone(&handled));
+        tasks.spawn(disturb(connection, channel, drops, count, seed));
+        Self { dropped, handled, _tasks: tasks }
+    }
+
+    /// The number of messages that were forwarded or dropped.
+    pub fn handled(&self) -> usize {
+        self.handled.load(Ordering::Relaxed)
     }
 
     /// The number of dropped messages.
@@ -73,6 +82,7 @@ async fn disturb(
     _connection: lapin::Connection,
     channel: Channel,
     dropped: Arc<Mutex<HashSet<String>>>,
+    handled: Arc<AtomicUsize>,
     seed: u64,
 ) {
     let mut random = StdRng::seed_from_u64(seed);
@@ -130,5 +140,6 @@ async fn disturb(
                 .await
                 .expect("the deliveries are acknowledged");
         }
+        handled.fetch_add(window.len(), Ordering::Relaxed);
     }
 }

@@ -120,6 +120,11 @@ async fn the_incidents_give_the_same_over_a_lossy_queue() {
             stack.relay().env("OUTBOX_RELAY__RABBITMQ__EXCHANGE", "raw").start_ready().await;
         let file = data.join("events.jsonl.gz").display().to_string();
         stack.workload().arg("import").arg(file).succeed().await;
+        // The sweeper may apply events before the disturber has seen their messages.
+        within(Duration::from_mins(4), "every message is forwarded or dropped", async || {
+            (disturber.handled() >= usize::try_from(EVENTS).unwrap()).then_some(())
+        })
+        .await;
         all_applied(stack).await;
         compare(stack).await;
         let status = projector.arg("status").arg("--json").output().await;
