@@ -186,15 +186,20 @@ impl Counts {
         let outcome = |outcome| {
             format!("projector_events_total{{projection=\"tally\",outcome=\"{outcome}\"}}")
         };
-        let parked = sqlx::query_scalar("SELECT reason FROM tally__parked WHERE stream_id = ?");
-        let all = sqlx::query_scalar("SELECT CAST(COALESCE(SUM(applied), 0) AS SIGNED) FROM tally");
-        let head = sqlx::query_scalar(
-            "SELECT CAST(COALESCE(SUM(version), 0) AS SIGNED) FROM tally__streams",
-        );
+        // One statement sees one state: an event that is applied between two would seem to have no effect.
+        let (applied, head, parked) = sqlx::query_as(
+            "SELECT (SELECT CAST(COALESCE(SUM(applied), 0) AS SIGNED) FROM tally),
+                    (SELECT CAST(COALESCE(SUM(version), 0) AS SIGNED) FROM tally__streams),
+                    (SELECT reason FROM tally__parked WHERE stream_id = ?)",
+        )
+        .bind(stream)
+        .fetch_one(&mut mysql)
+        .await
+        .unwrap();
         Self {
-            applied: all.fetch_one(&mut mysql).await.unwrap(),
-            head: head.fetch_one(&mut mysql).await.unwrap(),
-            parked: parked.bind(stream).fetch_optional(&mut mysql).await.unwrap(),
+            applied,
+            head,
+            parked,
             duplicates: projector.metric(&outcome("duplicate")).await,
             dead: projector.metric(&outcome("dead_lettered")).await,
         }
