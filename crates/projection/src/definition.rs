@@ -18,6 +18,8 @@ pub struct Projection {
     pub partitions: u16,
     /// The number of transactions that may run in parallel for one queue.
     pub lanes: u16,
+    /// Whether an event is refused whose value MySQL would change to fit a column.
+    pub strict: bool,
     /// Its tables, in the order in which they are created.
     pub tables: Vec<Table>,
     /// SHA-256 of `tables.sql` in hexadecimal digits. It changes when the file changes.

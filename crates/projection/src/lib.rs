@@ -25,14 +25,16 @@ mod refuse;
 mod shape;
 mod statement;
 mod tokens;
+mod usage;
 mod value;
 
 pub use definition::{Handler, Lookup, Projection, Table};
 pub use fault::Fault;
 pub use load::load_all;
-pub use parameter::{BindError, Source};
+pub use parameter::{BindError, Parameter, Source};
 pub use shape::{Action, Condition, Shape, Term};
 pub use statement::Statement;
+pub use usage::{ColumnName, Place, Use};
 pub use value::Value;
 
 #[cfg(test)]

@@ -26,6 +26,9 @@ struct Definition {
     /// The number of transactions that may run in parallel for one queue.
     #[serde(default = "two")]
     lanes: u16,
+    /// Whether an event is refused whose value MySQL would change to fit a column.
+    #[serde(default = "yes")]
+    strict: bool,
 }
 
 fn one() -> u16 {
@@ -34,6 +37,10 @@ fn one() -> u16 {
 
 fn two() -> u16 {
     2
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// Each partition costs a queue and a consumer on every instance.
@@ -100,7 +107,7 @@ fn load(directory: &Path, in_rust: &[String]) -> Result<Projection, Vec<Fault>> 
     let mut keep = |found: Vec<Fault>| faults.extend(found);
     let definition = definition(&directory.join(DEFINITION)).unwrap_or_else(|found| {
         keep(found);
-        (Vec::new(), one(), one())
+        (Vec::new(), one(), one(), yes())
     });
     let (tables, tables_hash) = tables(&directory.join(TABLES)).unwrap_or_else(|found| {
         keep(found);
@@ -124,13 +131,14 @@ fn load(directory: &Path, in_rust: &[String]) -> Result<Projection, Vec<Fault>> 
         _ => {}
     }
     if faults.is_empty() {
-        let (categories, partitions, lanes) = definition;
-        let definition_hash = definition_hash(directory)?;
+        let (categories, partitions, lanes, strict) = definition;
+        let definition_hash = definition_hash(directory, strict)?;
         Ok(Projection {
             name,
             categories,
             partitions,
             lanes,
+            strict,
             tables,
             tables_hash,
             definition_hash,
@@ -142,10 +150,10 @@ fn load(directory: &Path, in_rust: &[String]) -> Result<Projection, Vec<Fault>> 
     }
 }
 
-/// Hashes the files that decide the content of the read model. `projection.toml` is left out: its
-/// partitions and lanes do not affect the content, and its categories are compared separately.
-fn definition_hash(directory: &Path) -> Result<String, Vec<Fault>> {
-    let mut text = String::new();
+/// Hashes the files that decide the content of the read model. Of `projection.toml`, only `strict = false`
+/// counts: its partitions and lanes do not affect the content, and its categories are compared separately.
+fn definition_hash(directory: &Path, strict: bool) -> Result<String, Vec<Fault>> {
+    let mut text = if strict { String::new() } else { "strict = false\n".to_owned() };
     for file in entries(directory).map_err(|fault| vec![fault])? {
         let name = file_name(&file);
         if name != IGNORED && name != DEFINITION {
@@ -155,7 +163,7 @@ fn definition_hash(directory: &Path) -> Result<String, Vec<Fault>> {
     Ok(hash(&text))
 }
 
-fn definition(file: &Path) -> Result<(Vec<Category>, u16, u16), Vec<Fault>> {
+fn definition(file: &Path) -> Result<(Vec<Category>, u16, u16, bool), Vec<Fault>> {
     let text = read(file)?;
     let definition: Definition = toml::from_str(&text).map_err(|error| {
         let line = error.span().map(|span| line_of(&text, span.start));
@@ -178,7 +186,7 @@ fn definition(file: &Path) -> Result<(Vec<Category>, u16, u16), Vec<Fault>> {
             .map_err(|error| vec![fault(file, None, &format!("category {given:?}: {error}"))])
     };
     let categories = definition.categories.into_iter().map(category).collect::<Result<_, _>>()?;
-    Ok((categories, definition.partitions, definition.lanes))
+    Ok((categories, definition.partitions, definition.lanes, definition.strict))
 }
 
 fn tables(file: &Path) -> Result<(Vec<Table>, String), Vec<Fault>> {

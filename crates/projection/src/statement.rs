@@ -12,6 +12,7 @@ use crate::parameter::{Parameter, Source, Step};
 use crate::refuse::{foreign_table, refusals, verb_after_with};
 use crate::shape::{Action, Shape, shape};
 use crate::tokens::{Placed, nesting, parsed, statements};
+use crate::usage::{Use, uses};
 use crate::{BindError, Fault, Value};
 
 /// A statement that MySQL can prepare: placeholders replace its named parameters.
@@ -33,6 +34,8 @@ pub struct Statement {
     pub rows: Option<u64>,
     /// Its effect, or the reason why it is not batchable.
     pub shape: Result<Shape, String>,
+    /// The use of each parameter; `None` if the statement could not be parsed.
+    pub uses: Option<Vec<Use>>,
 }
 
 /// The verbs of handlers. They change rows and nothing that commits or outlives the transaction.
@@ -135,6 +138,7 @@ pub(crate) fn parse(
     if !faults.is_empty() {
         return Err(faults);
     }
+    let uses = parsed.as_ref().ok().map(|parsed| uses(parsed, parameters.len()));
     let shape = if one_by_one {
         Err("it has the directive `one by one`".to_owned())
     } else if tokens.iter().filter_map(Placed::name).any(|name| name.starts_with('?')) {
@@ -149,7 +153,7 @@ pub(crate) fn parse(
     }
     let column = tokens.iter().find(|placed| !placed.is_space()).map_or(1, |placed| placed.column);
     let file = Arc::clone(file);
-    Ok(Statement { id: 0, sql: text.into(), parameters, file, line, column, rows, shape })
+    Ok(Statement { id: 0, sql: text.into(), parameters, file, line, column, rows, shape, uses })
 }
 
 /// A statement whose named parameters have been replaced.

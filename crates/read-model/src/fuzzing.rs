@@ -7,7 +7,8 @@ use domain_events::StoredEvent;
 use projection::fuzzing::{columns, placeholders};
 use projection::{Projection, Statement, Table};
 
-use crate::batching::{Column, Forms, Kind, SetForm, TableInfo};
+use crate::batching::{Column, Forms, Kind, SetForm, TableInfo, TextType};
+use crate::binding::Bindings;
 
 /// Loads a projection, binds an event to each of its statements, and writes the statements for sets.
 ///
@@ -25,19 +26,21 @@ fn run_sets(projection: &Projection, event: &StoredEvent) {
     let table = |table: &Table| (table.name.clone(), table_info(&table.create));
     let tables: HashMap<_, _> = projection.tables.iter().map(table).collect();
     let forms = Forms::of_tables(projection, &tables);
+    let bindings = Bindings::of_tables(projection, &tables);
     forms.lock_mode_text();
     drop(forms.stream_columns(projection));
     for (_, handler) in projection.handlers() {
         for (form, statement) in forms.of(handler).into_iter().flatten().zip(&handler.statements) {
-            run_set(form, statement, event);
+            run_set(form, &bindings, statement, event);
         }
     }
 }
 
-fn run_set(form: &SetForm, statement: &Statement, event: &StoredEvent) {
+fn run_set(form: &SetForm, bindings: &Bindings, statement: &Statement, event: &StoredEvent) {
     let sql = form.sql();
     assert_eq!(placeholders(sql.as_str()).len(), 1, "{}", sql.as_str());
-    let row = statement.bind(event).ok().and_then(|values| form.row(&values));
+    let values = bindings.bind(statement, event).ok();
+    let row = values.and_then(|values| form.row(&values));
     if let Some(row) = row {
         let (rows, count) = form.combine(&[&row, &row]);
         assert!((1..=2).contains(&count) && (1..=count).contains(&rows.len()));
@@ -53,6 +56,7 @@ fn table_info(create: &Statement) -> TableInfo {
     };
     TableInfo {
         columns: columns.iter().map(column).collect(),
+        visible: columns.iter().map(|(name, _)| name.clone()).collect(),
         primary: key.clone(),
         unique: key,
         ..TableInfo::default()
@@ -67,6 +71,7 @@ fn kind(data_type: &str) -> Kind {
             length: 64,
             charset: "utf8mb4".to_owned(),
             collation: "utf8mb4_0900_bin".to_owned(),
+            is: TextType::Varchar,
         },
         "json" => Kind::Json,
         "date" => Kind::Date,

@@ -17,6 +17,7 @@
 mod apply;
 mod batch;
 mod batching;
+mod binding;
 mod bookkeeping;
 mod error;
 mod error_codes;

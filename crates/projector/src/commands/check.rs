@@ -33,6 +33,9 @@ pub(crate) async fn check(settings: &Settings, arguments: &Check) -> Result<(), 
         if !found.faults.is_empty() {
             return Err(mistakes(&found.faults));
         }
+        for warning in &found.warnings {
+            say(&format!("warning: {warning}"));
+        }
         for (projection, forms) in projections.into_iter().zip(&found.forms) {
             say(&format!("{}: {}", projection.name, forms.lock_mode_text()));
             for (name, handler) in projection.handlers() {

@@ -10,6 +10,7 @@ use projection::{Handler, Lookup, Value};
 
 use super::{Admitted, Breaker, ReadModel, Reason};
 use crate::batching::{Forms, Row, SetForm};
+use crate::binding::Bindings;
 use crate::rust_projection::{CodeError, RustProjection, ServerError, Tables};
 use crate::{Error, ParkKind, ParkedStream};
 
@@ -79,6 +80,7 @@ enum SetKey {
 pub(super) struct BatchRun<'w> {
     model: &'w ReadModel,
     forms: Arc<Forms>,
+    bindings: Arc<Bindings>,
     events: &'w [&'w StoredEvent],
     /// Whether a savepoint precedes each group and each single event, so that either can be undone alone.
     savepoints: bool,
@@ -92,7 +94,8 @@ impl<'w> BatchRun<'w> {
         events: &'w [&'w StoredEvent],
         savepoints: bool,
     ) -> Self {
-        Self { model, forms: model.forms(), events, savepoints, faults: BTreeMap::new() }
+        let (forms, bindings) = (model.forms(), model.bindings());
+        Self { model, forms, bindings, events, savepoints, faults: BTreeMap::new() }
     }
 
     /// Locks the streams, makes the plan, runs the handlers, and updates the bookkeeping.
@@ -154,12 +157,8 @@ impl<'w> BatchRun<'w> {
         };
         let mut values = Vec::new();
         for statement in &handler.statements {
-            values.push(statement.bind(event).map_err(|error| Reason::Bind {
-                file: statement.file.to_path_buf(),
-                line: statement.line,
-                column: statement.column,
-                error,
-            })?);
+            let bound = self.bindings.bind(statement, event);
+            values.push(bound.map_err(|error| Reason::bind(statement, error))?);
         }
         let action = Action::Sql(handler);
         let rows = action.forms(&self.forms).and_then(|forms| {

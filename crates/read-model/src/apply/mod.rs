@@ -7,12 +7,13 @@ mod model;
 use std::path::PathBuf;
 
 use domain_events::{EventType, SchemaVersion, StoredEvent, StreamRange};
-use projection::BindError;
+use projection::Statement;
 use projection::plan::Verdict;
 
 use self::batch_run::{BatchRun, Interruption};
 pub use self::breaker::Breaker;
 pub use self::model::{Admitted, Definition, ReadModel, load};
+use crate::binding::Unbindable;
 use crate::{Committed, Error, ParkKind, ParkedStream, Refusal, Session};
 
 /// A batch that was applied.
@@ -61,7 +62,7 @@ pub enum ApplyError {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Reason {
     #[error("{}:{line}:{column}: {error}", file.display())]
-    Bind { file: PathBuf, line: u64, column: u64, error: BindError },
+    Bind { file: PathBuf, line: u64, column: u64, error: Unbindable },
     #[error(transparent)]
     Refused(Refusal),
     #[error("{reason}")]
@@ -71,6 +72,11 @@ pub(crate) enum Reason {
 }
 
 impl Reason {
+    fn bind(statement: &Statement, error: Unbindable) -> Self {
+        let Statement { file, line, column, .. } = statement;
+        Self::Bind { file: file.to_path_buf(), line: *line, column: *column, error }
+    }
+
     fn kind(&self) -> ParkKind {
         match self {
             Self::Bind { .. } => ParkKind::Parameter,

@@ -9,6 +9,7 @@ use projection::{Fault, Projection};
 
 use super::ApplyError;
 use crate::batching::Forms;
+use crate::binding::Bindings;
 use crate::rust_projection::{Registry, RustProjection};
 use crate::{Batch, Committed, Error, Gate, InService, Ledger, LockMode, Session};
 
@@ -48,6 +49,7 @@ pub struct ReadModel {
     /// Its bookkeeping.
     pub ledger: Ledger,
     forms: RwLock<Arc<Forms>>,
+    bindings: RwLock<Arc<Bindings>>,
     /// The tables in service, as of the last [`ReadModel::prepare`].
     in_service: RwLock<Option<InService>>,
     /// The generation when this instance started.
@@ -72,6 +74,7 @@ impl ReadModel {
             code,
             ledger,
             forms: RwLock::default(),
+            bindings: RwLock::default(),
             in_service: RwLock::default(),
             first_generation: OnceLock::new(),
             is_changed: AtomicBool::default(),
@@ -106,8 +109,11 @@ impl ReadModel {
         self.is_changed.store(changed, Ordering::Relaxed);
         self.is_outdated.store(changed && replaced, Ordering::Relaxed);
         *self.in_service.write().unwrap_or_else(PoisonError::into_inner) = Some(found);
-        let forms = Arc::new(Forms::read(session, &self.projection).await?);
+        let tables = session.table_infos(&self.projection).await?;
+        let forms = Arc::new(Forms::of_tables(&self.projection, &tables));
+        let bindings = Arc::new(Bindings::of_tables(&self.projection, &tables));
         *self.forms.write().unwrap_or_else(PoisonError::into_inner) = forms;
+        *self.bindings.write().unwrap_or_else(PoisonError::into_inner) = bindings;
         Ok(())
     }
 
@@ -196,6 +202,11 @@ impl ReadModel {
     /// The batch forms of the handlers' statements.
     pub fn forms(&self) -> Arc<Forms> {
         Arc::clone(&self.forms.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// How the values of events are bound.
+    pub(super) fn bindings(&self) -> Arc<Bindings> {
+        Arc::clone(&self.bindings.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The number of batches that may run in parallel for one queue. It is 1 if events of several streams

@@ -1,5 +1,7 @@
 //! Compares sets with the same events run one by one, on a real MySQL.
 
+mod values;
+
 use std::collections::HashMap;
 use std::env;
 use std::fs;
@@ -52,12 +54,26 @@ const TABLES: &str = "
         version  BIGINT NOT NULL,
         amount   DOUBLE NULL,
         UNIQUE (stream, version)
+    );
+    CREATE TABLE strange (
+        id     VARCHAR(64) CHARACTER SET utf8mb4 COLLATE utf8mb4_0900_bin PRIMARY KEY,
+        doc    JSON NULL,
+        at     DATETIME NULL,
+        at3    DATETIME(3) NULL,
+        stamp  TIMESTAMP(3) NULL,
+        day    DATE NULL,
+        span   TIME NULL,
+        chosen ENUM('a', 'b', '1') NULL,
+        code   CHAR(4) NULL,
+        word   VARCHAR(6) NULL,
+        n      INT NULL,
+        total  DECIMAL(8, 2) NULL
     );";
 
-const TABLE_NAMES: [&str; 5] = ["items", "loose", "padded", "daily", "log"];
+const TABLE_NAMES: [&str; 6] = ["items", "loose", "padded", "daily", "log", "strange"];
 
 /// The statements from which handlers are composed.
-const STATEMENTS: [&str; 35] = [
+const STATEMENTS: [&str; 45] = [
     "INSERT INTO loose (id, n) VALUES ('all', 1) ON DUPLICATE KEY UPDATE n = n + 1",
     "INSERT INTO items (id, n, note) VALUES (:data.key, 1, :data.text)",
     "INSERT INTO items (id, total, at) VALUES (:stream_id, :data.amount, :occurred_at)
@@ -100,6 +116,17 @@ const STATEMENTS: [&str; 35] = [
     "UPDATE log SET amount = :data.amount WHERE stream = :stream_id AND version = :data.number",
     "-- projector: rows = 1
      UPDATE items SET n = n + 1 WHERE id = :data.key",
+    "INSERT INTO strange (id, doc) VALUES (:data.key, :data.any) ON DUPLICATE KEY UPDATE doc = :data.any",
+    "INSERT INTO strange (id, at, stamp) VALUES (:data.key, :data.any, :data.any)
+     ON DUPLICATE KEY UPDATE at = :data.any, stamp = :data.any",
+    "INSERT INTO strange (id, at3) VALUES (:data.key, :data.any) ON DUPLICATE KEY UPDATE at3 = :data.any",
+    "INSERT INTO strange (id, word) VALUES (:data.key, :data.any) ON DUPLICATE KEY UPDATE word = :data.any",
+    "UPDATE strange SET day = :data.any, span = :data.span, code = :data.any WHERE id = :data.key",
+    "UPDATE strange SET chosen = :data.any, at3 = NULLIF(:data.any, '') WHERE id = :data.key",
+    "UPDATE strange SET stamp = :data.any, n = :data.any WHERE id = :data.key",
+    "UPDATE strange SET n = n + :data.any, total = total + :data.any, stamp = :occurred_at WHERE id = :data.key",
+    "UPDATE strange SET total = :data.any WHERE at = :data.any AND id = :data.key",
+    "DELETE FROM strange WHERE word = :data.any AND id = :data.key",
 ];
 
 const TYPES: [&str; 4] = ["A", "B", "C", "D"];
@@ -136,18 +163,55 @@ prop_compose! {
         day in prop_oneof![Just(json!("2026-01-31")), Just(json!("2026-02-30")), Just(JsonValue::Null),
                            Just(json!("2026-2-1")), Just(json!("2026-02-01"))],
         time in prop_oneof![Just(json!("2026-01-31 09:30:00")), Just(json!("2026-01-31T09:30:00.000")), Just(json!("soon"))],
+        any in proptest::sample::select(&ANYTHING[..]),
+        span in proptest::sample::select(&["\"12:00:00\"", "\"12:00:00.5\"", "\"-800:00:00.0\"", "\"1234\"", "7"][..]),
         doc in prop_oneof![Just("{\"a\": [1, 19.90]}"), Just("[]"), Just("null"), Just("7")],
     ) -> String {
         format!(
             "{{\"key\": {}, \"amount\": {amount}, \"number\": {number}, \"text\": {text}, \"day\": {day}, \
-             \"time\": {time}, \"doc\": {doc}}}",
+             \"time\": {time}, \"doc\": {doc}, \"any\": {any}, \"span\": {span}}}",
             json!(key)
         )
     }
 }
 
-/// The statements of each event type, and the stream, type and payload of each event.
-type Program = (Vec<Vec<usize>>, Vec<(u8, usize, String)>);
+/// Values for columns of any type.
+const ANYTHING: [&str; 30] = [
+    "null",
+    "true",
+    "1",
+    "0",
+    "-7",
+    "1.5",
+    "1.50",
+    "19.125",
+    "12345678901234567890123",
+    "{\"a\": 1.10}",
+    "[]",
+    "\"vip\"",
+    "\"a\"",
+    "\"A\"",
+    "\"0\"",
+    "\"1\"",
+    "\"1.50\"",
+    "\" 1\"",
+    "\"1e2\"",
+    "\"true\"",
+    "\"null\"",
+    "\"{}\"",
+    "\"ab \"",
+    "\"abcdef  \"",
+    "\"2026-01-31T12:00:00Z\"",
+    "\"2026-01-31T12:00:00.250Z\"",
+    "\"2026-01-31T00:00:00.0000+0000\"",
+    "\"2026-01-31T23:59:59.9999+00:00\"",
+    "\"2026-01-31\"",
+    "\"10:11:12\"",
+];
+
+/// Whether values are strict, the statements of each event type, and the stream, type and payload of each
+/// event.
+type Program = (bool, Vec<Vec<usize>>, Vec<(u8, usize, String)>);
 
 fn programs() -> impl Strategy<Value = Program> {
     let handlers = proptest::collection::vec(
@@ -155,17 +219,32 @@ fn programs() -> impl Strategy<Value = Program> {
         TYPES.len(),
     );
     let events = proptest::collection::vec((0_u8..7, 0..TYPES.len(), data()), 1..30);
-    (handlers, events)
+    (any::<bool>(), handlers, events)
 }
 
-fn write(folder: &Path, handlers: &[Vec<usize>]) {
+fn write(folder: &Path, strict: bool, handlers: &[Vec<usize>]) {
+    let sql = |statements: &Vec<usize>| {
+        let sql: Vec<_> = statements.iter().map(|index| STATEMENTS[*index]).collect();
+        sql.join(";\n")
+    };
+    let handlers: Vec<String> = handlers.iter().map(sql).collect();
+    let handlers = TYPES.into_iter().zip(handlers.iter().map(String::as_str));
+    write_files(folder, strict, TABLES, handlers);
+}
+
+fn write_files<'h>(
+    folder: &Path,
+    strict: bool,
+    tables: &str,
+    handlers: impl IntoIterator<Item = (&'h str, &'h str)>,
+) {
     let directory = folder.join("lab");
     fs::create_dir_all(&directory).unwrap();
-    fs::write(directory.join("projection.toml"), "categories = [\"order\"]\n").unwrap();
-    fs::write(directory.join("tables.sql"), TABLES).unwrap();
-    for (name, statements) in TYPES.iter().zip(handlers) {
-        let sql: Vec<_> = statements.iter().map(|index| STATEMENTS[*index]).collect();
-        fs::write(directory.join(format!("{name}.sql")), sql.join(";\n")).unwrap();
+    let toml = format!("categories = [\"order\"]\nstrict = {strict}\n");
+    fs::write(directory.join("projection.toml"), toml).unwrap();
+    fs::write(directory.join("tables.sql"), tables).unwrap();
+    for (name, sql) in handlers {
+        fs::write(directory.join(format!("{name}.sql")), sql).unwrap();
     }
 }
 
@@ -220,8 +299,19 @@ impl Lab {
             self.session.migrate_projection(&model.projection, &model.ledger).await.unwrap();
             self.migrated = true;
         }
-        for table in TABLE_NAMES.iter().chain(&own) {
+        let tables = model.projection.tables.iter().map(|table| &*table.name);
+        for table in tables.chain(own) {
             self.session.run(format!("DELETE FROM {table}")).await.unwrap();
+        }
+    }
+
+    /// Applies the events in batches to empty tables.
+    async fn apply(&mut self, model: &ReadModel, events: &[StoredEvent], batch: usize) {
+        self.clear(model).await;
+        model.prepare(&mut self.session).await.unwrap();
+        for batch in events.chunks(batch) {
+            let batch: Vec<&StoredEvent> = batch.iter().collect();
+            apply(&mut self.session, model, &batch, Breaker::NONE).await.unwrap();
         }
     }
 
@@ -232,12 +322,7 @@ impl Lab {
         events: &[StoredEvent],
         batch: usize,
     ) -> Vec<String> {
-        self.clear(model).await;
-        model.prepare(&mut self.session).await.unwrap();
-        for batch in events.chunks(batch) {
-            let batch: Vec<&StoredEvent> = batch.iter().collect();
-            apply(&mut self.session, model, &batch, Breaker::NONE).await.unwrap();
-        }
+        self.apply(model, events, batch).await;
         let mut tables = Vec::new();
         for table in TABLE_NAMES.iter().chain(&["lab__streams"]) {
             tables
@@ -281,9 +366,9 @@ fn sets_give_what_their_events_give_one_by_one() {
         max_shrink_iters: 3_000,
         ..ProptestConfig::default()
     };
-    let result = TestRunner::new(config).run(&programs(), |(handlers, raw)| {
+    let result = TestRunner::new(config).run(&programs(), |(strict, handlers, raw)| {
         let folder = tempfile::tempdir().unwrap();
-        write(folder.path(), &handlers);
+        write(folder.path(), strict, &handlers);
         let events = events(&raw);
         let mut lab = lab.borrow_mut();
         let (as_sets, one_by_one) = (model(folder.path(), false), model(folder.path(), true));

@@ -1,9 +1,7 @@
 //! The types of values in the table of values of a set.
 
-use std::str::FromStr;
-
 use bigdecimal::BigDecimal;
-use chrono::{NaiveDate, NaiveDateTime};
+use chrono::{NaiveDate, Timelike};
 use serde_json::Value as Json;
 
 use super::columns::{Column, Kind};
@@ -41,15 +39,24 @@ impl CellKind {
         Some(match kind {
             Kind::Integer { .. } => Self::Integer,
             Kind::Decimal { digits, scale } => Self::Decimal { digits: *digits, scale: *scale },
-            Kind::Text { length, charset, collation } => Self::Text {
+            Kind::Text { length, charset, collation, .. } => Self::Text {
                 length: *length,
                 charset: charset.clone(),
                 collation: Some(collation.clone()),
             },
             Kind::Json => Self::Json,
             Kind::Date => Self::Date,
-            Kind::Time { fraction } => Self::Time { fraction: *fraction },
-            Kind::Other(_) => return None,
+            Kind::Time { fraction } | Kind::Timestamp { fraction } => {
+                Self::Time { fraction: *fraction }
+            }
+            Kind::Duration { .. }
+            | Kind::Year
+            | Kind::Float
+            | Kind::Bit
+            | Kind::Enum(_)
+            | Kind::Set(_)
+            | Kind::Binary { .. }
+            | Kind::Other(_) => return None,
         })
     }
 
@@ -102,19 +109,17 @@ impl CellKind {
             (Self::Decimal { digits, scale }, Value::Decimal(number)) => {
                 decimal(number, *digits, *scale)
             }
-            (Self::Decimal { digits, scale }, Value::Text(text)) if is_plain_number(text) => {
-                decimal(&BigDecimal::from_str(text).ok()?, *digits, *scale)
-            }
             (Self::Text { charset, .. }, Value::Text(text)) => {
                 (charset == "utf8mb4" || text.is_ascii()).then(|| Json::from(&**text))
             }
             (Self::Json, Value::Json(text)) => Some(Json::from(&**text)),
             (Self::Date, Value::Text(text)) => is_date(text).then(|| Json::from(&**text)),
-            (Self::Time { fraction }, Value::Text(text)) => time(text, *fraction).map(Json::from),
-            (Self::Time { fraction: 6 }, Value::Time(time)) => {
+            (Self::Time { fraction }, Value::Time(time)) => {
                 let text = time.format("%Y-%m-%d %H:%M:%S%.6f").to_string();
+                let unit = 10_u32.pow(9 - fraction.min(&6));
                 // MySQL's years have four digits. Other years give a text of another length.
-                (text.len() == 26).then(|| Json::from(text))
+                let fits = text.len() == 26 && time.nanosecond().is_multiple_of(unit);
+                fits.then(|| Json::from(text))
             }
             _ => None,
         }
@@ -132,35 +137,12 @@ fn decimal(number: &BigDecimal, digits: u32, scale: u32) -> Option<Json> {
     fits.then(|| Json::from(plain))
 }
 
-fn is_plain_number(text: &str) -> bool {
-    let unsigned = text.strip_prefix('-').unwrap_or(text);
-    let (whole, fraction) = unsigned.split_once('.').unwrap_or((unsigned, "0"));
-    let digits = |part: &str| {
-        !part.is_empty() && part.len() <= 65 && part.bytes().all(|b| b.is_ascii_digit())
-    };
-    digits(whole) && digits(fraction)
-}
-
 fn is_date(text: &str) -> bool {
     text.len() == 10
         && text.bytes().enumerate().all(|(index, byte)| match index {
             4 | 7 => byte == b'-',
             _ => byte.is_ascii_digit(),
         })
-}
-
-/// A time in MySQL's notation, or `None` if it has more digits than `fraction`. The result always has six
-/// digits behind the seconds, so that equal times are equal texts.
-fn time(text: &str, fraction: u32) -> Option<String> {
-    let (date, time) = text.split_at_checked(10)?;
-    let time = time.strip_prefix([' ', 'T'])?;
-    let digits = time.split_once('.').map_or(0, |(_, digits)| digits.len());
-    let (format, plain) = ("%Y-%m-%d %H:%M:%S%.f", time.len() - digits - usize::from(digits > 0));
-    if !is_date(date) || plain != 8 || digits > fraction as usize {
-        return None;
-    }
-    let time = NaiveDateTime::parse_from_str(&format!("{date} {time}"), format).ok()?;
-    Some(time.format("%Y-%m-%d %H:%M:%S%.6f").to_string())
 }
 
 /// Whether a column certainly accepts a value that was encoded for it. Only then can a merge omit a value

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
+use projection::Projection;
 use sqlx::query_as;
 
 use crate::session::{from_row, within};
@@ -12,6 +13,8 @@ use crate::{Error, Session};
 pub struct TableInfo {
     /// By name, in lower case.
     pub columns: HashMap<String, Column>,
+    /// The names of the columns in the order of an INSERT without names, in lower case.
+    pub visible: Vec<String>,
     /// The columns of the primary key.
     pub primary: BTreeSet<String>,
     /// The columns of any unique index.
@@ -57,6 +60,8 @@ pub enum Kind {
         charset: String,
         /// The collation.
         collation: String,
+        /// Which of these types it is.
+        is: TextType,
     },
     /// `JSON`
     Json,
@@ -67,8 +72,44 @@ pub enum Kind {
         /// The number of digits behind the seconds.
         fraction: u32,
     },
+    /// `TIMESTAMP`
+    Timestamp {
+        /// The number of digits behind the seconds.
+        fraction: u32,
+    },
+    /// `TIME`
+    Duration {
+        /// The number of digits behind the seconds.
+        fraction: u32,
+    },
+    /// `YEAR`
+    Year,
+    /// `FLOAT` or `DOUBLE`
+    Float,
+    /// `BIT`
+    Bit,
+    /// `ENUM`, with its values.
+    Enum(Vec<String>),
+    /// `SET`, with its values.
+    Set(Vec<String>),
+    /// `BINARY`, `VARBINARY` or a `BLOB` type.
+    Binary {
+        /// The length of every value in bytes, if it is fixed.
+        length: Option<u64>,
+    },
     /// Any other type, by its name.
     Other(String),
+}
+
+/// The types of text, which differ in the spaces at the end of a value that they keep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TextType {
+    /// `CHAR` keeps none.
+    Char,
+    /// `VARCHAR` keeps those within its length in characters.
+    Varchar,
+    /// The `TEXT` types keep those within their length in bytes.
+    Text,
 }
 
 impl Kind {
@@ -104,6 +145,7 @@ struct ColumnRow {
     fraction: Option<i64>,
     is_nullable: bool,
     is_generated: bool,
+    is_visible: bool,
 }
 
 from_row!(ColumnRow {
@@ -118,9 +160,26 @@ from_row!(ColumnRow {
     fraction,
     is_nullable,
     is_generated,
+    is_visible,
 });
 
 impl Session {
+    /// Reads the columns of a projection's tables, by table name.
+    ///
+    /// # Errors
+    ///
+    /// When MySQL fails.
+    pub async fn table_infos(
+        &mut self,
+        projection: &Projection,
+    ) -> Result<HashMap<String, TableInfo>, Error> {
+        let mut tables = HashMap::new();
+        for table in &projection.tables {
+            tables.insert(table.name.clone(), self.table_info(&table.name).await?);
+        }
+        Ok(tables)
+    }
+
     /// Reads the columns of a table in the current database.
     ///
     /// # Errors
@@ -139,9 +198,11 @@ impl Session {
                     COALESCE(CAST(collation_name AS CHAR), '') AS collation,
                     CAST(datetime_precision AS SIGNED) AS fraction,
                     is_nullable = 'YES' AS is_nullable,
-                    generation_expression <> '' AS is_generated
+                    generation_expression <> '' AS is_generated,
+                    extra NOT LIKE '%INVISIBLE%' AS is_visible
              FROM information_schema.columns
-             WHERE table_schema = DATABASE() AND table_name = ?",
+             WHERE table_schema = DATABASE() AND table_name = ?
+             ORDER BY ordinal_position",
         )
         .bind(table)
         .fetch_all(&mut self.connection);
@@ -150,6 +211,9 @@ impl Session {
         for row in rows {
             let ColumnRow { is_nullable, is_generated, .. } = row;
             let column = Column { kind: kind(&row), is_nullable, is_generated };
+            if row.is_visible {
+                info.visible.push(row.name.clone());
+            }
             info.columns.insert(row.name, column);
         }
         let read = query_as(
@@ -215,10 +279,70 @@ fn kind(row: &ColumnRow) -> Kind {
             length: row.length.and_then(|value| u64::try_from(value).ok()).unwrap_or(0),
             charset: row.charset.clone(),
             collation: row.collation.clone(),
+            is: match &*row.data_type {
+                "char" => TextType::Char,
+                "varchar" => TextType::Varchar,
+                _ => TextType::Text,
+            },
         },
         "json" => Kind::Json,
         "date" => Kind::Date,
         "datetime" => Kind::Time { fraction: number(row.fraction) },
+        "timestamp" => Kind::Timestamp { fraction: number(row.fraction) },
+        "time" => Kind::Duration { fraction: number(row.fraction) },
+        "year" => Kind::Year,
+        "float" | "double" => Kind::Float,
+        "bit" => Kind::Bit,
+        "enum" => Kind::Enum(members(&row.column_type)),
+        "set" => Kind::Set(members(&row.column_type)),
+        "binary" => Kind::Binary { length: row.length.and_then(|length| length.try_into().ok()) },
+        "varbinary" | "tinyblob" | "blob" | "mediumblob" | "longblob" => {
+            Kind::Binary { length: None }
+        }
         _ => Kind::Other(row.column_type.clone()),
+    }
+}
+
+/// The values of a type such as `enum('a','it''s')`.
+fn members(column_type: &str) -> Vec<String> {
+    let mut members = Vec::new();
+    let mut rest = column_type.split_once('(').map_or("", |(_, list)| list).chars().peekable();
+    while rest.by_ref().any(|c| c == '\'') {
+        let mut member = String::new();
+        while let Some(c) = rest.next() {
+            match c {
+                '\'' if rest.next_if_eq(&'\'').is_none() => break,
+                '\\' => member.extend(rest.next().map(unescaped)),
+                other => member.push(other),
+            }
+        }
+        members.push(member);
+    }
+    members
+}
+
+/// The character that MySQL writes as a backslash and this letter.
+fn unescaped(letter: char) -> char {
+    match letter {
+        '0' => '\0',
+        'n' => '\n',
+        'r' => '\r',
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_values_of_an_enum_are_read() {
+        for (column_type, expected) in [
+            ("enum('a','b')", vec!["a", "b"]),
+            ("set('it''s','a,b','''')", vec!["it's", "a,b", "'"]),
+            ("enum('','\\\\','x\\ny')", vec!["", "\\", "x\ny"]),
+        ] {
+            assert_eq!(members(column_type), expected, "{column_type}");
+        }
     }
 }

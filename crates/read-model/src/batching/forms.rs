@@ -9,7 +9,7 @@ use projection::{Handler, Projection, Statement};
 use super::columns::TableInfo;
 use super::merge::{Delta, merge};
 use super::set::{Owner, SetForm};
-use crate::{Error, LockMode, Session};
+use crate::LockMode;
 
 /// The batch forms of a projection's statements, derived from its tables in service.
 #[derive(Debug, Default)]
@@ -19,19 +19,6 @@ pub struct Forms {
 }
 
 impl Forms {
-    /// Reads the tables of a projection from MySQL and derives the forms.
-    ///
-    /// # Errors
-    ///
-    /// When MySQL fails.
-    pub async fn read(session: &mut Session, projection: &Projection) -> Result<Self, Error> {
-        let mut tables = HashMap::new();
-        for table in &projection.tables {
-            tables.insert(table.name.clone(), session.table_info(&table.name).await?);
-        }
-        Ok(Self::of_tables(projection, &tables))
-    }
-
     /// Derives the forms from the columns and keys of the tables, by table name.
     pub fn of_tables(projection: &Projection, tables: &HashMap<String, TableInfo>) -> Self {
         let mut statements: Vec<&Statement> = projection.statements().collect();

@@ -169,7 +169,7 @@ impl Source {
 fn cell(kind: &Kind) -> Option<CellKind> {
     match kind {
         // A value may have six digits of a second even if the column has fewer.
-        Kind::Time { .. } => Some(CellKind::Time { fraction: 6 }),
+        Kind::Time { .. } | Kind::Timestamp { .. } => Some(CellKind::Time { fraction: 6 }),
         Kind::Json | Kind::Other(_) => None,
         other => CellKind::of(other),
     }

@@ -10,8 +10,8 @@ mod set;
 
 #[cfg(any(test, fuzzing, feature = "fuzzing"))]
 pub(crate) use columns::Column;
-pub(crate) use columns::Kind;
 pub use columns::TableInfo;
+pub(crate) use columns::{Kind, TextType};
 pub use forms::Forms;
 pub(crate) use row::{Row, quoted};
 pub(crate) use set::SetForm;

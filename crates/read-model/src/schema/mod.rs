@@ -5,6 +5,7 @@ mod scratch;
 mod shadow;
 mod show;
 mod tables;
+mod warnings;
 
 pub use compare::{Comparison, Drift, Rows};
 pub use scratch::{Checked, check};

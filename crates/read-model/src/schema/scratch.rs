@@ -3,6 +3,7 @@
 use sqlx::{AssertSqlSafe, Executor, SqlSafeStr};
 use uuid::Uuid;
 
+use super::warnings;
 use crate::batching::Forms;
 use crate::error::number;
 use crate::error_codes::ER_DBACCESS_DENIED_ERROR;
@@ -15,6 +16,8 @@ use projection::{Fault, Projection, Statement};
 pub struct Checked {
     /// The mistakes in the projections.
     pub faults: Vec<Fault>,
+    /// What may not be expected of them, although it is no mistake.
+    pub warnings: Vec<Fault>,
     /// The batch forms of each projection, in the order of the projections.
     pub forms: Vec<Forms>,
 }
@@ -50,7 +53,7 @@ impl Session {
         projections: &[&Projection],
     ) -> Result<Checked, Error> {
         self.run(format!("USE {database}")).await?;
-        let Checked { mut faults, mut forms } = Checked::default();
+        let Checked { mut faults, warnings: mut found, mut forms } = Checked::default();
         for projection in projections {
             for table in &projection.tables {
                 let sql = AssertSqlSafe(std::sync::Arc::clone(&table.create.sql));
@@ -63,14 +66,16 @@ impl Session {
                 let prepare = self.connection.prepare(sql);
                 faults.extend(fault_of(statement, within("preparing a statement", prepare).await)?);
             }
-            let read = Forms::read(self, projection).await?;
+            let tables = self.table_infos(projection).await?;
+            let read = Forms::of_tables(projection, &tables);
             for (statement, sql) in read.set_statements(projection) {
                 let prepare = self.connection.prepare(sql);
                 faults.extend(fault_of(statement, within("preparing a set", prepare).await)?);
             }
+            found.extend(warnings::warnings(projection, &tables));
             forms.push(read);
         }
-        Ok(Checked { faults, forms })
+        Ok(Checked { faults, warnings: found, forms })
     }
 
     /// The fault of a table with another engine than `InnoDB`, because a rollback would not undo changes of
