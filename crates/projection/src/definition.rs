@@ -26,6 +26,8 @@ pub struct Projection {
     pub tables_hash: String,
     /// SHA-256 of all files that decide the content of the read model, in hexadecimal digits.
     pub definition_hash: String,
+    /// The text of these files by name: `tables.sql` and those of the handlers.
+    pub files: Arc<BTreeMap<String, String>>,
     /// Empty when a Rust type implements the projection.
     pub(crate) handlers: Handlers,
     /// Whether a Rust type applies the events, instead of SQL handlers.
@@ -69,9 +71,9 @@ pub enum Lookup<'p> {
 impl Projection {
     /// Finds the handler for an event type and schema version.
     pub fn lookup(&self, event_type: &EventType, schema_version: SchemaVersion) -> Lookup<'_> {
-        let Some(versions) = self.handlers.get(event_type.as_str()) else {
-            let default = self.handlers.get(DEFAULT).and_then(|versions| versions.values().next());
-            return default.map_or(Lookup::Unhandled, Lookup::Found);
+        let own = self.handlers.get(event_type.as_str());
+        let Some(versions) = own.or_else(|| self.handlers.get(DEFAULT)) else {
+            return Lookup::Unhandled;
         };
         let known = versions.range(..=schema_version).next_back();
         let newest = versions.keys().next_back();

@@ -93,9 +93,42 @@ pub fn load_all(
     if faults.is_empty() { Ok(projections) } else { Err(faults) }
 }
 
+/// A file of a projection that decides the content of its read model.
+struct Source {
+    name: String,
+    text: Result<String, Vec<Fault>>,
+}
+
+impl Projection {
+    /// The same projection with other files, as [`Projection::files`] returns them: its name, categories,
+    /// partitions and lanes stay.
+    ///
+    /// # Errors
+    ///
+    /// Every mistake in the files, such as a statement that this version does not accept any more.
+    pub fn with_files(
+        &self,
+        files: &BTreeMap<String, String>,
+        strict: bool,
+    ) -> Result<Self, Vec<Fault>> {
+        let source = |(name, text): (&String, &String)| Source {
+            name: name.clone(),
+            text: Ok(text.clone()),
+        };
+        let sources: Vec<_> = files.iter().map(source).collect();
+        let directory = Path::new(&self.name);
+        let (tables, tables_hash) = tables(directory, &sources)?;
+        let handlers = handlers(directory, &sources, &tables)?;
+        let files = texts(&sources)?;
+        let definition_hash = definition_hash(&files, strict);
+        Ok(Self { tables, strict, tables_hash, definition_hash, files, handlers, ..self.clone() })
+    }
+}
+
 /// Reads one projection.
 fn load(directory: &Path, in_rust: &[String]) -> Result<Projection, Vec<Fault>> {
     let name = file_name(directory);
+    let sources = sources(directory).map_err(|fault| vec![fault])?;
     let mut faults = Vec::new();
     if !is_name(&name) {
         let reason = format!(
@@ -109,11 +142,11 @@ fn load(directory: &Path, in_rust: &[String]) -> Result<Projection, Vec<Fault>> 
         keep(found);
         (Vec::new(), one(), one(), yes())
     });
-    let (tables, tables_hash) = tables(&directory.join(TABLES)).unwrap_or_else(|found| {
+    let (tables, tables_hash) = tables(directory, &sources).unwrap_or_else(|found| {
         keep(found);
         (Vec::new(), String::new())
     });
-    let handlers = handlers(directory, &tables).unwrap_or_else(|found| {
+    let handlers = handlers(directory, &sources, &tables).unwrap_or_else(|found| {
         keep(found);
         Handlers::new()
     });
@@ -132,7 +165,8 @@ fn load(directory: &Path, in_rust: &[String]) -> Result<Projection, Vec<Fault>> 
     }
     if faults.is_empty() {
         let (categories, partitions, lanes, strict) = definition;
-        let definition_hash = definition_hash(directory, strict)?;
+        let files = texts(&sources)?;
+        let definition_hash = definition_hash(&files, strict);
         Ok(Projection {
             name,
             categories,
@@ -142,6 +176,7 @@ fn load(directory: &Path, in_rust: &[String]) -> Result<Projection, Vec<Fault>> 
             tables,
             tables_hash,
             definition_hash,
+            files,
             handlers,
             is_rust,
         })
@@ -150,17 +185,30 @@ fn load(directory: &Path, in_rust: &[String]) -> Result<Projection, Vec<Fault>> 
     }
 }
 
-/// Hashes the files that decide the content of the read model. Of `projection.toml`, only `strict = false`
+/// Reads the files that decide the content of the read model. Of `projection.toml`, only `strict = false`
 /// counts: its partitions and lanes do not affect the content, and its categories are compared separately.
-fn definition_hash(directory: &Path, strict: bool) -> Result<String, Vec<Fault>> {
-    let mut text = if strict { String::new() } else { "strict = false\n".to_owned() };
-    for file in entries(directory).map_err(|fault| vec![fault])? {
+fn sources(directory: &Path) -> Result<Vec<Source>, Fault> {
+    let mut sources = Vec::new();
+    for file in entries(directory)? {
         let name = file_name(&file);
         if name != IGNORED && name != DEFINITION {
-            writeln!(text, "{name}\n{}", read(&file)?).expect("writing to a String cannot fail");
+            sources.push(Source { name, text: read(&file) });
         }
     }
-    Ok(hash(&text))
+    Ok(sources)
+}
+
+fn texts(sources: &[Source]) -> Result<Arc<BTreeMap<String, String>>, Vec<Fault>> {
+    let text = |source: &Source| Ok((source.name.clone(), source.text.clone()?));
+    sources.iter().map(text).collect::<Result<_, _>>().map(Arc::new)
+}
+
+fn definition_hash(files: &BTreeMap<String, String>, strict: bool) -> String {
+    let mut all = if strict { String::new() } else { "strict = false\n".to_owned() };
+    for (name, text) in files {
+        writeln!(all, "{name}\n{text}").expect("writing to a String cannot fail");
+    }
+    hash(&all)
 }
 
 fn definition(file: &Path) -> Result<(Vec<Category>, u16, u16, bool), Vec<Fault>> {
@@ -189,9 +237,13 @@ fn definition(file: &Path) -> Result<(Vec<Category>, u16, u16, bool), Vec<Fault>
     Ok((categories, definition.partitions, definition.lanes, definition.strict))
 }
 
-fn tables(file: &Path) -> Result<(Vec<Table>, String), Vec<Fault>> {
-    let sql = read(file)?;
-    let shared: Arc<Path> = Arc::from(file);
+fn tables(directory: &Path, sources: &[Source]) -> Result<(Vec<Table>, String), Vec<Fault>> {
+    let file = &directory.join(TABLES);
+    let sql = match sources.iter().find(|source| source.name == TABLES) {
+        Some(source) => source.text.clone()?,
+        None => read(file)?,
+    };
+    let shared: Arc<Path> = Arc::from(&**file);
     let mut faults = Vec::new();
     let mut tables = Vec::new();
     for tokens in split(&shared, &sql)? {
@@ -236,17 +288,18 @@ fn created_table(tokens: &[Placed]) -> Option<String> {
     (!qualified).then_some(name)
 }
 
-fn handlers(directory: &Path, tables: &[Table]) -> Result<Handlers, Vec<Fault>> {
+fn handlers(
+    directory: &Path,
+    sources: &[Source],
+    tables: &[Table],
+) -> Result<Handlers, Vec<Fault>> {
     let own: Vec<&str> = tables.iter().map(|table| &*table.name).collect();
     let mut faults = Vec::new();
     let mut handlers = Handlers::new();
     let mut count = 0;
-    for file in entries(directory).map_err(|fault| vec![fault])? {
-        let name = file_name(&file);
-        if [DEFINITION, TABLES, IGNORED].contains(&name.as_str()) {
-            continue;
-        }
-        let Some(stem) = name.strip_suffix(".sql").filter(|_| file.is_file()) else {
+    for Source { name, text } in sources.iter().filter(|source| source.name != TABLES) {
+        let file = directory.join(name);
+        let Some(stem) = name.strip_suffix(".sql").filter(|_| !file.is_dir()) else {
             let reason = "unexpected file: a projection has projection.toml, tables.sql and one .sql \
                           file for each event type";
             faults.push(fault(&file, None, reason));
@@ -256,8 +309,8 @@ fn handlers(directory: &Path, tables: &[Table]) -> Result<Handlers, Vec<Fault>> 
             faults.push(fault(&file, None, "schema versions begin at 1"));
             continue;
         }
-        let read = read(&file).and_then(|sql| handler(&Arc::from(&*file), &sql, &own));
-        let mut statements = match read {
+        let parsed = text.clone().and_then(|sql| handler(&Arc::from(&*file), &sql, &own));
+        let mut statements = match parsed {
             Ok(statements) => statements,
             Err(found) => {
                 faults.extend(found);

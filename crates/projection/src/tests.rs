@@ -250,8 +250,37 @@ fn lookup_finds_the_highest_schema_version_up_to_that_of_the_event() {
     let with_default = load(&[("default.sql", &sql(7)), ("OrderPaid.sql", &sql(1))]).unwrap();
     let lookup = with_default.lookup(&EventType::new("Anything").unwrap(), SchemaVersion::FIRST);
     assert!(matches!(lookup, Lookup::Found(handler) if handler.statements[0].sql.ends_with('7')));
+    let versions = |files: &[(&str, &str)]| {
+        let (projection, kind) = (load(files).unwrap(), EventType::new("Anything").unwrap());
+        let found = |version| {
+            let version = SchemaVersion::new(version).unwrap();
+            matches!(projection.lookup(&kind, version), Lookup::Found(_))
+        };
+        [1, 2, 3].map(found)
+    };
+    assert_eq!(versions(&[("default.sql", &sql(7))]), [true, false, false]);
+    let both = [("default.sql", &*sql(7)), ("default.v2.sql", &*sql(8))];
+    assert_eq!(versions(&both), [true, true, false]);
     // One file handles the type `order.placed.v1` and version 1 of the type `order.placed`.
     assert_eq!((found("order.placed.v1", 1), found("order.placed", 1)), (9, 9));
+}
+
+/// The files of a definition are kept as text. Parsed again, they give the same projection.
+#[test]
+fn kept_files_give_the_same_projection() {
+    let read = load(&[("OrderPlaced.sql", "DELETE FROM orders WHERE id = :data.id")]).unwrap();
+    let other = load(&[("OrderPaid.v2.sql", "DELETE FROM orders")]).unwrap();
+    let again = other.with_files(&read.files, true).unwrap();
+    assert_eq!(again.definition_hash, read.definition_hash);
+    assert_eq!(again.tables_hash, read.tables_hash);
+    let handlers = |projection: &Projection| {
+        projection.handlers().map(|(name, handler)| (name, handler.statements.len())).collect()
+    };
+    let (again, read): (Vec<_>, Vec<_>) = (handlers(&again), handlers(&read));
+    assert_eq!(again, read);
+    let broken = [("tables.sql".to_owned(), "CREATE TABLE orders (id INT); COMMIT".to_owned())];
+    let faults = other.with_files(&broken.into(), true).unwrap_err();
+    assert!(faults.iter().any(|fault| fault.line == Some(1)), "{faults:?}");
 }
 
 #[test]
