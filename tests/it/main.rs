@@ -14,6 +14,7 @@ mod fence;
 mod incidents;
 mod operations;
 mod projector;
+mod projector_definitions;
 mod projector_faults;
 mod projector_history;
 mod projector_loss;

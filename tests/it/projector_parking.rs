@@ -52,7 +52,7 @@ async fn one_poison_event_among_1000_streams() {
     Stack::run(async |stack| {
         let projector = stack.projector(TALLY);
         projector.clone().arg("migrate").succeed().await;
-        let daemon = projector.start_ready().await;
+        let mut daemon = projector.start_ready().await;
         let _relay = stack.relay().start_ready().await;
         stack.append("order-1", &[tested(&json!(1)), event("Tested", &json!({ "n": "x" }))]).await;
         append_to(stack, 1, 3, &json!({ "n": 3 })).await;
@@ -86,7 +86,12 @@ async fn one_poison_event_among_1000_streams() {
              ON DUPLICATE KEY UPDATE applied = applied + 1, versions = CONCAT(versions, ',', :stream_version);
              INSERT INTO tally_total (id, applied) VALUES (1, 1) ON DUPLICATE KEY UPDATE applied = applied + 1;",
         );
-        stack.projector(&fixed).args(["parked", "retry", "tally", "order-1"]).succeed().await;
+        let retry = stack.projector(&fixed).args(["parked", "retry", "tally", "order-1"]);
+        let output = retry.fail(1).await;
+        assert!(output.contains("the files of tally at hand are not those in service"), "{output}");
+        daemon.terminate().await;
+        let _fixed = stack.projector(&fixed).start_ready().await;
+        retry.succeed().await;
         assert_eq!(applied(stack, "order-1").await.as_deref(), Some("1,2,3"));
         let total: i64 = sqlx::query_scalar("SELECT CAST(applied AS SIGNED) FROM tally_total")
             .fetch_one(&mut stack.mysql().await)
@@ -132,8 +137,17 @@ async fn a_storm_of_500_poison_events_pauses_the_projection() {
 
         daemon.terminate().await;
         with_handler(stack, "");
+        // With these files nothing goes on before a projector has put them in service.
+        let output = projector.clone().args(["resume", "tally"]).fail(1).await;
+        assert!(output.contains("the files of tally at hand are not those in service"), "{output}");
+        let daemon = projector.start();
+        eventually("the fixed handler is in service", async || {
+            let (status, body) = daemon.get("/readyz").await?;
+            (status == 503 && body.contains("paused")).then_some(())
+        })
+        .await;
         projector.clone().args(["resume", "tally"]).succeed().await;
-        let daemon = projector.start_ready().await;
+        daemon.ready().await;
         projector.clone().args(["parked", "retry", "tally", "--all"]).succeed().await;
         within(Duration::from_secs(30), "everything is applied", async || {
             (sum(stack).await == 1_000).then_some(())

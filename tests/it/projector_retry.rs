@@ -155,7 +155,7 @@ async fn a_retry_does_not_apply_previous_handlers_to_a_rebuilt_read_model() {
         };
         let ((ended, output), _) = tokio::join!(retry.try_run(), rebuild);
         assert!(
-            !ended && output.contains("was rebuilt from other files than this program"),
+            !ended && output.contains("the files of steps at hand are not those in service"),
             "{output}"
         );
         second.clone().args(["verify", "steps"]).succeed().await;

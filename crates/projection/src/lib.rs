@@ -23,6 +23,7 @@ mod parameter;
 pub mod plan;
 mod refuse;
 mod shape;
+mod sources;
 mod statement;
 mod tokens;
 mod usage;

@@ -1,16 +1,15 @@
 //! Reads projections from their directories.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use domain_events::{Category, EventType, SchemaVersion};
 use serde::Deserialize;
-use sha2::{Digest, Sha256};
 
 use crate::Fault;
 use crate::definition::{Handler, Handlers, Projection, Table};
+use crate::sources::{Source, definition_hash, hash, sources, texts};
 use crate::statement::{handler, parse, split};
 use crate::tokens::Placed;
 
@@ -47,10 +46,10 @@ fn yes() -> bool {
 const PARTITIONS_MAX: u16 = 64;
 /// Each lane costs a MySQL connection for every partition.
 const LANES_MAX: u16 = 16;
-const DEFINITION: &str = "projection.toml";
-const TABLES: &str = "tables.sql";
+pub(crate) const DEFINITION: &str = "projection.toml";
+pub(crate) const TABLES: &str = "tables.sql";
 /// Authors may describe a projection in its directory.
-const IGNORED: &str = "README.md";
+pub(crate) const IGNORED: &str = "README.md";
 /// In bytes. MySQL allows 64 characters for a table name, and the bookkeeping tables are named
 /// `<projection>__checkpoint` and similar.
 const NAME_MAX: usize = 48;
@@ -91,38 +90,6 @@ pub fn load_all(
     }
     faults.extend(shared_tables(&projections));
     if faults.is_empty() { Ok(projections) } else { Err(faults) }
-}
-
-/// A file of a projection that decides the content of its read model.
-struct Source {
-    name: String,
-    text: Result<String, Vec<Fault>>,
-}
-
-impl Projection {
-    /// The same projection with other files, as [`Projection::files`] returns them: its name, categories,
-    /// partitions and lanes stay.
-    ///
-    /// # Errors
-    ///
-    /// Every mistake in the files, such as a statement that this version does not accept any more.
-    pub fn with_files(
-        &self,
-        files: &BTreeMap<String, String>,
-        strict: bool,
-    ) -> Result<Self, Vec<Fault>> {
-        let source = |(name, text): (&String, &String)| Source {
-            name: name.clone(),
-            text: Ok(text.clone()),
-        };
-        let sources: Vec<_> = files.iter().map(source).collect();
-        let directory = Path::new(&self.name);
-        let (tables, tables_hash) = tables(directory, &sources)?;
-        let handlers = handlers(directory, &sources, &tables)?;
-        let files = texts(&sources)?;
-        let definition_hash = definition_hash(&files, strict);
-        Ok(Self { tables, strict, tables_hash, definition_hash, files, handlers, ..self.clone() })
-    }
 }
 
 /// Reads one projection.
@@ -185,32 +152,6 @@ fn load(directory: &Path, in_rust: &[String]) -> Result<Projection, Vec<Fault>> 
     }
 }
 
-/// Reads the files that decide the content of the read model. Of `projection.toml`, only `strict = false`
-/// counts: its partitions and lanes do not affect the content, and its categories are compared separately.
-fn sources(directory: &Path) -> Result<Vec<Source>, Fault> {
-    let mut sources = Vec::new();
-    for file in entries(directory)? {
-        let name = file_name(&file);
-        if name != IGNORED && name != DEFINITION {
-            sources.push(Source { name, text: read(&file) });
-        }
-    }
-    Ok(sources)
-}
-
-fn texts(sources: &[Source]) -> Result<Arc<BTreeMap<String, String>>, Vec<Fault>> {
-    let text = |source: &Source| Ok((source.name.clone(), source.text.clone()?));
-    sources.iter().map(text).collect::<Result<_, _>>().map(Arc::new)
-}
-
-fn definition_hash(files: &BTreeMap<String, String>, strict: bool) -> String {
-    let mut all = if strict { String::new() } else { "strict = false\n".to_owned() };
-    for (name, text) in files {
-        writeln!(all, "{name}\n{text}").expect("writing to a String cannot fail");
-    }
-    hash(&all)
-}
-
 fn definition(file: &Path) -> Result<(Vec<Category>, u16, u16, bool), Vec<Fault>> {
     let text = read(file)?;
     let definition: Definition = toml::from_str(&text).map_err(|error| {
@@ -237,7 +178,10 @@ fn definition(file: &Path) -> Result<(Vec<Category>, u16, u16, bool), Vec<Fault>
     Ok((categories, definition.partitions, definition.lanes, definition.strict))
 }
 
-fn tables(directory: &Path, sources: &[Source]) -> Result<(Vec<Table>, String), Vec<Fault>> {
+pub(crate) fn tables(
+    directory: &Path,
+    sources: &[Source],
+) -> Result<(Vec<Table>, String), Vec<Fault>> {
     let file = &directory.join(TABLES);
     let sql = match sources.iter().find(|source| source.name == TABLES) {
         Some(source) => source.text.clone()?,
@@ -288,7 +232,7 @@ fn created_table(tokens: &[Placed]) -> Option<String> {
     (!qualified).then_some(name)
 }
 
-fn handlers(
+pub(crate) fn handlers(
     directory: &Path,
     sources: &[Source],
     tables: &[Table],
@@ -381,7 +325,7 @@ fn is_name(name: &str) -> bool {
         && !name.ends_with('_')
 }
 
-fn entries(folder: &Path) -> Result<Vec<PathBuf>, Fault> {
+pub(crate) fn entries(folder: &Path) -> Result<Vec<PathBuf>, Fault> {
     let unreadable = |error: std::io::Error| fault(folder, None, &error.to_string());
     let mut paths = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(unreadable)? {
@@ -394,11 +338,11 @@ fn entries(folder: &Path) -> Result<Vec<PathBuf>, Fault> {
     Ok(paths)
 }
 
-fn read(file: &Path) -> Result<String, Vec<Fault>> {
+pub(crate) fn read(file: &Path) -> Result<String, Vec<Fault>> {
     std::fs::read_to_string(file).map_err(|error| vec![fault(file, None, &error.to_string())])
 }
 
-fn file_name(path: &Path) -> String {
+pub(crate) fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
@@ -408,11 +352,4 @@ fn fault(file: &Path, line: Option<u64>, reason: &str) -> Fault {
 
 fn line_of(text: &str, offset: usize) -> u64 {
     text.bytes().take(offset).filter(|byte| *byte == b'\n').count() as u64 + 1
-}
-
-fn hash(text: &str) -> String {
-    Sha256::digest(text).iter().fold(String::new(), |mut hex, byte| {
-        write!(hex, "{byte:02x}").expect("writing to a String cannot fail");
-        hex
-    })
 }

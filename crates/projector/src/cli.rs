@@ -9,8 +9,8 @@ use daemon::{Failure, healthcheck, init_logs};
 use read_model::Registry;
 
 use crate::commands::{
-    Check, Parked, Rebuild, Reconcile, Show, Status, Topology, Verify, check, cleanup, migrate,
-    pause, reconcile, resume, roll_back, show, status, verify,
+    Check, Parked, Rebuild, Reconcile, Show, Status, Topology, Verify, adopt, check, cleanup,
+    migrate, pause, reconcile, resume, roll_back, show, status, verify,
 };
 use crate::run::run;
 use crate::{Servers, Settings};
@@ -68,6 +68,12 @@ enum Command {
     /// The projector pauses a projection itself when the events of many streams fail at once.
     #[command(after_help = "Example:\n  projector resume order_summary")]
     Resume(OneProjection),
+    /// Put the files at hand in service: their handlers are applied to events from now on.
+    ///
+    /// A projector that starts with new handlers does this itself. Handlers that others have replaced come
+    /// back only by this command. A changed tables.sql needs a rebuild.
+    #[command(after_help = "Example:\n  projector adopt order_summary")]
+    Adopt(OneProjection),
     /// Rebuild a read model from the event store without downtime, and manage rebuilds.
     Rebuild(Rebuild),
     /// The same as `rebuild rollback`.
@@ -150,7 +156,8 @@ pub fn main_with(code: Registry) -> ExitCode {
         | Command::Show(_)
         | Command::Check(_)
         | Command::Pause(_)
-        | Command::Resume(_) => mysql,
+        | Command::Resume(_)
+        | Command::Adopt(_) => mysql,
         Command::Config(_) | Command::Healthcheck => none,
     };
     let reader = arguments.common.reader("PROJECTOR");
@@ -175,6 +182,9 @@ pub fn main_with(code: Registry) -> ExitCode {
         }
         Command::Resume(OneProjection { projection }) => {
             end(block_on(resume(&settings, &projection)))
+        }
+        Command::Adopt(OneProjection { projection }) => {
+            end(block_on(adopt(&settings, &projection)))
         }
         Command::Rebuild(arguments) => answer(block_on(arguments.run(&settings))),
         Command::Rollback(OneProjection { projection }) => {

@@ -3,7 +3,7 @@
 use daemon::{Exit, Failure};
 use domain_events::{Position, StreamId, StreamVersion};
 use event_store::Writer;
-use read_model::ApplyError;
+use read_model::{ApplyError, Files, ReadModel};
 
 /// A server that failed. Its connection must not be used again.
 #[derive(Debug, thiserror::Error)]
@@ -113,12 +113,30 @@ pub(crate) enum Error {
     /// A rebuild has swapped the tables: their columns must be read again.
     #[error("the read model was replaced by a rebuild")]
     Replaced,
-    /// This process must not apply any more events: its handlers do not belong to the live tables.
+    /// This program must not apply events: other handlers are in service.
     #[error(
-        "the read model of {projection} was rebuilt from other files than this program has: restart this \
-         program with the new files"
+        "the files of {projection} at hand are not those in service. Use the files in service, or put these in \
+         service: a projector that starts with new files does, and so does `projector adopt {projection}`"
     )]
-    Outdated {
+    OtherHandlers {
+        /// The projection.
+        projection: String,
+    },
+    /// This program must not apply events: its handlers are for other tables.
+    #[error(
+        "tables.sql of {projection} differs from that of the tables in service: use the files in service, \
+         or run `projector rebuild start {projection}` to put these in service"
+    )]
+    OtherTables {
+        /// The projection.
+        projection: String,
+    },
+    /// A rebuild or a rollback decides which files are in service.
+    #[error(
+        "a rebuild or a rollback of {projection} is under way, and decides whether these files are put in \
+         service; `projector rebuild status {projection}` shows it"
+    )]
+    Undecided {
         /// The projection.
         projection: String,
     },
@@ -128,6 +146,16 @@ pub(crate) enum Error {
 }
 
 impl Error {
+    /// Fails unless the files of this program are in service.
+    pub(crate) fn require_in_service(model: &ReadModel) -> Result<(), Self> {
+        let projection = model.name().to_owned();
+        match model.files() {
+            Files::InService => Ok(()),
+            Files::OtherHandlers => Err(Self::OtherHandlers { projection }),
+            Files::OtherTables => Err(Self::OtherTables { projection }),
+        }
+    }
+
     /// The server that failed, if one did.
     pub(crate) fn server(&self) -> Option<&ServerError> {
         match self {
@@ -137,7 +165,9 @@ impl Error {
             | Self::Hole { .. }
             | Self::Paused { .. }
             | Self::Replaced
-            | Self::Outdated { .. }
+            | Self::OtherHandlers { .. }
+            | Self::OtherTables { .. }
+            | Self::Undecided { .. }
             | Self::Stopped => None,
         }
     }

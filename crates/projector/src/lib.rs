@@ -38,6 +38,8 @@ pub mod fuzzing;
 mod heal;
 mod history;
 mod metrics;
+#[cfg(test)]
+mod model_test;
 mod rebuild;
 mod run;
 mod settings;

@@ -12,9 +12,9 @@ use uuid::Uuid;
 
 use crate::batching::{Row, SetForm, quoted};
 use crate::session::{STATEMENT_LIMIT, within};
-use crate::{Error, Gate, Ledger, LockMode, ParkedStream, Session};
+use crate::{Error, Gate, Ledger, LockMode, ParkedStream, Session, Skips};
 use projection::plan::{Heads, Step};
-use projection::{Projection, Statement, Value};
+use projection::{Statement, Value};
 
 /// An open transaction. When it is dropped, the server rolls it back later; prefer [`Batch::rollback`].
 pub struct Batch<'s> {
@@ -134,6 +134,11 @@ impl Batch<'_> {
         }
     }
 
+    /// The bookkeeping of the projection.
+    pub(crate) fn ledger(&self) -> &Ledger {
+        self.ledger
+    }
+
     /// The connection of the transaction.
     pub(crate) fn connection(&mut self) -> &mut MySqlConnection {
         &mut self.transaction
@@ -221,23 +226,43 @@ impl Batch<'_> {
         self.ledger.unpark(&mut self.transaction, stream_id).await
     }
 
-    /// Records that other tables are in service, so that every instance reads them again. The batch must
-    /// hold the gate exclusively.
+    /// Records that a person leaves out the event that stopped a stream.
+    ///
+    /// # Errors
+    ///
+    /// When MySQL fails; [`Error::SkipDuringRebuild`], because the new tables may hold its effect already.
+    pub async fn record_skip(
+        &mut self,
+        stream: &ParkedStream,
+        reason: &str,
+        actor: &str,
+    ) -> Result<(), Error> {
+        self.ledger.record_skip(&mut self.transaction, stream, reason, actor).await
+    }
+
+    /// The events that a person has left out, now.
     ///
     /// # Errors
     ///
     /// When MySQL fails.
-    pub async fn next_generation(&mut self, projection: &Projection) -> Result<(), Error> {
-        let note = sqlx::query(
-            "UPDATE projector_projections
-             SET generation = generation + 1, definition_hash = ?, tables_hash = ?, swapping = FALSE
-             WHERE name = ?",
-        )
-        .bind(&projection.definition_hash)
-        .bind(&projection.tables_hash)
-        .bind(&projection.name)
-        .execute(&mut *self.transaction);
-        within("recording the generation", note).await.map(drop)
+    pub async fn skips(&mut self) -> Result<Skips, Error> {
+        self.ledger.skips(&mut self.transaction).await
+    }
+
+    /// Records an operator's decision about a stream.
+    ///
+    /// # Errors
+    ///
+    /// When MySQL fails.
+    pub async fn audit(
+        &mut self,
+        stream: &ParkedStream,
+        action: &str,
+        reason: &str,
+        actor: &str,
+    ) -> Result<(), Error> {
+        let stream = Some(stream);
+        self.ledger.audit(&mut self.transaction, stream, action, reason, actor).await
     }
 
     /// Commits. After an error, the batch may or may not be committed. Either way, the caller can safely

@@ -167,6 +167,24 @@ pub enum Error {
         /// The projection.
         projection: String,
     },
+    /// The stored files of a projection cannot be read.
+    #[error(
+        "the files of {projection} in the table projector_definitions cannot be read: the row was changed \
+         by hand"
+    )]
+    StoredFiles {
+        /// The projection.
+        projection: String,
+    },
+    /// A rebuild or a rollback is under way: its tables may already hold the effect of the event.
+    #[error(
+        "a rebuild of {projection} is under way, so no event can be skipped: wait until it ends, or run \
+         `projector rebuild cancel {projection}`"
+    )]
+    SkipDuringRebuild {
+        /// The projection.
+        projection: String,
+    },
     /// Another migrator did not finish in time.
     #[error("another `projector migrate` is running on this database: wait until it has finished")]
     OtherMigrator,

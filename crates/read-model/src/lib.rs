@@ -30,13 +30,14 @@ mod schema;
 mod session;
 
 pub use apply::{
-    Admitted, Applied, ApplyError, Breaker, Definition, Part, ReadModel, apply, apply_part, load,
+    Admitted, Applied, ApplyError, Breaker, Definition, Files, Part, ReadModel, apply, apply_part,
+    load,
 };
 pub use batch::{Batch, Committed};
 pub use batching::{Forms, TableInfo};
 pub use bookkeeping::{
     Checkpoint, Gate, Instance, Job, JobState, Ledger, Lock, LockMode, Options as RebuildOptions,
-    ParkKind, ParkedReason, ParkedStream, Progress,
+    ParkKind, ParkedReason, ParkedStream, Progress, Service, SkippedEvent, Skips, StoredDefinition,
 };
 pub use error::{Error, Refusal};
 pub use rust_projection::{CodeError, Registry, RustProjection, ServerError, Tables};

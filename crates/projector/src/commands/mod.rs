@@ -16,7 +16,9 @@ use read_model::{ReadModel, Session};
 
 pub(crate) use self::check::{Check, check};
 pub(crate) use self::migrate::migrate;
-pub(crate) use self::parked::{Parked, pause, resume};
+pub(crate) use self::parked::{Parked, adopt, pause, resume};
+#[cfg(test)]
+pub(crate) use self::rebuild::rebuilder;
 pub(crate) use self::rebuild::{Rebuild, cleanup, roll_back};
 pub(crate) use self::reconcile::{Reconcile, reconcile};
 pub(crate) use self::show::{Show, show};

@@ -6,7 +6,7 @@ use chrono::SecondsFormat;
 use clap::Subcommand;
 use daemon::{Exit, Failure};
 use domain_events::StreamRange;
-use read_model::{ParkedStream, ReadModel, Session};
+use read_model::{ParkedStream, ReadModel, Service, Session, SkippedEvent};
 
 use super::{failure, model, open_mysql, open_store};
 use crate::Settings;
@@ -55,7 +55,7 @@ pub(crate) enum Parked {
         #[arg(long, value_name = "TEXT", conflicts_with = "streams")]
         error: Option<String>,
     },
-    /// Leave out the event that stopped a stream, and apply the later events.
+    /// Leave out the event that stopped a stream, and apply the later events. Rebuilds leave it out too.
     #[command(
         alias = "discard",
         after_help = "Example:\n  projector parked skip order_summary order-17 --reason \"test order\""
@@ -69,6 +69,14 @@ pub(crate) enum Parked {
         #[arg(long, value_parser = clap::builder::NonEmptyStringValueParser::new())]
         reason: String,
     },
+    /// List the events that were left out, by whom, and why.
+    #[command(after_help = "Example:\n  projector parked skipped order_summary")]
+    Skipped {
+        /// The projection.
+        projection: String,
+        #[command(flatten)]
+        format: Format,
+    },
 }
 
 impl Parked {
@@ -80,6 +88,13 @@ impl Parked {
                 let parked = session.parked(&model.ledger).await.map_err(failure)?;
                 session.close().await;
                 format.print(&parked, |parked| list(parked))
+            }
+            Self::Skipped { projection, format } => {
+                let model = model(settings, projection)?;
+                let mut session = open_mysql(settings).await?;
+                let skipped = session.skipped_events(&model.ledger).await.map_err(failure)?;
+                session.close().await;
+                format.print(&skipped, |skipped| list_skipped(skipped))
             }
             Self::Show { projection, stream, payload } => {
                 show(settings, projection, stream, *payload).await
@@ -106,6 +121,19 @@ fn list(parked: &[ParkedStream]) -> String {
             stream.stream_id, stream.version, stream.event_type, stream.attempts, stream.reason
         )
         .expect("writing to a String cannot fail");
+        text
+    })
+}
+
+fn list_skipped(skipped: &[SkippedEvent]) -> String {
+    if skipped.is_empty() {
+        return "no event is skipped".to_owned();
+    }
+    skipped.iter().fold(String::new(), |mut text, event| {
+        let at = event.skipped_at.to_rfc3339_opts(SecondsFormat::Secs, true);
+        let SkippedEvent { stream_id, version, event_id, reason, login, .. } = event;
+        writeln!(text, "{stream_id}  version {version}  {event_id}  {at} by {login}\n    {reason}")
+            .expect("writing to a String cannot fail");
         text
     })
 }
@@ -159,6 +187,7 @@ async fn retry(
     let model = model(settings, projection)?;
     let mut session = open_mysql(settings).await?;
     model.prepare(&mut session).await.map_err(failure)?;
+    WorkError::require_in_service(&model)?;
     let mut chosen = Vec::new();
     for stream in streams {
         chosen.push(find(&mut session, &model, stream).await?);
@@ -220,10 +249,11 @@ async fn skip(
     let model = model(settings, projection)?;
     let mut session = open_mysql(settings).await?;
     model.prepare(&mut session).await.map_err(failure)?;
+    WorkError::require_in_service(&model)?;
     let stream = find(&mut session, &model, stream).await?;
     let mut store = open_store(settings).await?;
-    let part = retry_or_skip(&mut session, &model, &mut store, &stream, Decision::Skip).await?;
-    session.audit(&model.ledger, Some(&stream), "skip", reason, &actor()).await.map_err(failure)?;
+    let decision = Decision::Skip { reason, actor: &actor() };
+    let part = retry_or_skip(&mut session, &model, &mut store, &stream, decision).await?;
     store.close().await;
     session.close().await;
     let (event, id) = (stream.event_id, &stream.stream_id);
@@ -254,6 +284,30 @@ pub(crate) async fn resume(settings: &Settings, projection: &str) -> Result<(), 
     set_paused(settings, projection, None).await
 }
 
+/// Puts the files at hand in service, even if others have replaced them.
+pub(crate) async fn adopt(settings: &Settings, projection: &str) -> Result<(), Failure> {
+    let model = model(settings, projection)?;
+    let mut session = open_mysql(settings).await?;
+    session.require_tables(&model.projection, &model.ledger).await.map_err(failure)?;
+    let person = actor();
+    let done = session.put_in_service(&model.ledger, &model.projection, Some(&person)).await;
+    let done = done.map_err(failure)?;
+    session.close().await;
+    let projection = projection.to_owned();
+    match done {
+        Service::InService => say(&format!("these files of {projection} are already in service")),
+        Service::New => say(&format!(
+            "these files of {projection} are in service; projectors with other files wait. They are applied \
+             to events from now on: `projector rebuild start {projection}` applies them to earlier events too"
+        )),
+        Service::OtherTables => return Err(WorkError::OtherTables { projection }.into()),
+        Service::Rebuilding => return Err(WorkError::Undecided { projection }.into()),
+        // Only for a program that starts.
+        Service::Superseded => return Err(WorkError::OtherHandlers { projection }.into()),
+    }
+    Ok(())
+}
+
 async fn set_paused(
     settings: &Settings,
     projection: &str,
@@ -261,6 +315,10 @@ async fn set_paused(
 ) -> Result<(), Failure> {
     let model = model(settings, projection)?;
     let mut session = open_mysql(settings).await?;
+    if reason.is_none() {
+        model.prepare(&mut session).await.map_err(failure)?;
+        WorkError::require_in_service(&model)?;
+    }
     let changed = session.set_paused(&model.ledger, reason).await.map_err(failure)?;
     let (action, state) = match reason {
         Some(_) => ("pause", "paused"),

@@ -125,7 +125,7 @@ impl Rebuild {
     }
 }
 
-pub(super) async fn rebuilder(
+pub(crate) async fn rebuilder(
     settings: &Settings,
     projection: &str,
     format: Format,

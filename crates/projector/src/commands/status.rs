@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::{failure, models, open_mysql, open_store};
 use crate::Settings;
+use crate::error::Error as WorkError;
 use crate::history::{Lag, lag};
 use crate::rebuild;
 use daemon::output::Format;
@@ -30,6 +31,9 @@ struct Found {
     /// Why it is paused, or not migrated.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
+    /// Why the files at hand are not applied, if others are in service.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    files: Option<String>,
     /// The position up to which every event is known to be applied or parked.
     checkpoint: Option<i64>,
     /// The number of events that are published and not applied, without parked streams.
@@ -94,6 +98,7 @@ async fn of(
         projection: model.name().to_owned(),
         state: State::NotMigrated,
         reason: None,
+        files: None,
         checkpoint: None,
         lag_events: 0,
         lag_seconds: 0.0,
@@ -116,6 +121,11 @@ async fn of(
         }
         Err(error) => return Err(failure(error)),
     }
+    status.files = match model.prepare(session).await {
+        Ok(()) => WorkError::require_in_service(model).err().map(|error| error.to_string()),
+        Err(error @ ReadModelError::SwapNotRecorded { .. }) => Some(error.to_string()),
+        Err(error) => return Err(failure(error)),
+    };
     (status.parked, status.conflicts) = session.count_parked(ledger).await.map_err(failure)?;
     status.healed = session.healed(ledger).await.map_err(failure)?;
     status.instances = session.instances(ledger).await.map_err(failure)?;
@@ -148,6 +158,9 @@ fn write_text(text: &mut String, status: &Found) -> std::fmt::Result {
     writeln!(text, "{projection}: {}", state.text())?;
     if let Some(reason) = &status.reason {
         writeln!(text, "  reason      {reason}")?;
+    }
+    if let Some(files) = &status.files {
+        writeln!(text, "  files       {files}")?;
     }
     writeln!(text, "  lag         {lag_events} events, {lag_seconds:.1} s")?;
     writeln!(text, "  parked      {parked} streams, {conflicts} of them in conflict")?;

@@ -92,11 +92,11 @@ impl Partitions<'_> {
                 "the queue assignment was not updated; it is tried again"
             );
         }
-        let (_left, results) = tokio::join!(
+        let (distributed, results) = tokio::join!(
             self.distribute(session, &slots, &stop),
             futures_util::future::join_all(queues)
         );
-        results.into_iter().collect()
+        results.into_iter().chain([distributed]).collect()
     }
 
     /// Follows one queue. Its end stops all others.
@@ -149,17 +149,24 @@ impl Partitions<'_> {
         Ok(())
     }
 
-    /// Records heartbeats and takes over the queues that are assigned to this instance, until `stop`.
+    /// Records heartbeats and takes over the queues that are assigned to this instance, until `stop`. Stops
+    /// all consumers when the projection is paused, or when other files or tables are in service.
     async fn distribute(
         &self,
         mut session: Option<Session>,
         slots: &[QueueSlot],
         stop: &CancellationToken,
-    ) {
+    ) -> Result<(), Error> {
+        let mut result = Ok(());
         while stop.run_until_cancelled(sleep(HEARTBEAT)).await.is_some() {
             match stop.run_until_cancelled(self.distribute_once(&mut session, slots)).await {
                 None => break,
                 Some(Ok(())) => {}
+                // Without events, no batch would find out.
+                Some(Err(error @ (Error::Replaced | Error::Paused { .. }))) => {
+                    result = Err(error);
+                    stop.cancel();
+                }
                 Some(Err(error)) => {
                     tracing::debug!(
                         error = chain(&error),
@@ -182,6 +189,7 @@ impl Partitions<'_> {
             }
             session.close().await;
         }
+        result
     }
 
     async fn distribute_once(
@@ -201,7 +209,15 @@ impl Partitions<'_> {
             of: partitions,
             partitions: held.map(|(number, _)| number).collect(),
         };
-        let instances = connected.heartbeat(&self.projection.model.ledger, &own).await?;
+        let model = self.projection.model;
+        let gate = connected.gate(&model.ledger).await?;
+        if let Some(reason) = gate.paused {
+            return Err(Error::Paused { reason });
+        }
+        if model.generation() != Some(gate.generation) {
+            return Err(Error::Replaced);
+        }
+        let instances = connected.heartbeat(&model.ledger, &own).await?;
         let ids: Vec<_> = instances.iter().map(|instance| instance.id).collect();
         for ((number, slot), holder) in (1_u16..).zip(slots).zip(assign(&ids, partitions)) {
             let others = instances.iter().filter(|other| other.id != own.id);

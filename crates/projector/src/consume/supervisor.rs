@@ -9,7 +9,7 @@ use broker::Connection;
 use daemon::backoff::Backoff;
 use daemon::{Failure, Health, Probe, chain};
 use domain_events::{Position, StoredEvent};
-use read_model::{Checkpoint, Lock, ReadModel, Session};
+use read_model::{Checkpoint, Files, Lock, ReadModel, Service, Session};
 use tokio::time::{Instant, sleep};
 
 use super::consumer::ConnectedProjection;
@@ -104,8 +104,7 @@ impl Supervisor<'_> {
         // MySQL first: while it is down, no message is taken from a queue.
         let mut session = Session::connect(&context.mysql).await?;
         session.require_tables(&model.projection, &model.ledger).await?;
-        model.prepare(&mut session).await?;
-        self.compare_definition()?;
+        self.enter_service(&mut session).await?;
         while let Some((reason, _since)) = session.paused(&model.ledger).await? {
             let name = model.name();
             self.probe
@@ -132,21 +131,33 @@ impl Supervisor<'_> {
         Ok((connection, topology))
     }
 
-    /// Fails if a rebuild from other files has replaced the read model. Warns if the files have changed since
-    /// the read model was built.
-    fn compare_definition(&self) -> Result<(), Error> {
-        let name = self.model.name();
-        if self.model.is_outdated() {
-            return Err(Error::Outdated { projection: name.to_owned() });
+    /// Waits until the files of this program are in service. Puts them in service if they are new.
+    async fn enter_service(&self, session: &mut Session) -> Result<(), Error> {
+        let model = self.model;
+        let projection = model.name().to_owned();
+        loop {
+            let served = session.put_in_service(&model.ledger, &model.projection, None).await?;
+            model.prepare(session).await?;
+            let waits_for = match served {
+                Service::InService if model.files() == Files::InService => return Ok(()),
+                // Another instance was faster.
+                Service::InService => continue,
+                Service::New => {
+                    tracing::warn!(
+                        projection,
+                        "the files of the projection are new: from now on their handlers are applied, and \
+                         instances with other files wait. Run `projector rebuild start {projection}` to \
+                         apply them to earlier events too"
+                    );
+                    continue;
+                }
+                Service::Superseded => Error::OtherHandlers { projection: projection.clone() },
+                Service::OtherTables => Error::OtherTables { projection: projection.clone() },
+                Service::Rebuilding => Error::Undecided { projection: projection.clone() },
+            };
+            self.probe.failing(&waits_for.to_string());
+            sleep(OWN_PAUSE).await;
         }
-        if self.model.is_changed() {
-            tracing::warn!(
-                projection = name,
-                "the files of the projection have changed since its read model was built. The new handlers \
-                 apply only to new events until you run `projector rebuild start {name}`"
-            );
-        }
-        Ok(())
     }
 
     fn topology(&self, partitions: u16) -> Topology {

@@ -11,11 +11,16 @@ use crate::history::{OneBatch, catch_up};
 
 /// The decision about the event that stopped a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Decision {
+pub(crate) enum Decision<'d> {
     /// Try it again.
     Retry,
-    /// Leave it out.
-    Skip,
+    /// Leave it out, here and in every rebuild.
+    Skip {
+        /// Why.
+        reason: &'d str,
+        /// Who decided.
+        actor: &'d str,
+    },
 }
 
 /// Why a decision about a parked stream failed. Nothing was changed.
@@ -85,7 +90,7 @@ pub(crate) async fn retry_or_skip(
     model: &ReadModel,
     store: &mut event_store::Session,
     stream: &ParkedStream,
-    decision: Decision,
+    decision: Decision<'_>,
 ) -> Result<Part, Error> {
     if stream.kind == ParkKind::Conflict {
         require_applied(store, stream).await?;
@@ -94,10 +99,7 @@ pub(crate) async fn retry_or_skip(
         match try_once(session, model, store, stream, decision).await {
             Err(Error::Work(WorkError::Replaced)) => {
                 model.prepare(session).await?;
-                if model.is_outdated() {
-                    let projection = model.name().to_owned();
-                    return Err(WorkError::Outdated { projection }.into());
-                }
+                WorkError::require_in_service(model)?;
             }
             done => return done,
         }
@@ -109,7 +111,7 @@ async fn try_once(
     model: &ReadModel,
     store: &mut event_store::Session,
     stream: &ParkedStream,
-    decision: Decision,
+    decision: Decision<'_>,
 ) -> Result<Part, Error> {
     failpoint!("parked::before-batch");
     let mut batch = model.begin_command(session).await.map_err(WorkError::from)?;
@@ -149,7 +151,7 @@ async fn fold(
     model: &ReadModel,
     store: &mut event_store::Session,
     stream: &ParkedStream,
-    decision: Decision,
+    decision: Decision<'_>,
 ) -> Result<Part, Error> {
     let stream_id = &stream.stream_id;
     let heads = batch.lock(&[stream_id]).await?;
@@ -158,7 +160,13 @@ async fn fold(
         return Err(Error::NotParked { stream_id: stream_id.clone() });
     }
     batch.unpark(stream_id).await?;
-    if decision == Decision::Skip && stream.kind != ParkKind::Conflict {
+    if let Decision::Skip { reason, actor } = decision {
+        batch.audit(stream, "skip", reason, actor).await?;
+    }
+    // A conflict is about an event that the event store does not have, so there is nothing to leave out.
+    if let Decision::Skip { reason, actor } = decision
+        && stream.kind != ParkKind::Conflict
+    {
         // The row of the parked stream was read before the lock.
         if head.next() != stream.version {
             let (stream_id, version) = (stream_id.clone(), stream.version);
@@ -166,6 +174,7 @@ async fn fold(
         }
         let last = Some(Last { version: stream.version, event_id: stream.event_id });
         let (from, to) = (Head { is_parked: false, ..head }, Head { last, is_parked: false });
+        batch.record_skip(stream, reason, actor).await?;
         batch.advance(&[Step { stream_id, from, to }]).await?;
     }
     let all = [(stream_id.clone(), StreamVersion::LAST)];

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use broker::Connection;
 use daemon::{Failure, Health, chain};
 use domain_events::{Position, StreamId, StreamRange};
-use read_model::{Instance, Lock, ReadModel, Session};
+use read_model::{Files, Instance, Lock, ReadModel, Session};
 use tokio::time::sleep;
 
 use super::state::State;
@@ -135,6 +135,11 @@ impl Sweeper<'_> {
         self.context.metrics.parked(model.name(), parked, conflicts);
         let checkpoint = own_checkpoint(&mut session, state).await?;
         if session.paused(&model.ledger).await?.is_some() {
+            state.forget_queues();
+        } else if model.files() != Files::InService {
+            // Another instance must sweep.
+            session.disown(&model.ledger, Lock::Checkpoint).await?;
+            state.release();
             state.forget_queues();
         } else if let Some(checkpoint) = checkpoint {
             self.require_not_restored(checkpoint, limits).await?;

@@ -12,9 +12,10 @@ use read_model::{JobState, Ledger, Session, Swap};
 use tokio::time::sleep;
 
 use super::progress::RebuildPace;
-use super::{Error, Owned};
+use super::{Error, Owned, Rebuilder};
 use crate::error::Error as WorkError;
 use crate::failpoints::failpoint;
+use crate::heal::{Decision, ParkedError, retry_or_skip};
 use crate::history::Target;
 
 /// The longest pause between two attempts to swap the tables.
@@ -47,6 +48,11 @@ impl Owned<'_> {
             let closed = Instant::now();
             let mut batch = self.session.close_gate(&self.live.ledger).await?;
             failpoint!("rebuild::gate-closed");
+            if *target.model.skips() != batch.skips().await? {
+                batch.rollback().await?;
+                let projection = self.live.name().to_owned();
+                return Err(Error::SkippedMeanwhile { projection });
+            }
             target.catch_up_streams(&mut store).await?;
             failpoint!("rebuild::caught-up-behind-gate");
             let live = &rebuilder.databases.live;
@@ -61,7 +67,8 @@ impl Owned<'_> {
             };
             if swapped {
                 failpoint!("rebuild::swapped");
-                batch.next_generation(&self.live.projection).await?;
+                let previous = helper.epoch_in(&self.live.ledger, away).await?;
+                batch.next_generation(&self.live.projection, previous).await?;
                 failpoint!("rebuild::swap-recorded");
                 batch.commit().await?;
                 failpoint!("rebuild::gate-open");
@@ -84,14 +91,16 @@ impl Owned<'_> {
         Ok(())
     }
 
-    /// Records a swap whose owner died before it could do so.
-    pub(super) async fn record_swap(&mut self) -> Result<(), Error> {
+    /// Records a swap whose owner died before it could do so. `away` has the tables that it took out of
+    /// service.
+    pub(super) async fn record_swap(&mut self, away: &str) -> Result<(), Error> {
         let rebuilder = self.rebuilder;
         rebuilder.report.say(
             "the tables were swapped before the interruption; now events since then are applied",
         );
+        let previous = self.session.epoch_in(&self.live.ledger, away).await?;
         let mut batch = self.session.close_gate(&self.live.ledger).await?;
-        batch.next_generation(&self.live.projection).await?;
+        batch.next_generation(&self.live.projection, previous).await?;
         batch.commit().await?;
         Ok(())
     }
@@ -117,6 +126,26 @@ impl Owned<'_> {
             Err(error) => return Err(error),
         }
         target.close().await;
+        Ok(())
+    }
+}
+
+impl Rebuilder {
+    /// Lets streams go on that are parked at an event which a person has left out since these tables were
+    /// taken out of service.
+    pub(super) async fn release_skipped(&self, target: &mut Target) -> Result<(), Error> {
+        let (session, model) = target.session();
+        let skips = model.skips();
+        let parked = session.parked(&model.ledger).await?;
+        let mut store = event_store::Session::connect(&self.store).await?;
+        for stream in parked.iter().filter(|stream| skips.contains_parked(stream)) {
+            let retried = retry_or_skip(session, model, &mut store, stream, Decision::Retry).await;
+            // It stays parked where the event store contradicts the tables.
+            if let Err(ParkedError::Work(error)) = retried {
+                return Err(error.into());
+            }
+        }
+        store.close().await;
         Ok(())
     }
 }

@@ -68,6 +68,56 @@ pub(crate) enum Error {
         /// The projection.
         projection: String,
     },
+    /// An event was skipped while tables were built without that decision.
+    #[error(
+        "an event of {projection} was skipped meanwhile, and the tables that were built may have its effect: \
+         run the command again"
+    )]
+    SkippedMeanwhile {
+        /// The projection.
+        projection: String,
+    },
+    /// The rows of a stream cannot be repaired, because it is parked in one of the two read models.
+    #[error(
+        "nothing was repaired: stream {stream_id} is parked at an event that these handlers apply, or at \
+         one that earlier handlers applied. Run `projector parked retry {projection} --all`, or `projector \
+         rebuild start {projection}`"
+    )]
+    Uneven {
+        /// The projection.
+        projection: String,
+        /// The stream.
+        stream_id: String,
+    },
+    /// Nobody recorded the definition of the previous tables.
+    #[error(
+        "the previous tables of {projection} cannot be put back in service: it is not recorded from which \
+         files they were kept up to date, because an earlier release took them out of service. Run \
+         `projector rebuild start {projection}` with the files that you want"
+    )]
+    UnknownPrevious {
+        /// The projection.
+        projection: String,
+    },
+    /// The definition of the previous tables is not stored as SQL.
+    #[error(
+        "the previous tables of {projection} were kept up to date by other code than this program has, and \
+         only SQL is stored: run the rollback with that program"
+    )]
+    OtherProgram {
+        /// The projection.
+        projection: String,
+    },
+    /// The stored files are refused by this version.
+    #[error(
+        "the files of the previous tables of {projection} are refused by this version: {fault}"
+    )]
+    RefusedFiles {
+        /// The projection.
+        projection: String,
+        /// The first mistake.
+        fault: String,
+    },
     /// The new handlers cannot apply all events.
     #[error(
         "{parked} streams cannot be applied by these handlers, for example because: {reason}. The tables \
@@ -93,6 +143,11 @@ impl Error {
             | Self::NotOwned { .. }
             | Self::NothingToCancel { .. }
             | Self::NoPreviousTables { .. }
+            | Self::SkippedMeanwhile { .. }
+            | Self::Uneven { .. }
+            | Self::UnknownPrevious { .. }
+            | Self::OtherProgram { .. }
+            | Self::RefusedFiles { .. }
             | Self::Parked { .. } => false,
         }
     }

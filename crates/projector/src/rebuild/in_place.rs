@@ -5,6 +5,7 @@ use read_model::{ParkedStream, Part, ReadModel, Session};
 use serde::Serialize;
 
 use super::{Error, Rebuilder};
+use crate::error::Error as WorkError;
 use crate::history::{OneBatch, catch_up};
 
 /// A stream that was rebuilt.
@@ -35,6 +36,7 @@ impl Rebuilder {
         let mut session = Session::connect(&self.mysql).await?;
         session.require_tables(&live.projection, &live.ledger).await?;
         live.prepare(&mut session).await?;
+        WorkError::require_in_service(&live)?;
         let mut store = event_store::Session::connect(&self.store).await?;
         let mut all = Vec::new();
         for stream_id in streams {

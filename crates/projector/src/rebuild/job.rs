@@ -78,7 +78,7 @@ impl Owned<'_> {
         let rebuilder = self.rebuilder;
         let (new, old) = (&rebuilder.databases.new, &rebuilder.databases.old);
         if state == JobState::CuttingOver && self.is_swapped(new).await? {
-            self.record_swap().await?;
+            self.record_swap(old).await?;
         } else {
             if state == JobState::Planned {
                 self.session.drop_tables(new, &self.tables).await?;
@@ -115,11 +115,12 @@ impl Owned<'_> {
         let rebuilder = self.rebuilder;
         let (new, old) = (&rebuilder.databases.new, &rebuilder.databases.old);
         if self.is_swapped(old).await? {
-            self.record_swap().await?;
+            self.record_swap(new).await?;
         } else {
             let mut target = rebuilder.target(&mut self.session, old).await?;
             let mut pace = self.pace(RebuildOptions::default());
             rebuilder.catch_up(&mut target, &mut pace).await?;
+            rebuilder.release_skipped(&mut target).await?;
             self.cut_over(&mut target, (JobState::RollingBack, old, new)).await?;
             target.close().await;
         }

@@ -65,7 +65,9 @@ impl Maintenance<'_> {
         context.metrics.rebuild(name, unfinished.map(|job| &job.progress));
         self.session = Some(session);
         let Some(job) = job else { return Ok(()) };
-        let is_ours = job.definition_hash == model.projection.definition_hash;
+        // Every projector has the files of a rollback: they are stored.
+        let is_ours = job.definition_hash == model.projection.definition_hash
+            || job.state == JobState::RollingBack;
         let (is_expired, is_open) =
             (is_expired(&job, context), is_ours && job.state.is_unfinished());
         if !is_expired && !is_open {

@@ -125,13 +125,18 @@ impl Rebuilder {
         };
         owned.session.require_tables(&self.definition.projection, &owned.live.ledger).await?;
         let hash = &self.definition.projection.definition_hash;
+        let skipped_since = owned.session.has_skipped_since_job(&owned.live.ledger).await?;
         match &owned.job {
             // The rebuild that this command waited for has ended in another process, or was cancelled.
             Some(job) if *begun && !job.state.is_unfinished() => return owned.outcome(),
-            Some(job) if job.state == JobState::RollingBack => {}
+            Some(job) if job.state == JobState::RollingBack => {
+                self.continue_rollback(owned).await?;
+                return Ok(Attempt::Ended);
+            }
             Some(job)
                 if (job.state.is_building() || job.state == JobState::Failed)
-                    && job.definition_hash == *hash =>
+                    && job.definition_hash == *hash
+                    && !(job.state == JobState::Failed && skipped_since) =>
             {
                 owned.session.adopt_job(&owned.live.ledger, options).await?;
             }
@@ -146,39 +151,88 @@ impl Rebuilder {
     /// Continues an interrupted rebuild that no other process runs. Returns whether there was one.
     pub(crate) async fn resume(&self) -> Result<bool, Error> {
         let Ownership::Ours(mut owned) = self.try_own().await? else { return Ok(false) };
-        let is_ours = |job: &Job| {
-            job.state.is_unfinished()
-                && job.definition_hash == self.definition.projection.definition_hash
-        };
-        if !owned.job.as_ref().is_some_and(is_ours) {
-            return Ok(false);
+        match &owned.job {
+            Some(job) if job.state == JobState::RollingBack => {
+                return match self.continue_rollback(owned).await {
+                    // A program that has its files continues it.
+                    Err(Error::UnknownPrevious { .. } | Error::OtherProgram { .. }) => Ok(false),
+                    ended => ended.map(|()| true),
+                };
+            }
+            Some(job)
+                if job.state.is_unfinished()
+                    && job.definition_hash == self.definition.projection.definition_hash => {}
+            _ => return Ok(false),
         }
         owned.session.require_tables(&self.definition.projection, &owned.live.ledger).await?;
         owned.run().await?;
         Ok(true)
     }
 
-    /// Puts the previous tables back in service.
+    /// Puts the previous tables back in service, with the definition that was in service with them.
     pub(crate) async fn roll_back(&self) -> Result<(), Error> {
         let mut owned = self.own_or_fail().await?;
-        let old = &self.databases.old;
+        let (projection, old) = (self.name().to_owned(), &self.databases.old);
         match &owned.job {
             Some(job) if job.state == JobState::RollingBack => {}
-            Some(job) if job.state.is_building() => {
-                return Err(Error::UnderWay { projection: self.name().to_owned() });
-            }
+            Some(job) if job.state.is_building() => return Err(Error::UnderWay { projection }),
             _ => {
-                let needed = tables_of_every_release(&owned.tables, &owned.live.ledger);
+                let ledger = &owned.live.ledger;
+                if owned.session.count_tables(old, &[ledger.streams_table()]).await? == 0 {
+                    return Err(Error::NoPreviousTables { projection });
+                }
+                let hash = owned.session.previous_definition(ledger, old).await?;
+                let hash = hash.ok_or(Error::UnknownPrevious { projection: projection.clone() })?;
+                let previous = self.with_definition(&mut owned.session, &hash).await?;
+                let tables = previous.tables(ledger);
+                let needed = tables_of_every_release(&tables, ledger);
                 if owned.session.count_tables(old, &needed).await? < needed.len() {
-                    return Err(Error::NoPreviousTables { projection: self.name().to_owned() });
+                    return Err(Error::NoPreviousTables { projection });
                 }
                 owned.session.drop_tables(&self.databases.new, &owned.tables).await?;
-                let hash = &self.definition.projection.definition_hash;
-                owned.session.plan_job(&owned.live.ledger, hash, RebuildOptions::default()).await?;
+                let options = RebuildOptions::default();
+                owned.session.plan_job(&owned.live.ledger, &hash, options).await?;
                 owned.enter(JobState::RollingBack).await?;
+                owned.job = owned.session.job(&owned.live.ledger).await?;
             }
         }
-        owned.run().await
+        self.continue_rollback(owned).await
+    }
+
+    /// Runs a rollback with the definition of its tables, which need not be that of this program.
+    async fn continue_rollback(&self, owned: Box<Owned<'_>>) -> Result<(), Error> {
+        let Owned { mut session, job, .. } = *owned;
+        let hash = job.as_ref().map(|job| job.definition_hash.clone()).unwrap_or_default();
+        let previous = self.with_definition(&mut session, &hash).await?;
+        let live = previous.model();
+        let tables = previous.tables(&live.ledger);
+        Owned { rebuilder: &previous, session, live, tables, job }.run().await
+    }
+
+    /// The same work with the definition that has this hash: that of this program, or the stored one.
+    async fn with_definition(&self, session: &mut Session, hash: &str) -> Result<Self, Error> {
+        let projection = self.name().to_owned();
+        let definition = if self.definition.projection.definition_hash == hash {
+            self.definition.clone()
+        } else {
+            let stored = session.stored_definition(&self.model().ledger, hash).await?;
+            match stored {
+                None => return Err(Error::UnknownPrevious { projection }),
+                Some(stored) if stored.in_rust => return Err(Error::OtherProgram { projection }),
+                Some(stored) => self.definition.with_files(&stored).map_err(|faults| {
+                    let fault = faults.first().map(ToString::to_string).unwrap_or_default();
+                    Error::RefusedFiles { projection, fault }
+                })?,
+            }
+        };
+        Ok(Self {
+            definition,
+            mysql: self.mysql.clone(),
+            store: self.store.clone(),
+            databases: self.databases.clone(),
+            report: self.report.clone(),
+            host: self.host.clone(),
+        })
     }
 
     /// Cancels a rebuild, whichever process runs it, and drops its tables.
@@ -280,6 +334,8 @@ impl Rebuilder {
         let model = self.model();
         shadow.migrate().await?;
         shadow.migrate_projection(&model.projection, &model.ledger).await?;
+        shadow.set_definition(&model.projection).await?;
+        shadow.copy_skips(&model.ledger, &self.databases.live).await?;
         Ok(Target::of(Arc::new(model), shadow, &options).await?)
     }
 

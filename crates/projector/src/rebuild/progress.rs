@@ -19,6 +19,7 @@ use daemon::output::say;
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The place to which a rebuild reports.
+#[derive(Clone)]
 pub(crate) enum Report {
     /// A person at a terminal.
     Terminal(ProgressBar),

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::progress::RebuildPace;
 use super::{Error, Rebuilder};
+use crate::error::Error as WorkError;
 use crate::history::{OneBatch, STREAMS_AT_ONCE, Sink, Target, catch_up, lagging_streams};
 
 /// How many streams of a sample are folded before the idle session is pinged.
@@ -105,6 +106,7 @@ impl Rebuilder {
         session.require_tables(&live.projection, &live.ledger).await?;
         self.require_exclusive(&mut session, &live.ledger).await?;
         live.prepare(&mut session).await?;
+        WorkError::require_in_service(&live)?;
         let mut store = event_store::Session::connect(&self.store).await?;
         let streams = mismatches(&mut session, &mut store, &live).await?;
         let comparisons = self.comparisons(&mut session, &live, sample.is_some()).await?;
@@ -192,6 +194,10 @@ impl Verification<'_> {
         self.catch_up_streams().await?;
         let Self { session, store, live, expected, .. } = self;
         let mut batch = live.begin_alone(session).await?;
+        if *expected.model.skips() != batch.skips().await? {
+            let projection = live.name().to_owned();
+            return Err(Error::SkippedMeanwhile { projection });
+        }
         catch_up_streams(expected, store, self.sample.as_deref()).await?;
         let lagging = match &self.sample {
             Some(sample) => sample.iter().map(|(stream_id, _)| stream_id.clone()).collect(),
@@ -203,6 +209,13 @@ impl Verification<'_> {
             drift.extend(batch.recheck(compared).await?);
         }
         if repair && !drift.is_empty() {
+            // Their rows would then be those of another version than the bookkeeping says.
+            let uneven = batch.uneven_stream(&self.rebuilder.databases.verify).await?;
+            if let Some(stream_id) = uneven {
+                batch.rollback().await?;
+                let projection = live.name().to_owned();
+                return Err(Error::Uneven { projection, stream_id });
+            }
             for compared in &self.comparisons {
                 batch.repair(compared).await?;
             }

@@ -12,7 +12,7 @@ use super::{Admitted, Breaker, ReadModel, Reason};
 use crate::batching::{Forms, Row, SetForm};
 use crate::binding::Bindings;
 use crate::rust_projection::{CodeError, RustProjection, ServerError, Tables};
-use crate::{Error, ParkKind, ParkedStream};
+use crate::{Error, ParkKind, ParkedStream, Skips};
 
 /// The largest set, in bytes of text values. It keeps a statement far below the server's
 /// `max_allowed_packet`, which is 64 MiB by default in MySQL 8.4.
@@ -81,6 +81,7 @@ pub(super) struct BatchRun<'w> {
     model: &'w ReadModel,
     forms: Arc<Forms>,
     bindings: Arc<Bindings>,
+    skips: Arc<Skips>,
     events: &'w [&'w StoredEvent],
     /// Whether a savepoint precedes each group and each single event, so that either can be undone alone.
     savepoints: bool,
@@ -94,8 +95,8 @@ impl<'w> BatchRun<'w> {
         events: &'w [&'w StoredEvent],
         savepoints: bool,
     ) -> Self {
-        let (forms, bindings) = (model.forms(), model.bindings());
-        Self { model, forms, bindings, events, savepoints, faults: BTreeMap::new() }
+        let (forms, bindings, skips) = (model.forms(), model.bindings(), model.skips());
+        Self { model, forms, bindings, skips, events, savepoints, faults: BTreeMap::new() }
     }
 
     /// Locks the streams, makes the plan, runs the handlers, and updates the bookkeeping.
@@ -142,6 +143,9 @@ impl<'w> BatchRun<'w> {
 
     fn bind_one(&self, slot: Slot, event: &'w StoredEvent) -> Result<Option<Bound<'w>>, Reason> {
         let StoredEvent { stream_id, event_type, schema_version, .. } = event;
+        if self.skips.contains(event) {
+            return Ok(None);
+        }
         let schema_version = *schema_version;
         if let Some(code) = &self.model.code {
             let action = Action::Code(&**code);

@@ -12,7 +12,7 @@ use projection::plan::Verdict;
 
 use self::batch_run::{BatchRun, Interruption};
 pub use self::breaker::Breaker;
-pub use self::model::{Admitted, Definition, ReadModel, load};
+pub use self::model::{Admitted, Definition, Files, ReadModel, load};
 use crate::binding::Unbindable;
 use crate::{Committed, Error, ParkKind, ParkedStream, Refusal, Session};
 

@@ -2,8 +2,7 @@
 
 use std::ops::{Deref, DerefMut};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use projection::{Fault, Projection};
 
@@ -11,7 +10,9 @@ use super::ApplyError;
 use crate::batching::Forms;
 use crate::binding::Bindings;
 use crate::rust_projection::{Registry, RustProjection};
-use crate::{Batch, Committed, Error, Gate, InService, Ledger, LockMode, Session};
+use crate::{
+    Batch, Committed, Error, Gate, InService, Ledger, LockMode, Session, Skips, StoredDefinition,
+};
 
 /// A projection, and the Rust type that applies its events if it has no SQL handlers.
 #[derive(Debug, Clone)]
@@ -20,6 +21,18 @@ pub struct Definition {
     pub projection: Projection,
     /// The Rust type that applies its events instead of handlers.
     pub(crate) code: Option<Arc<dyn RustProjection>>,
+}
+
+impl Definition {
+    /// The same projection with other files, as they were stored. They hold handlers in SQL.
+    ///
+    /// # Errors
+    ///
+    /// Every mistake in the files.
+    pub fn with_files(&self, stored: &StoredDefinition) -> Result<Self, Vec<Fault>> {
+        let projection = self.projection.with_files(&stored.files, stored.strict)?;
+        Ok(Self { projection, code: None })
+    }
 }
 
 /// Reads the projections in `folder`: all of them, or those in `names` if it is not empty. `code` has the
@@ -41,6 +54,17 @@ pub fn load(
     Ok(projections.into_iter().map(definition).collect())
 }
 
+/// How the files of a program relate to the definition in service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Files {
+    /// They are in service.
+    InService,
+    /// Other handlers are in service, for the same tables.
+    OtherHandlers,
+    /// The tables in service were created from another `tables.sql`.
+    OtherTables,
+}
+
 /// A projection, its bookkeeping, and the state of its tables in service.
 pub struct ReadModel {
     /// The projection.
@@ -52,12 +76,9 @@ pub struct ReadModel {
     bindings: RwLock<Arc<Bindings>>,
     /// The tables in service, as of the last [`ReadModel::prepare`].
     in_service: RwLock<Option<InService>>,
-    /// The generation when this instance started.
-    first_generation: OnceLock<u32>,
-    /// Whether the tables in service were built from other files than this instance has.
-    is_changed: AtomicBool,
-    /// Whether a rebuild from other files has put them in service since this instance started.
-    is_outdated: AtomicBool,
+    /// The events that a person has left out, as of the last [`ReadModel::prepare`]. An event that is left
+    /// out later is not applied to these tables any more, because the same transaction passes it.
+    skips: RwLock<Arc<Skips>>,
     /// Runs every event alone, to compare the result with that of sets.
     #[cfg(test)]
     pub(super) one_by_one: bool,
@@ -76,9 +97,7 @@ impl ReadModel {
             forms: RwLock::default(),
             bindings: RwLock::default(),
             in_service: RwLock::default(),
-            first_generation: OnceLock::new(),
-            is_changed: AtomicBool::default(),
-            is_outdated: AtomicBool::default(),
+            skips: RwLock::default(),
             #[cfg(test)]
             one_by_one: false,
         }
@@ -103,11 +122,8 @@ impl ReadModel {
         // Read before the forms: if a rebuild replaces the tables in between, the gate has another
         // generation.
         let found = session.in_service(&self.ledger).await?;
-        let changed =
-            found.built_from.as_ref().is_some_and(|hash| *hash != self.projection.definition_hash);
-        let replaced = *self.first_generation.get_or_init(|| found.generation) != found.generation;
-        self.is_changed.store(changed, Ordering::Relaxed);
-        self.is_outdated.store(changed && replaced, Ordering::Relaxed);
+        let skips = Arc::new(session.skips(&self.ledger).await?);
+        *self.skips.write().unwrap_or_else(PoisonError::into_inner) = skips;
         *self.in_service.write().unwrap_or_else(PoisonError::into_inner) = Some(found);
         let tables = session.table_infos(&self.projection).await?;
         let forms = Arc::new(Forms::of_tables(&self.projection, &tables));
@@ -178,9 +194,8 @@ impl ReadModel {
     }
 
     async fn tables_are_current(&self, batch: &mut Batch<'_>, gate: &Gate) -> Result<bool, Error> {
-        let known = self.in_service.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let Some(known) = known else { return Ok(false) };
-        if known.generation != gate.generation || self.is_outdated() {
+        let Some(known) = self.known() else { return Ok(false) };
+        if known.generation != gate.generation || self.files_of(&known) != Files::InService {
             return Ok(false);
         }
         // A rebuild raises the generation only after the swap. In between, only the epoch, which is stored
@@ -188,15 +203,38 @@ impl ReadModel {
         Ok(!gate.swapping || batch.epoch().await? == known.epoch)
     }
 
-    /// Whether the tables in service were built from other files than this instance has.
-    pub fn is_changed(&self) -> bool {
-        self.is_changed.load(Ordering::Relaxed)
+    fn known(&self) -> Option<InService> {
+        self.in_service.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Whether a rebuild from other files has put tables in service since this instance started. The
-    /// instance then has the previous handlers, and must not apply events.
-    pub fn is_outdated(&self) -> bool {
-        self.is_outdated.load(Ordering::Relaxed)
+    /// How the files of this program relate to the definition in service, as of the last
+    /// [`ReadModel::prepare`].
+    pub fn files(&self) -> Files {
+        self.known().map_or(Files::InService, |known| self.files_of(&known))
+    }
+
+    fn files_of(&self, known: &InService) -> Files {
+        match &known.definition {
+            Some(hash) if *hash != self.projection.definition_hash => {
+                if known.tables_hash == self.projection.tables_hash {
+                    Files::OtherHandlers
+                } else {
+                    Files::OtherTables
+                }
+            }
+            // Releases before the definition was recorded left none.
+            _ => Files::InService,
+        }
+    }
+
+    /// The generation of the tables as of the last [`ReadModel::prepare`].
+    pub fn generation(&self) -> Option<u32> {
+        self.known().map(|known| known.generation)
+    }
+
+    /// The events that a person has left out, as of the last [`ReadModel::prepare`].
+    pub fn skips(&self) -> Arc<Skips> {
+        Arc::clone(&self.skips.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The batch forms of the handlers' statements.

@@ -299,6 +299,7 @@ impl Lab {
             self.session.migrate_projection(&model.projection, &model.ledger).await.unwrap();
             self.migrated = true;
         }
+        self.session.set_definition(&model.projection).await.unwrap();
         let tables = model.projection.tables.iter().map(|table| &*table.name);
         for table in tables.chain(own) {
             self.session.run(format!("DELETE FROM {table}")).await.unwrap();

@@ -6,8 +6,8 @@
 use sqlx::mysql::MySqlConnection;
 
 use super::Ledger;
-use crate::Error;
 use crate::session::within;
+use crate::{Error, Session};
 
 /// The content of the gate.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,10 +46,31 @@ impl Ledger {
                  FROM projector_projections WHERE name = ? FOR UPDATE"
             }
         };
+        self.read_gate(connection, sql).await
+    }
+
+    async fn read_gate(
+        &self,
+        connection: &mut MySqlConnection,
+        sql: &'static str,
+    ) -> Result<Gate, Error> {
         let read = sqlx::query_as(sql).bind(self.projection()).fetch_optional(connection);
         let found: Option<(Option<String>, u32, bool)> =
             within("waiting for the gate", read).await?;
         let (paused, generation, swapping) = found.ok_or_else(|| self.not_migrated())?;
         Ok(Gate { paused, generation, swapping })
+    }
+}
+
+impl Session {
+    /// The content of the gate, without waiting for it.
+    ///
+    /// # Errors
+    ///
+    /// When MySQL fails.
+    pub async fn gate(&mut self, ledger: &Ledger) -> Result<Gate, Error> {
+        let sql = "SELECT paused_reason, generation, swapping
+                   FROM projector_projections WHERE name = ?";
+        ledger.read_gate(&mut self.connection, sql).await
     }
 }

@@ -12,11 +12,12 @@ use uuid::Uuid;
 
 use super::checkpoint::CheckpointTable;
 use super::parked::ParkedTable;
+use crate::batching::quoted;
 use crate::error::number;
 use crate::error_codes::ER_BAD_NULL_ERROR;
 use crate::session::within;
 use crate::session::within_minutes;
-use crate::{Error, Session};
+use crate::{Batch, Error, Session};
 use projection::plan::{Head, Heads, Last, Step};
 
 /// The bookkeeping of one projection: the names of its tables, and its prepared statements.
@@ -193,6 +194,26 @@ impl Ledger {
             }
             moved => moved.map(drop),
         }
+    }
+}
+
+impl Batch<'_> {
+    /// A stream of which these tables and those in another database have applied different numbers of
+    /// events.
+    ///
+    /// # Errors
+    ///
+    /// When MySQL fails.
+    pub async fn uneven_stream(&mut self, other: &str) -> Result<Option<String>, Error> {
+        let streams = &self.ledger().streams;
+        let sql = format!(
+            "SELECT s.stream_id FROM {streams} AS s
+             JOIN {}.{streams} AS o ON o.stream_id = s.stream_id
+             WHERE o.version <> s.version LIMIT 1",
+            quoted(other)
+        );
+        within_minutes(sqlx::query_scalar(AssertSqlSafe(sql)).fetch_optional(self.connection()))
+            .await
     }
 }
 

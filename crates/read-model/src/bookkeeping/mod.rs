@@ -2,6 +2,7 @@
 //! rebuilds, and the instances that share the queues.
 
 mod checkpoint;
+mod definitions;
 mod gate;
 mod instances;
 mod ledger;
@@ -9,8 +10,10 @@ mod migrations;
 mod ownership;
 mod parked;
 mod rebuilds;
+mod skips;
 
 pub use checkpoint::Checkpoint;
+pub use definitions::{Service, StoredDefinition};
 pub use gate::{Gate, LockMode};
 pub use instances::Instance;
 pub use ledger::Ledger;
@@ -19,3 +22,4 @@ pub(crate) use migrations::MIGRATIONS;
 pub use ownership::Lock;
 pub use parked::{ParkKind, ParkedReason, ParkedStream};
 pub use rebuilds::{Job, JobState, Options, Progress};
+pub use skips::{SkippedEvent, Skips};

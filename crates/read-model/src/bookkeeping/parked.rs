@@ -189,6 +189,31 @@ impl Ledger {
         self.release(connection, stream_id, &self.parked.forget_stream).await
     }
 
+    pub(crate) async fn audit(
+        &self,
+        connection: &mut MySqlConnection,
+        stream: Option<&ParkedStream>,
+        action: &str,
+        reason: &str,
+        actor: &str,
+    ) -> Result<(), Error> {
+        let note = query(
+            "INSERT INTO projector_audit (projection, stream_id, version, event_id, action, reason,
+                                          error, login)
+             VALUES (?, ?, ?, ?, ?, ?, ?, CONCAT(?, ' as ', USER()))",
+        )
+        .bind(self.projection())
+        .bind(stream.map(|stream| stream.stream_id.as_str().to_owned()))
+        .bind(stream.map(|stream| stream.version.get()))
+        .bind(stream.map(|stream| stream.event_id.uuid()))
+        .bind(action)
+        .bind(reason)
+        .bind(stream.map(|stream| stream.reason.clone()))
+        .bind(actor)
+        .execute(connection);
+        within("recording the audit", note).await.map(drop)
+    }
+
     async fn release(
         &self,
         connection: &mut MySqlConnection,
@@ -281,21 +306,7 @@ impl Session {
         reason: &str,
         actor: &str,
     ) -> Result<(), Error> {
-        let note = query(
-            "INSERT INTO projector_audit (projection, stream_id, version, event_id, action, reason,
-                                          error, login)
-             VALUES (?, ?, ?, ?, ?, ?, ?, CONCAT(?, ' as ', USER()))",
-        )
-        .bind(ledger.projection())
-        .bind(stream.map(|stream| stream.stream_id.as_str().to_owned()))
-        .bind(stream.map(|stream| stream.version.get()))
-        .bind(stream.map(|stream| stream.event_id.uuid()))
-        .bind(action)
-        .bind(reason)
-        .bind(stream.map(|stream| stream.reason.clone()))
-        .bind(actor)
-        .execute(&mut self.connection);
-        within("recording the audit", note).await.map(drop)
+        ledger.audit(&mut self.connection, stream, action, reason, actor).await
     }
 
     /// Pauses a projection if there is a reason, and resumes it otherwise. Returns false if it already was

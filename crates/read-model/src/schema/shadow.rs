@@ -51,8 +51,10 @@ impl Databases {
 pub struct InService {
     /// The number of times that a rebuild has put other tables in service.
     pub generation: u32,
-    /// SHA-256 of the files from which they were built, if known.
-    pub built_from: Option<String>,
+    /// SHA-256 of the files whose handlers are applied to them, if known.
+    pub definition: Option<String>,
+    /// SHA-256 of the `tables.sql` from which they were created.
+    pub tables_hash: String,
     /// See [`crate::Checkpoint::epoch`]; `None` for a projection without a checkpoint.
     pub epoch: Option<Uuid>,
 }
@@ -145,18 +147,19 @@ impl Session {
     /// When MySQL fails, or [`Error::SwapNotRecorded`].
     pub async fn in_service(&mut self, ledger: &Ledger) -> Result<InService, Error> {
         let read = query_as(
-            "SELECT generation, definition_hash, swapping FROM projector_projections WHERE name = ?",
+            "SELECT generation, definition_hash, tables_hash, swapping FROM projector_projections WHERE name = ?",
         )
         .bind(ledger.projection())
         .fetch_optional(&mut self.connection);
-        let found: Option<(u32, Option<String>, bool)> =
+        let found: Option<(u32, Option<String>, String, bool)> =
             within("reading a projection", read).await?;
-        let (generation, built_from, swapping) = found.ok_or_else(|| ledger.not_migrated())?;
+        let (generation, definition, tables_hash, swapping) =
+            found.ok_or_else(|| ledger.not_migrated())?;
         let epoch = self.checkpoint(ledger).await?.map(|checkpoint| checkpoint.epoch);
         if swapping {
             self.require_recorded_swap(ledger).await?;
         }
-        Ok(InService { generation, built_from, epoch })
+        Ok(InService { generation, definition, tables_hash, epoch })
     }
 
     /// Refuses if a rebuild was interrupted between its swap and recording it: the files from which the

@@ -15,12 +15,13 @@ use projection::Projection;
 /// use.
 const TABLE: &str = "projector_migrations";
 
-const MIGRATIONS: [(i64, &str, &str); 5] = [
+const MIGRATIONS: [(i64, &str, &str); 6] = [
     (1, "projections", include_str!("../../../../migrations/mysql/0001_projections.sql")),
     (2, "categories", include_str!("../../../../migrations/mysql/0002_categories.sql")),
     (3, "operations", include_str!("../../../../migrations/mysql/0003_operations.sql")),
     (4, "rebuild", include_str!("../../../../migrations/mysql/0004_rebuild.sql")),
     (5, "rebuild jobs", include_str!("../../../../migrations/mysql/0005_rebuild_jobs.sql")),
+    (6, "definitions", include_str!("../../../../migrations/mysql/0006_definitions.sql")),
 ];
 
 /// The result of migrating a projection.
@@ -212,11 +213,16 @@ impl Session {
             .bind(&projection.definition_hash)
             .execute(&mut self.connection);
         within("registering a projection", register).await?;
-        let read = query_scalar("SELECT tables_hash FROM projector_projections WHERE name = ?")
-            .bind(&projection.name);
-        let hash: String =
+        let read = query_as(
+            "SELECT tables_hash, definition_hash FROM projector_projections WHERE name = ?",
+        )
+        .bind(&projection.name);
+        let (tables, definition): (String, Option<String>) =
             within("reading a projection", read.fetch_one(&mut self.connection)).await?;
-        Ok(match (new, hash == projection.tables_hash) {
+        if definition.as_ref() == Some(&projection.definition_hash) {
+            self.store_definition(projection).await?;
+        }
+        Ok(match (new, tables == projection.tables_hash) {
             (true, _) => Migrated::Created,
             (false, true) => Migrated::Unchanged,
             (false, false) => Migrated::Differs,
