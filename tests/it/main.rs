@@ -12,6 +12,7 @@ mod configuration;
 mod corpus;
 mod fence;
 mod incidents;
+mod natural;
 mod operations;
 mod projector;
 mod projector_definitions;

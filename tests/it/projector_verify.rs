@@ -209,7 +209,7 @@ async fn streams_that_share_rows_are_not_rebuilt_alone() {
         {
             let output = stack.projector(TALLY).args(arguments).fail(1).await;
             assert!(
-                output.contains("Tested.sql:8: the rows that it changes in tally_total may"),
+                output.contains("Tested.sql:8:13: the rows that it changes in tally_total may"),
                 "{output}"
             );
         }

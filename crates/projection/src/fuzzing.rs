@@ -182,7 +182,11 @@ pub fn placeholders(sql: &str) -> Vec<usize> {
 
 /// The columns of a `CREATE TABLE` and their types, in lower case.
 pub fn columns(create: &Statement) -> Vec<(String, String)> {
-    let Ok(Parsed::CreateTable(table)) = parsed(&create.sql) else { return Vec::new() };
+    let tokens = statements(&create.sql).unwrap_or_default();
+    let Some(Ok(Parsed::CreateTable(table))) = tokens.first().map(|tokens| parsed(tokens, &[]))
+    else {
+        return Vec::new();
+    };
     let columns = table.columns.iter().map(|column| {
         (column.name.value.to_lowercase(), column.data_type.to_string().to_lowercase())
     });

@@ -33,7 +33,10 @@ pub use definition::{Handler, Lookup, Projection, Table};
 pub use fault::Fault;
 pub use load::load_all;
 pub use parameter::{BindError, Parameter, Source};
-pub use shape::{Action, Condition, Shape, Term};
+pub use shape::{
+    Action, Assignment, Cast, Class, Condition, Function, LineColumn, NotBatchable, RowSource,
+    Rule, Shape, SourceRows, Subquery, Term, Touch,
+};
 pub use statement::Statement;
 pub use usage::{ColumnName, Place, Use};
 pub use value::Value;

@@ -125,7 +125,7 @@ pub(crate) fn refusals(tokens: &[Placed]) -> Vec<(u64, String)> {
 ///
 /// For a statement that could not be parsed, the words before each name decide.
 pub(crate) fn foreign_table(
-    parsed: Result<&Statement, &String>,
+    parsed: Option<&Statement>,
     tokens: &[Placed],
     own: &[&str],
 ) -> Option<String> {
@@ -138,7 +138,7 @@ pub(crate) fn foreign_table(
             "{name} is not a table of this projection: it reads and changes only its own tables"
         )
     };
-    let Ok(parsed) = parsed else {
+    let Some(parsed) = parsed else {
         return foreign_words(tokens, is_own, !own.is_empty()).map(|found| match found {
             Foreign::Qualified(name) => qualified(&name),
             Foreign::Unknown(name) => unknown(&name),

@@ -1,14 +1,23 @@
 //! The effect of a batchable statement.
 //!
 //! A batchable statement can run once for many events. If [`Shape`] cannot express a statement (because of
-//! a subquery, a join, an unknown function, …), the statement runs once for each event, and `projector check`
+//! a join, a window, an unknown function, …), the statement runs once for each event, and `projector check`
 //! shows the reason.
 
+mod expression;
+mod functions;
 mod read;
+mod subquery;
+mod term;
+mod touch;
 
 use std::fmt;
 
+pub use functions::{Class, Function, Rule};
 pub(crate) use read::shape;
+pub use term::{Cast, Condition, Subquery, Term};
+pub use touch::Touch;
+pub(crate) use touch::touches;
 
 /// The effect of a batchable statement.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,15 +35,19 @@ pub enum Action {
     Insert {
         /// Whether the statement is `REPLACE`.
         replaces: bool,
+        /// Whether it has IGNORE: errors become warnings.
+        ignores: bool,
+        /// The rows from which it makes one row each; `None` for one row.
+        source: Option<RowSource>,
         /// The columns with their values.
-        cells: Vec<(String, Term)>,
+        cells: Vec<Assignment>,
         /// The assignments of `ON DUPLICATE KEY UPDATE`.
-        on_duplicate: Vec<(String, Term)>,
+        on_duplicate: Vec<Assignment>,
     },
     /// `UPDATE … WHERE …`
     Update {
         /// The assignments of `SET`.
-        assignments: Vec<(String, Term)>,
+        assignments: Vec<Assignment>,
         /// The conditions of `WHERE`. A row must satisfy all of them.
         conditions: Vec<Condition>,
     },
@@ -45,75 +58,65 @@ pub enum Action {
     },
 }
 
-/// An expression.
+/// What an INSERT selects from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Term {
-    /// The parameter with this index in the statement's parameters.
-    Parameter(usize),
-    /// A column of the table.
-    Column(String),
-    /// A number, a string or NULL, as SQL text.
-    Literal(String),
-    /// `a + b`, `a - b`, `a * b`
-    Arithmetic(Box<Term>, char, Box<Term>),
-    /// A call of one of `FUNCTIONS`.
-    Call(&'static str, Vec<Term>),
+pub struct RowSource {
+    /// What it is called.
+    pub alias: String,
+    /// The rows.
+    pub rows: SourceRows,
+    /// The conditions. A row must satisfy all of them.
+    pub conditions: Vec<Condition>,
 }
 
-/// One of the conditions that `AND` joins.
+/// The rows of a [`RowSource`].
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Condition {
-    /// A comparison.
-    Compare(Term, &'static str, Term),
-    /// `column IS NULL` if the flag is false, `column IS NOT NULL` if it is true.
-    IsNull(String, bool),
+pub enum SourceRows {
+    /// Those of a table.
+    Table(String),
+    /// `JSON_TABLE(document, path COLUMNS (…))`
+    Items {
+        /// The document.
+        document: Term,
+        /// The SQL behind the document, from the comma to the closing parenthesis.
+        rest: String,
+        /// The names and types of the columns.
+        columns: Vec<(String, Class)>,
+    },
 }
 
-impl Term {
-    /// Whether the expression mentions any column of the table.
-    pub fn has_column(&self) -> bool {
-        self.any_column(&|_| true)
-    }
-
-    /// Whether the expression mentions this column.
-    pub fn mentions(&self, column: &str) -> bool {
-        self.any_column(&|name| name == column)
-    }
-
-    fn any_column(&self, wanted: &dyn Fn(&str) -> bool) -> bool {
-        match self {
-            Self::Column(name) => wanted(name),
-            Self::Parameter(_) | Self::Literal(_) => false,
-            Self::Arithmetic(left, _, right) => left.any_column(wanted) || right.any_column(wanted),
-            Self::Call(_, arguments) => arguments.iter().any(|term| term.any_column(wanted)),
-        }
-    }
-
-    /// The sign and the addend, if the expression is exactly `column + addend` or `column - addend` with a
-    /// parameter or literal.
-    pub fn addend(&self, column: &str) -> Option<(char, &Self)> {
-        match self {
-            Self::Arithmetic(left, sign @ ('+' | '-'), right) => match (&**left, &**right) {
-                (Self::Column(name), addend @ (Self::Parameter(_) | Self::Literal(_)))
-                    if name == column =>
-                {
-                    Some((*sign, addend))
-                }
-                _ => None,
-            },
-            _ => None,
-        }
-    }
+/// A column and its new value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Assignment {
+    /// In lower case.
+    pub column: String,
+    /// The new value.
+    pub value: Term,
+    /// Where the value stands in its file.
+    pub place: LineColumn,
 }
 
-impl Condition {
-    /// The column, if the condition is exactly `column = :parameter`.
-    pub fn key(&self) -> Option<&String> {
-        match self {
-            Self::Compare(Term::Column(column), "=", Term::Parameter(_))
-            | Self::Compare(Term::Parameter(_), "=", Term::Column(column)) => Some(column),
-            _ => None,
-        }
+/// A line and a column of a file, counted from 1. Columns count characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LineColumn {
+    /// The line.
+    pub line: u64,
+    /// The column.
+    pub column: u64,
+}
+
+/// Why a statement runs once for each event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NotBatchable {
+    /// The part of the statement that is to blame.
+    pub place: LineColumn,
+    /// The reason, as a sentence without full stop.
+    pub reason: String,
+}
+
+impl fmt::Display for NotBatchable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}: {}", self.place.line, self.place.column, self.reason)
     }
 }
 

@@ -1,6 +1,5 @@
 //! SQL statements with named parameters.
 
-use std::fmt::Write;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -10,8 +9,8 @@ use sqlparser::tokenizer::Token;
 use crate::directive::{Directives, directives};
 use crate::parameter::{Parameter, Source, Step};
 use crate::refuse::{foreign_table, refusals, verb_after_with};
-use crate::shape::{Action, Shape, shape};
-use crate::tokens::{Placed, nesting, parsed, statements};
+use crate::shape::{Action, LineColumn, NotBatchable, Shape, Touch, shape, touches};
+use crate::tokens::{Marked, Placed, nesting, parsed, statements};
 use crate::usage::{Use, uses};
 use crate::{BindError, Fault, Value};
 
@@ -33,9 +32,13 @@ pub struct Statement {
     /// The number of rows that it must find, from its directive `rows`.
     pub rows: Option<u64>,
     /// Its effect, or the reason why it is not batchable.
-    pub shape: Result<Shape, String>,
+    pub shape: Result<Shape, NotBatchable>,
     /// The use of each parameter; `None` if the statement could not be parsed.
     pub uses: Option<Vec<Use>>,
+    /// The rows that it touches. The first element is those that it changes.
+    pub touches: Vec<Touch>,
+    /// The places of the parameters.
+    pub places: Vec<LineColumn>,
 }
 
 /// The verbs of handlers. They change rows and nothing that commits or outlives the transaction.
@@ -127,33 +130,49 @@ pub(crate) fn parse(
         Directives::default()
     });
     faults.extend(refusals(tokens).into_iter().map(fault));
+    let column = tokens.iter().find(|placed| !placed.is_space()).map_or(1, |placed| placed.column);
+    let place = LineColumn { line, column };
+    let because = |reason: &str| NotBatchable { place, reason: reason.to_owned() };
     let parsed = if nesting(tokens) > NESTING_MAX {
-        Err("one of its expressions is too long".to_owned())
+        Err(because("one of its expressions is too long"))
     } else {
-        parsed(&marked)
+        parsed(tokens, &marked).map_err(|(location, reason)| match location.line {
+            0 => because(&reason),
+            line => NotBatchable { place: LineColumn { line, column: location.column }, reason },
+        })
     };
-    if let Some(reason) = foreign_table(parsed.as_ref(), tokens, own) {
+    if let Some(reason) = foreign_table(parsed.as_ref().ok(), tokens, own) {
         faults.push(fault((line, reason)));
     }
     if !faults.is_empty() {
         return Err(faults);
     }
     let uses = parsed.as_ref().ok().map(|parsed| uses(parsed, parameters.len()));
+    let marks = tokens.iter().filter_map(Placed::name).any(|name| name.starts_with('?'));
+    let touches = match &parsed {
+        Ok(parsed) if !marks => touches(parsed, place),
+        _ => Vec::new(),
+    };
     let shape = if one_by_one {
-        Err("it has the directive `one by one`".to_owned())
-    } else if tokens.iter().filter_map(Placed::name).any(|name| name.starts_with('?')) {
-        Err("one of its names begins with ?, which marks parameters during parsing".to_owned())
+        Err(because("it has the directive `one by one`"))
+    } else if marks {
+        Err(because("one of its names begins with ?, which marks parameters during parsing"))
     } else {
-        parsed.and_then(|parsed| shape(&parsed))
+        parsed.and_then(|parsed| shape(&parsed, place))
     };
     let finds = |shape: &Shape| !matches!(shape.action, Action::Insert { .. });
     if rows.is_some() && shape.as_ref().is_ok_and(|shape| !finds(shape)) {
         let reason = "an INSERT finds no rows: use `rows` only with UPDATE and DELETE".to_owned();
         return Err(vec![fault((line, reason))]);
     }
-    let column = tokens.iter().find(|placed| !placed.is_space()).map_or(1, |placed| placed.column);
     let file = Arc::clone(file);
-    Ok(Statement { id: 0, sql: text.into(), parameters, file, line, column, rows, shape, uses })
+    let place = |marked: &Marked| {
+        let Placed { line, column, .. } = tokens[marked.token];
+        LineColumn { line, column }
+    };
+    let places = marked.iter().map(place).collect();
+    let sql = text.into();
+    Ok(Statement { id: 0, sql, parameters, file, line, column, rows, shape, uses, touches, places })
 }
 
 /// A statement whose named parameters have been replaced.
@@ -161,10 +180,10 @@ pub(crate) fn parse(
 struct Substituted {
     /// The SQL with `?` for each parameter, for MySQL.
     text: String,
-    /// The SQL with a column named `?0`, `?1`, … for each parameter, for the parser.
-    marked: String,
     /// The parameters in the order of their placeholders.
     parameters: Vec<Parameter>,
+    /// Their tokens.
+    marked: Vec<Marked>,
     /// The mistakes, with their lines.
     mistakes: Vec<(u64, String)>,
 }
@@ -188,14 +207,11 @@ fn substitute(sql: &str, tokens: &[Placed]) -> Substituted {
             }
             Token::Colon => match parameter(&tokens[index + 1..], placed.bytes.end) {
                 Ok((parameter, length, end)) => {
-                    let before = &sql[copied..placed.bytes.start];
-                    done.text.push_str(before);
+                    done.text.push_str(&sql[copied..placed.bytes.start]);
                     done.text.push('?');
-                    done.marked.push_str(before);
-                    write!(done.marked, "`?{}`", done.parameters.len())
-                        .expect("writing to a String cannot fail");
                     copied = end;
                     done.parameters.push(parameter);
+                    done.marked.push(Marked { token: index, length: 1 + length });
                     index += 1 + length;
                 }
                 Err(reason) => {
@@ -210,7 +226,6 @@ fn substitute(sql: &str, tokens: &[Placed]) -> Substituted {
         }
     }
     done.text.push_str(&sql[copied..end]);
-    done.marked.push_str(&sql[copied..end]);
     done
 }
 

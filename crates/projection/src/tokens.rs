@@ -8,7 +8,7 @@ use sqlparser::ast::Statement;
 use sqlparser::dialect::{Dialect, MySqlDialect};
 use sqlparser::keywords::Keyword;
 use sqlparser::parser::Parser;
-use sqlparser::tokenizer::{Location, Token, Tokenizer, Whitespace};
+use sqlparser::tokenizer::{Location, Span, Token, TokenWithSpan, Tokenizer, Whitespace};
 
 /// A token with its place: a range of bytes, and a line and column counted from 1.
 #[derive(Debug, Clone, PartialEq)]
@@ -17,6 +17,15 @@ pub(crate) struct Placed {
     pub(crate) bytes: Range<usize>,
     pub(crate) line: u64,
     pub(crate) column: u64,
+}
+
+/// A parameter that is replaced by a column before the statement is parsed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Marked {
+    /// The index of its first token.
+    pub(crate) token: usize,
+    /// The number of its tokens.
+    pub(crate) length: usize,
 }
 
 /// The SQL cannot be split into tokens, or contains a comment that MySQL executes.
@@ -127,22 +136,36 @@ pub(crate) fn nesting(tokens: &[Placed]) -> usize {
     deepest
 }
 
-/// Parses one statement. String literals keep their escapes.
+/// Parses one statement. String literals keep their escapes, and places are those of the file. A column named
+/// `?0`, `?1`, … stands for each of the parameters.
 ///
 /// # Errors
 ///
-/// The reason why the statement is not batchable.
-pub(crate) fn parsed(sql: &str) -> Result<Statement, String> {
-    let tokens = Tokenizer::new(&PlainMySql(MySqlDialect {}), sql)
-        .with_unescape(false)
-        .tokenize_with_location()
-        .map_err(|error| error.message)?;
-    let mut parser = Parser::new(&MySqlDialect {}).with_tokens_with_locations(tokens);
+/// The line, the column and the reason why the statement is not batchable.
+pub(crate) fn parsed(
+    tokens: &[Placed],
+    parameters: &[Marked],
+) -> Result<Statement, (Location, String)> {
+    let mut parameters = parameters.iter().enumerate().peekable();
+    let mut located = Vec::new();
+    let mut index = 0;
+    while let Some(placed) = tokens.get(index) {
+        let start = Location::new(placed.line, placed.column);
+        let (token, length) = match parameters.next_if(|(_, marked)| marked.token == index) {
+            Some((number, marked)) => {
+                (Token::make_word(&format!("?{number}"), Some('`')), marked.length)
+            }
+            None => (placed.token.clone(), 1),
+        };
+        located.push(TokenWithSpan { token, span: Span::new(start, start) });
+        index += length;
+    }
+    let mut parser = Parser::new(&MySqlDialect {}).with_tokens_with_locations(located);
     let statement = parser.parse_statement().ok();
     // The parser returns a statement even if it did not understand the rest of the text.
-    statement
-        .filter(|_| parser.peek_token_ref().token == Token::EOF)
-        .ok_or_else(|| "its syntax is not batchable".to_owned())
+    let next = parser.peek_token_ref();
+    let (ends, place) = (next.token == Token::EOF, next.span.start);
+    statement.filter(|_| ends).ok_or_else(|| (place, "its syntax is not batchable".to_owned()))
 }
 
 impl Placed {

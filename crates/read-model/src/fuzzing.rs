@@ -30,7 +30,8 @@ fn run_sets(projection: &Projection, event: &StoredEvent) {
     forms.lock_mode_text();
     drop(forms.stream_columns(projection));
     for (_, handler) in projection.handlers() {
-        for (form, statement) in forms.of(handler).into_iter().flatten().zip(&handler.statements) {
+        let own = forms.of(handler).map(|own| own.forms).unwrap_or_default();
+        for (form, statement) in own.into_iter().zip(&handler.statements) {
             run_set(form, &bindings, statement, event);
         }
     }
@@ -58,6 +59,7 @@ fn table_info(create: &Statement) -> TableInfo {
         columns: columns.iter().map(column).collect(),
         visible: columns.iter().map(|(name, _)| name.clone()).collect(),
         primary: key.clone(),
+        unique_indexes: vec![key.clone()],
         unique: key,
         ..TableInfo::default()
     }

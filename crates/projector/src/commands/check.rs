@@ -39,9 +39,9 @@ pub(crate) async fn check(settings: &Settings, arguments: &Check) -> Result<(), 
         for (projection, forms) in projections.into_iter().zip(&found.forms) {
             say(&format!("{}: {}", projection.name, forms.lock_mode_text()));
             for (name, handler) in projection.handlers() {
-                let how = match forms.of(handler) {
-                    Ok(_) => "many events at once".to_owned(),
-                    Err(reason) => format!("event by event: {reason}"),
+                let how = match forms.one_by_one(handler) {
+                    None => "many events at once".to_owned(),
+                    Some(reason) => format!("event by event: {reason}"),
                 };
                 say(&format!("  {name}: {how}"));
             }

@@ -9,7 +9,7 @@ use projection::plan::{Plan, Slot, Task, Verdict, schedule};
 use projection::{Handler, Lookup, Value};
 
 use super::{Admitted, Breaker, ReadModel, Reason};
-use crate::batching::{Forms, Row, SetForm};
+use crate::batching::{Forms, HandlerForms, Row};
 use crate::binding::Bindings;
 use crate::rust_projection::{CodeError, RustProjection, ServerError, Tables};
 use crate::{Error, ParkKind, ParkedStream, Skips};
@@ -48,7 +48,7 @@ enum Action<'w> {
 
 impl Action<'_> {
     /// The batch forms of its statements, if the event can join a set.
-    fn forms<'f>(&self, forms: &'f Forms) -> Option<Vec<&'f SetForm>> {
+    fn forms<'f>(&self, forms: &'f Forms) -> Option<HandlerForms<'f>> {
         match self {
             Self::Sql(handler) => forms.of(handler).ok(),
             Self::Code(_) => None,
@@ -166,7 +166,8 @@ impl<'w> BatchRun<'w> {
         }
         let action = Action::Sql(handler);
         let rows = action.forms(&self.forms).and_then(|forms| {
-            forms.iter().zip(&values).map(|(form, values)| form.row(values)).collect()
+            let forms = forms.forms.iter().zip(&values);
+            forms.map(|(form, values)| form.row(values)).collect()
         });
         Ok(Some(Bound { slot, stream_id, action, values, rows }))
     }
@@ -213,18 +214,17 @@ impl<'w> BatchRun<'w> {
             let begins = usize::from(before != Some(one.stream_id));
             let stream = tasks.last().map_or(0, |task| task.stream + begins);
             let next = sets.len();
-            let forms = one.action.forms(&self.forms).unwrap_or_default();
-            let key = match (&*forms, one.action) {
-                ([form], Action::Sql(handler)) => match form.merges_as() {
-                    Some(statement) => Some(SetKey::Merged(statement)),
-                    None => Some(SetKey::Handler(Arc::as_ptr(handler))),
-                },
-                (_, Action::Sql(handler)) => Some(SetKey::Handler(Arc::as_ptr(handler))),
-                (_, Action::Code(_)) => None,
+            let forms = one.action.forms(&self.forms).filter(|_| one.rows.is_some());
+            let key = match (&forms, one.action) {
+                (Some(forms), Action::Sql(handler)) => match &*forms.forms {
+                    [form] => form.merges_as().map(SetKey::Merged),
+                    _ => None,
+                }
+                .or(Some(SetKey::Handler(Arc::as_ptr(handler)))),
+                _ => None,
             };
-            let key = key.filter(|_| one.rows.is_some());
             let set = key.map(|key| *sets.entry(key).or_insert(next));
-            let keeps_order = forms.iter().all(|form| form.keeps_order());
+            let keeps_order = forms.is_none_or(|forms| forms.keeps_order());
             tasks.push(Task { stream, set, keeps_order });
         }
         tasks
@@ -253,29 +253,32 @@ impl<'w> BatchRun<'w> {
     /// Applies a group in as few sets as possible. Events that change the same row may need different sets.
     async fn run_parts(&self, batch: &mut Admitted<'_>, group: &[&Bound<'w>]) -> Result<(), Error> {
         let Action::Sql(handler) = group[0].action else { return Ok(()) };
-        let Ok(forms) = self.forms.of(handler) else { return Ok(()) };
+        let Ok(HandlerForms { forms, meetings }) = self.forms.of(handler) else { return Ok(()) };
         // Merged handlers may differ here. A wrong count fails the set, and its events run one by one then.
         let expects: Vec<bool> = (0..forms.len())
             .map(|number| {
                 let mut all = group.iter().filter_map(|bound| bound.action.forms(&self.forms));
-                all.any(|forms| forms[number].expects_one_row)
+                all.any(|all| all.forms[number].expects_one_row)
             })
             .collect();
         let rows: Vec<&Vec<Row>> = group.iter().filter_map(|bound| bound.rows.as_ref()).collect();
-        let mut rest = &rows[..];
-        while !rest.is_empty() {
-            let mut part = &rest[..within_bytes(rest)];
-            for (number, form) in forms.iter().enumerate() {
-                let column: Vec<&Row> = part.iter().map(|rows| &rows[number]).collect();
-                part = &part[..form.combine(&column).1];
+        for round in meetings.rounds(&rows) {
+            let round: Vec<&Vec<Row>> = round.into_iter().map(|index| rows[index]).collect();
+            let mut rest = &round[..];
+            while !rest.is_empty() {
+                let mut part = &rest[..within_bytes(rest)];
+                for (number, form) in forms.iter().enumerate() {
+                    let column: Vec<&Row> = part.iter().map(|rows| &rows[number]).collect();
+                    part = &part[..form.combine(&column).1];
+                }
+                for (number, form) in forms.iter().enumerate() {
+                    let column: Vec<&Row> = part.iter().map(|rows| &rows[number]).collect();
+                    let statement = &handler.statements[number];
+                    let rows = form.combine(&column).0;
+                    batch.execute_set(statement, form, rows, expects[number]).await?;
+                }
+                rest = &rest[part.len()..];
             }
-            for (number, form) in forms.iter().enumerate() {
-                let column: Vec<&Row> = part.iter().map(|rows| &rows[number]).collect();
-                let statement = &handler.statements[number];
-                let rows = form.combine(&column).0;
-                batch.execute_set(statement, form, rows, expects[number]).await?;
-            }
-            rest = &rest[part.len()..];
         }
         Ok(())
     }

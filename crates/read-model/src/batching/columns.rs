@@ -19,6 +19,9 @@ pub struct TableInfo {
     pub primary: BTreeSet<String>,
     /// The columns of any unique index.
     pub unique: BTreeSet<String>,
+    /// The columns of each unique index. An index on expressions or prefixes has none: its columns do not
+    /// tell which rows it distinguishes.
+    pub unique_indexes: Vec<BTreeSet<String>>,
     /// A sentence that names its trigger or foreign key, if it has one: changes of its rows then depend on
     /// other rows.
     pub has_trigger_or_foreign_key: Option<String>,
@@ -133,6 +136,32 @@ pub enum Padding {
     Spaces,
 }
 
+impl TableInfo {
+    /// Notes the columns of the unique indexes: of each, the index, its name, and whether it is whole.
+    fn index(&mut self, rows: Vec<(String, Option<String>, bool)>) {
+        let mut indexes: HashMap<String, Option<BTreeSet<String>>> = HashMap::new();
+        for (index, column, is_whole) in rows {
+            let known = indexes.entry(index.clone()).or_insert_with(|| Some(BTreeSet::new()));
+            match (&column, known.as_mut()) {
+                (Some(column), Some(columns)) if is_whole => drop(columns.insert(column.clone())),
+                _ => *known = None,
+            }
+            if let Some(column) = column {
+                if index == "PRIMARY" {
+                    self.primary.insert(column.clone());
+                }
+                self.unique.insert(column);
+            }
+        }
+        self.unique_indexes = indexes.into_values().map(Option::unwrap_or_default).collect();
+    }
+
+    /// Whether rows with different values in this column are different in every unique index.
+    pub(super) fn distinguishes(&self, column: &str) -> bool {
+        self.unique_indexes.iter().all(|index| index.contains(column))
+    }
+}
+
 struct ColumnRow {
     name: String,
     data_type: String,
@@ -217,20 +246,15 @@ impl Session {
             info.columns.insert(row.name, column);
         }
         let read = query_as(
-            "SELECT LOWER(CAST(column_name AS CHAR)), index_name = 'PRIMARY'
+            "SELECT CAST(index_name AS CHAR), LOWER(CAST(column_name AS CHAR)), sub_part IS NULL
              FROM information_schema.statistics
-             WHERE table_schema = DATABASE() AND table_name = ? AND non_unique = 0
-               AND column_name IS NOT NULL",
+             WHERE table_schema = DATABASE() AND table_name = ? AND non_unique = 0",
         )
         .bind(table)
         .fetch_all(&mut self.connection);
-        let rows: Vec<(String, bool)> = within("reading the indexes of a table", read).await?;
-        for (column, is_primary) in rows {
-            if is_primary {
-                info.primary.insert(column.clone());
-            }
-            info.unique.insert(column);
-        }
+        let rows: Vec<(String, Option<String>, bool)> =
+            within("reading the indexes of a table", read).await?;
+        info.index(rows);
         let read = query_as(
             "SELECT (SELECT COUNT(*) FROM information_schema.triggers
                      WHERE event_object_schema = DATABASE() AND event_object_table = ?),

@@ -1,21 +1,45 @@
 //! The batch forms of a projection: which of its handlers run as sets.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use sqlx::SqlStr;
 
-use projection::{Handler, Projection, Statement};
+use projection::{Action, Assignment, Handler, NotBatchable, Projection, Statement};
 
 use super::columns::TableInfo;
 use super::merge::{Delta, merge};
-use super::set::{Owner, SetForm};
+use super::owner::{Owner, owner};
+use super::rounds::{Meeting, Meetings};
+use super::row::because;
+use super::set::SetForm;
 use crate::LockMode;
 
 /// The batch forms of a projection's statements, derived from its tables in service.
 #[derive(Debug, Default)]
 pub struct Forms {
     /// The form of each statement by its id, or the reason why it has none.
-    sets: Vec<Result<SetForm, String>>,
+    sets: Vec<Result<SetForm, NotBatchable>>,
+    /// The owner of the rows of each statement by its id, or why they have none.
+    owners: Vec<Result<Owner, String>>,
+    /// Where the events of each handler can meet, by the id of its first statement, or the reason why the
+    /// handler runs event by event.
+    handlers: HashMap<usize, Result<Meetings, String>>,
+}
+
+/// The forms of a handler's statements.
+#[derive(Debug)]
+pub(crate) struct HandlerForms<'f> {
+    /// In the order of the statements.
+    pub(crate) forms: Vec<&'f SetForm>,
+    /// Where its events can meet.
+    pub(crate) meetings: &'f Meetings,
+}
+
+impl HandlerForms<'_> {
+    /// Whether one set may contain several events of one stream.
+    pub(crate) fn keeps_order(&self) -> bool {
+        !self.meetings.need_rounds()
+    }
 }
 
 impl Forms {
@@ -28,31 +52,38 @@ impl Forms {
         let delta = |it: &&Statement| Some((it.id, Delta::of(it, tables)?));
         let deltas: Vec<_> = statements.iter().filter_map(delta).collect();
         let mut merged = merge(&deltas, tables);
-        let form = |it: &Statement| SetForm::of(it, tables, merged.remove(&it.id));
-        Self { sets: statements.into_iter().map(form).collect() }
+        let form = |it: &&Statement| SetForm::of(it, tables, merged.remove(&it.id));
+        let sets: Vec<_> = statements.iter().map(form).collect();
+        let owns = |it: &&Statement| owner(it, tables).map_err(|because| placed(it, &because));
+        let owners = statements.iter().map(owns).collect();
+        let handlers = projection.handlers().filter_map(|(_, handler)| {
+            let first = handler.statements.first()?;
+            Some((first.id, meetings(handler, &sets)))
+        });
+        let handlers = handlers.collect();
+        Self { sets, owners, handlers }
     }
 
     /// The forms of a handler's statements.
     ///
     /// # Errors
     ///
-    /// The reason why the handler runs event by event.
-    pub fn of(&self, handler: &Handler) -> Result<Vec<&SetForm>, &str> {
-        let mut tables = HashSet::new();
-        let mut forms = Vec::new();
-        for statement in &handler.statements {
-            match self.sets.get(statement.id) {
-                Some(Ok(form)) => forms.push(form),
-                Some(Err(reason)) => return Err(reason),
-                None => return Err("the tables have not been read"),
-            }
-            // Sets run statement by statement. Two statements on one table would change it in another order
-            // than event by event.
-            if !statement.shape.as_ref().is_ok_and(|shape| tables.insert(&shape.table)) {
-                return Err("two of its statements change the same table");
-            }
-        }
-        Ok(forms)
+    /// The file, the line and the column of what makes the handler run event by event, with the reason.
+    pub(crate) fn of(&self, handler: &Handler) -> Result<HandlerForms<'_>, &str> {
+        let first = handler.statements.first().map_or(usize::MAX, |statement| statement.id);
+        let meetings = match self.handlers.get(&first) {
+            Some(Ok(meetings)) => meetings,
+            Some(Err(reason)) => return Err(reason),
+            None => return Err("the tables have not been read"),
+        };
+        let form = |it: &Statement| self.sets.get(it.id).and_then(|form| form.as_ref().ok());
+        Ok(HandlerForms { forms: handler.statements.iter().filter_map(form).collect(), meetings })
+    }
+
+    /// Why a handler runs event by event, with the file, the line and the column; `None` if it runs for many
+    /// events at once.
+    pub fn one_by_one(&self, handler: &Handler) -> Option<&str> {
+        self.of(handler).err()
     }
 
     /// The SQL of each form, with the statement from which it was derived.
@@ -79,49 +110,150 @@ impl Forms {
         }
         let mut columns = BTreeMap::new();
         for statement in projection.statements() {
-            let (file, line) = (statement.file.display(), statement.line);
-            let form = match self.sets.get(statement.id) {
-                Some(Ok(form)) => form,
-                Some(Err(reason)) => return Err(format!("{file}:{line}: {reason}")),
+            let table = statement.touches.first().and_then(|touch| touch.table.clone());
+            let owner = match self.owners.get(statement.id) {
+                Some(owner) => owner.as_ref().map_err(Clone::clone)?,
                 None => return Err("the tables have not been read".to_owned()),
             };
-            let table = statement.shape.as_ref().map_err(Clone::clone)?.table.clone();
-            let Some(Owner::Stream(column)) = &form.owner else {
-                return Err(format!(
-                    "{file}:{line}: the rows that it changes in {table} may belong to several streams, \
-                     because no key column equals :stream_id"
-                ));
+            let (Some(table), Owner::Stream(column)) = (table, owner) else {
+                let reason =
+                    "its rows belong to single events, and no key column equals :stream_id";
+                return Err(placed(statement, &because(statement, reason)));
             };
             let known = columns.entry(table).or_insert_with(|| column.clone());
             if known != column {
-                return Err(format!(
-                    "{file}:{line}: the stream id is in column {column}, but another statement has it in \
-                     {known}"
-                ));
+                let reason = format!(
+                    "the stream id is in column {column}, but another statement has it in {known}"
+                );
+                return Err(placed(statement, &because(statement, reason)));
             }
         }
         Ok(columns)
     }
 
     /// A sentence for people about the lock mode.
-    pub fn lock_mode_text(&self) -> &'static str {
-        match self.lock_mode() {
-            LockMode::Shared => {
-                "each row belongs to one stream; lanes and instances run in parallel"
+    pub fn lock_mode_text(&self) -> String {
+        match self.owners.iter().find_map(|owner| owner.as_ref().err()) {
+            _ if self.owners.is_empty() => "one batch runs at a time".to_owned(),
+            None => {
+                "each row belongs to one stream; lanes and instances run in parallel".to_owned()
             }
-            LockMode::Exclusive => "several streams change the same rows; one batch runs at a time",
+            Some(reason) => format!("one batch runs at a time, because of {reason}"),
         }
     }
 
     /// The lock mode of batches: shared if each row belongs to one stream. Otherwise two batches could lock
     /// the same rows in different orders and deadlock, so the mode is exclusive.
     pub fn lock_mode(&self) -> LockMode {
-        let owned =
-            |form: &Result<SetForm, String>| form.as_ref().is_ok_and(|form| form.owner.is_some());
-        if !self.sets.is_empty() && self.sets.iter().all(owned) {
+        if !self.owners.is_empty() && self.owners.iter().all(Result::is_ok) {
             LockMode::Shared
         } else {
             LockMode::Exclusive
         }
     }
+}
+
+/// A reason with its file, line and column.
+fn placed(statement: &Statement, because: &NotBatchable) -> String {
+    let file = statement.file.file_name().unwrap_or_default();
+    format!("{}:{because}", file.to_string_lossy())
+}
+
+/// Where the events of a handler can meet.
+///
+/// # Errors
+///
+/// The reason why the handler runs event by event.
+fn meetings(handler: &Handler, sets: &[Result<SetForm, NotBatchable>]) -> Result<Meetings, String> {
+    let mut tables: BTreeMap<&str, Vec<Access<'_>>> = BTreeMap::new();
+    for (number, statement) in handler.statements.iter().enumerate() {
+        let form = match sets.get(statement.id) {
+            Some(form) => form.as_ref().map_err(|because| placed(statement, because))?,
+            None => return Err("the tables have not been read".to_owned()),
+        };
+        let access = |pins, writes| Access { number, statement, form, pins, writes };
+        if let Ok(shape) = &statement.shape {
+            tables.entry(&shape.table).or_default().push(access(form.pins(), true));
+        }
+        for (table, pins) in form.reads() {
+            tables.entry(table).or_default().push(access(pins.clone(), false));
+        }
+    }
+    let mut found = Meetings::default();
+    for (table, accesses) in &tables {
+        match &**accesses {
+            [one] if one.writes => alone(&mut found, one),
+            several if several.iter().any(|access| access.writes) => {
+                found.all.push(together(table, several)?);
+            }
+            _ => {}
+        }
+    }
+    Ok(found)
+}
+
+/// What one statement of a handler does with one table.
+struct Access<'h> {
+    /// The number of the statement within the handler.
+    number: usize,
+    statement: &'h Statement,
+    form: &'h SetForm,
+    /// The columns that equal a value of the row in all rows that it touches.
+    pins: Vec<(String, usize)>,
+    /// Whether it changes the table, or only reads it.
+    writes: bool,
+}
+
+/// Where events meet in a table that one statement changes.
+fn alone(found: &mut Meetings, access: &Access<'_>) {
+    let Access { number, statement, form, pins, .. } = access;
+    let number = *number;
+    let places: Vec<usize> = pins.iter().map(|(_, place)| *place).collect();
+    let action = statement.shape.as_ref().map(|shape| &shape.action);
+    match action {
+        Ok(Action::Update { .. }) => {
+            // `UPDATE … JOIN` changes each row only once.
+            let needs_rounds = form.merges_as().is_none();
+            found.all.push(Meeting { at: vec![(number, places)], needs_rounds });
+        }
+        Ok(Action::Insert { .. }) if !places.is_empty() => {
+            found.all.push(Meeting { at: vec![(number, places)], needs_rounds: false });
+        }
+        Ok(Action::Delete { .. }) => {}
+        _ => found.anywhere = true,
+    }
+}
+
+/// Where events meet in a table that is touched more than once.
+fn together(table: &str, accesses: &[Access<'_>]) -> Result<Meeting, String> {
+    let mut common: Option<BTreeSet<String>> = None;
+    let mut assigned: BTreeSet<&String> = BTreeSet::new();
+    for Access { statement, pins, writes, .. } in accesses {
+        let own: BTreeSet<String> = pins.iter().map(|(column, _)| column.clone()).collect();
+        common = Some(match common {
+            None => own,
+            Some(common) => &common & &own,
+        });
+        let changes: &[Assignment] = match statement.shape.as_ref().map(|shape| &shape.action) {
+            Ok(Action::Insert { on_duplicate, .. }) if *writes => on_duplicate,
+            Ok(Action::Update { assignments, .. }) if *writes => assignments,
+            _ => &[],
+        };
+        assigned.extend(changes.iter().map(|it| &it.column));
+    }
+    let mut common = common.unwrap_or_default();
+    common.retain(|column| !assigned.contains(column));
+    if common.is_empty() {
+        let statement = accesses[accesses.len() - 1].statement;
+        let reason = format!(
+            "another part of the handler touches {table} too, and no column equals a parameter in both"
+        );
+        return Err(placed(statement, &because(statement, reason)));
+    }
+    let places = |pins: &[(String, usize)]| {
+        let place = |column: &String| pins.iter().find(|(name, _)| name == column).map(|it| it.1);
+        common.iter().filter_map(place).collect()
+    };
+    let at = accesses.iter().map(|access| (access.number, places(&access.pins))).collect();
+    Ok(Meeting { at, needs_rounds: true })
 }

@@ -20,7 +20,7 @@ use sqlx::{AssertSqlSafe, SqlSafeStr, SqlStr};
 use super::cell::{CellKind, is_storable, natural};
 use super::columns::{Column, Kind, Padding, TableInfo};
 use super::row::{Row, batchable, key_text, quoted};
-use projection::{Action, Condition, Statement, Term, Value};
+use projection::{Action, Assignment, Condition, Statement, Term, Value};
 
 /// The change that one statement makes to the row of a key.
 #[derive(Debug, Clone)]
@@ -52,6 +52,8 @@ struct Form {
     /// It identifies the form within the projection.
     number: usize,
     sql: SqlStr,
+    /// The names of the key columns, in the order of `keys`.
+    names: Vec<String>,
     keys: Vec<(CellKind, Padding)>,
     columns: Vec<Target>,
 }
@@ -70,7 +72,7 @@ struct Target {
 
 /// One of the statements that a [`Form`] merges.
 #[derive(Debug, Clone)]
-pub struct Merged {
+pub(crate) struct Merged {
     form: Arc<Form>,
     keys: Vec<usize>,
     /// Its change of each column of the form.
@@ -97,12 +99,12 @@ impl Delta {
             keys.insert(column.clone(), *index).is_none().then_some(())?;
         }
         let mut changes = BTreeMap::new();
-        for (name, term) in assignments {
+        for Assignment { column: name, value, .. } in assignments {
             if keys.contains_key(name) || table.unique.contains(name) {
                 return None;
             }
             let column = table.columns.get(name)?;
-            changes.insert(name.clone(), Change::of(statement, name, column, term)?);
+            changes.insert(name.clone(), Change::of(statement, name, column, value)?);
         }
         Some(Self { table: shape.table.clone(), keys, changes })
     }
@@ -153,7 +155,7 @@ impl Source {
                 let value = kind.encode(&value).filter(|_| plain)?;
                 is_storable(column, &value).then_some(Self::Literal(value))
             }
-            Term::Column(_) | Term::Arithmetic(..) | Term::Call(..) => None,
+            _ => None,
         }
     }
 
@@ -194,12 +196,8 @@ pub(super) fn merge(
         let form = Arc::new(form);
         for (statement, delta) in group {
             let changes = form.columns.iter().map(|it| delta.changes.get(&it.name).cloned());
-            let one = Merged {
-                keys: delta.keys.values().copied().collect(),
-                changes: changes.collect(),
-                form: Arc::clone(&form),
-            };
-            merged.insert(*statement, one);
+            let (keys, changes) = (delta.keys.values().copied().collect(), changes.collect());
+            merged.insert(*statement, Merged { keys, changes, form: Arc::clone(&form) });
         }
     }
     merged
@@ -264,7 +262,8 @@ impl Form {
             sets.join(", "),
             wheres.join(" AND ")
         );
-        Some(Self { number, sql: AssertSqlSafe(sql).into_sql_str(), keys, columns })
+        let names = deltas[0].keys.keys().cloned().collect();
+        Some(Self { number, sql: AssertSqlSafe(sql).into_sql_str(), names, keys, columns })
     }
 
     fn key(&self, row: &Row) -> Vec<String> {
@@ -345,6 +344,11 @@ impl Merged {
 
     pub(crate) fn number(&self) -> usize {
         self.form.number
+    }
+
+    /// The columns of the key, with their places in a row.
+    pub(crate) fn pins(&self) -> Vec<(String, usize)> {
+        self.form.names.iter().cloned().zip(0..).collect()
     }
 
     /// The row of an event, or `None` if the type of a column does not hold its value exactly.

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use projection::{Shape, Statement};
+use projection::{LineColumn, NotBatchable, Shape, Statement};
 use serde_json::Value as Json;
 
 use super::columns::{Padding, TableInfo};
@@ -18,15 +18,21 @@ pub(crate) type Row = Vec<Json>;
 pub(crate) fn batchable<'s>(
     statement: &'s Statement,
     tables: &'s HashMap<String, TableInfo>,
-) -> Result<(&'s Shape, &'s TableInfo), String> {
+) -> Result<(&'s Shape, &'s TableInfo), NotBatchable> {
     let shape = statement.shape.as_ref().map_err(Clone::clone)?;
-    let table = tables
-        .get(&shape.table)
-        .ok_or_else(|| format!("{} is not a table of this projection", shape.table))?;
+    let unknown =
+        || because(statement, format!("{} is not a table of this projection", shape.table));
+    let table = tables.get(&shape.table).ok_or_else(unknown)?;
     match &table.has_trigger_or_foreign_key {
-        Some(reason) => Err(reason.clone()),
+        Some(reason) => Err(because(statement, reason.clone())),
         None => Ok((shape, table)),
     }
+}
+
+/// A reason that concerns a statement as a whole.
+pub(crate) fn because(statement: &Statement, reason: impl Into<String>) -> NotBatchable {
+    let place = LineColumn { line: statement.line, column: statement.column };
+    NotBatchable { place, reason: reason.into() }
 }
 
 /// The text of a key. Two keys have equal texts exactly if MySQL compares them as equal.

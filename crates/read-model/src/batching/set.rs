@@ -13,6 +13,7 @@
 //! ```
 //!
 //! [`Joined`] has one row of values for each event. [`Merged`] first merges all changes of the same row.
+//! Events that would change a row more than once in a joined UPDATE run in several [`super::rounds`].
 //!
 //! **Invariant:** a set has the same effects as its events one by one, or it fails and its events run one
 //! by one. A value that the type of its column does not hold exactly never joins a set.
@@ -25,26 +26,15 @@ use sqlx::SqlStr;
 use super::columns::TableInfo;
 use super::joined::Joined;
 use super::merge::Merged;
-use super::row::{Row, batchable};
-use projection::{Action, Condition, Shape, Source, Statement, Term, Value};
+use super::row::{Row, batchable, because};
+use projection::{Action, Condition, NotBatchable, Shape, Statement, Value};
 
 /// The batch form of a statement.
 #[derive(Debug, Clone)]
-pub struct SetForm {
+pub(crate) struct SetForm {
     kind: FormKind,
-    /// The owner of the changed rows, if events of other streams never change them.
-    pub owner: Option<Owner>,
     /// Whether each event must find exactly one row of the table.
-    pub expects_one_row: bool,
-}
-
-/// The owner of the rows that a statement changes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Owner {
-    /// The stream of the event. This column contains its id.
-    Stream(String),
-    /// The event itself.
-    Event,
+    pub(crate) expects_one_row: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -59,30 +49,29 @@ impl SetForm {
     /// # Errors
     ///
     /// The reason why the statement cannot run as a set.
-    pub fn of(
+    pub(crate) fn of(
         statement: &Statement,
         tables: &HashMap<String, TableInfo>,
         merged: Option<Merged>,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, NotBatchable> {
         let (shape, table) = batchable(statement, tables)?;
         let expects_one_row = match statement.rows {
             None => false,
             Some(1) if keys_cover(shape, &table.primary) => true,
             Some(_) => {
-                return Err(
-                    "only `rows = 1` with the whole primary key in WHERE is batchable".to_owned()
-                );
+                let reason = "only `rows = 1` with the whole primary key in WHERE is batchable";
+                return Err(because(statement, reason));
             }
         };
         let kind = match merged {
             Some(merged) => FormKind::Merged(merged),
-            None => FormKind::Joined(Joined::of(statement, shape, table)?),
+            None => FormKind::Joined(Joined::of(statement, shape, tables)?),
         };
-        Ok(Self { kind, owner: owner(statement, shape, table), expects_one_row })
+        Ok(Self { kind, expects_one_row })
     }
 
     /// Its SQL, with one parameter: the rows as a JSON array.
-    pub fn sql(&self) -> SqlStr {
+    pub(crate) fn sql(&self) -> SqlStr {
         match &self.kind {
             FormKind::Joined(joined) => joined.sql.clone(),
             FormKind::Merged(merged) => merged.sql(),
@@ -90,24 +79,33 @@ impl SetForm {
     }
 
     /// The row of an event, or `None` if the type of a column does not hold its value exactly.
-    pub fn row(&self, values: &[Value]) -> Option<Row> {
+    pub(crate) fn row(&self, values: &[Value]) -> Option<Row> {
         match &self.kind {
             FormKind::Joined(joined) => joined.row(values),
             FormKind::Merged(merged) => merged.row(values),
         }
     }
 
-    /// Whether one set may contain several events of one stream.
-    pub fn keeps_order(&self) -> bool {
+    /// The columns that equal a value of the row in all rows that the statement changes, with the places of
+    /// the values. Their values compare exactly.
+    pub(crate) fn pins(&self) -> Vec<(String, usize)> {
         match &self.kind {
-            FormKind::Joined(joined) => !joined.one_row_per_key,
-            FormKind::Merged(_) => true,
+            FormKind::Joined(joined) => joined.pins.clone(),
+            FormKind::Merged(merged) => merged.pins(),
+        }
+    }
+
+    /// The tables that it reads, with the columns of the rows that it reads that equal a value of its row.
+    pub(crate) fn reads(&self) -> &[(String, Vec<(String, usize)>)] {
+        match &self.kind {
+            FormKind::Joined(joined) => &joined.reads,
+            FormKind::Merged(_) => &[],
         }
     }
 
     /// The number of the merged statement, if there is one. Statements of different handlers with the same
     /// number can be one set.
-    pub fn merges_as(&self) -> Option<usize> {
+    pub(crate) fn merges_as(&self) -> Option<usize> {
         match &self.kind {
             FormKind::Joined(_) => None,
             FormKind::Merged(merged) => Some(merged.number()),
@@ -116,44 +114,12 @@ impl SetForm {
 
     /// Combines rows into one set: as many as possible, from the first. Returns the rows of the set, which
     /// are fewer if some were merged, and the number of rows that they stand for.
-    pub fn combine(&self, rows: &[&Row]) -> (Vec<Row>, usize) {
+    pub(crate) fn combine(&self, rows: &[&Row]) -> (Vec<Row>, usize) {
         match &self.kind {
-            FormKind::Joined(joined) => joined.combine(rows),
+            FormKind::Joined(_) => (rows.iter().map(|row| (*row).clone()).collect(), rows.len()),
             FormKind::Merged(merged) => merged.combine(rows),
         }
     }
-}
-
-/// The owner of the rows that a statement changes. If conditions name both the stream and the event, it is
-/// the stream.
-fn owner(statement: &Statement, shape: &Shape, table: &TableInfo) -> Option<Owner> {
-    let owns = |column: &String, term: &Term| {
-        let exact =
-            table.columns.get(column).is_some_and(|column| column.kind.exact_key().is_some());
-        let Term::Parameter(index) = term else { return None };
-        match statement.parameters[*index].source {
-            Source::StreamId if exact => Some(Owner::Stream(column.clone())),
-            Source::EventId if exact => Some(Owner::Event),
-            _ => None,
-        }
-    };
-    let owners: Vec<Owner> = match &shape.action {
-        Action::Insert { cells, .. } => cells
-            .iter()
-            .filter(|(column, _)| table.primary.contains(column))
-            .filter_map(|(column, term)| owns(column, term))
-            .collect(),
-        Action::Update { conditions, .. } | Action::Delete { conditions } => conditions
-            .iter()
-            .filter_map(|condition| match condition {
-                Condition::Compare(Term::Column(column), "=", term)
-                | Condition::Compare(term, "=", Term::Column(column)) => owns(column, term),
-                _ => None,
-            })
-            .collect(),
-    };
-    let stream = owners.iter().find(|owner| matches!(owner, Owner::Stream(_)));
-    stream.or(owners.first()).cloned()
 }
 
 /// Whether the conditions determine the whole primary key, and so find at most one row.
