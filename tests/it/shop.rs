@@ -250,7 +250,7 @@ async fn the_documented_examples_are_right() {
             "{output}"
         );
         assert!(output.contains("  AmountDeposited: many events at once"), "{output}");
-        let reason = "  OrderPaid: event by event: OrderPaid.sql:4:1: ";
+        let reason = "  OrderPaid: event by event: OrderPaid.sql:7:25: ";
         assert!(output.contains(reason), "{output}");
     })
     .await;

@@ -385,6 +385,7 @@ fn only_these_statements_run_one_by_one() {
         no_key.to_owned(),
         no_type("2:83"),
         no_key.to_owned(),
+        "A.sql:1:44: the type of :data.span does not follow".to_owned(),
         no_type("1:25"),
         "A.sql:2:6: another part of the handler touches log too".to_owned(),
     ];

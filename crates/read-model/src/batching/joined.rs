@@ -47,6 +47,7 @@ impl Joined {
             found: None,
             here,
             changed: HashMap::new(),
+            ignores: matches!(shape.action, Action::Insert { ignores: true, .. }),
             lenient: false,
         };
         let body = match &shape.action {

@@ -37,7 +37,9 @@ impl<'w> Writer<'w> {
                     return Ok((self.cell(Cell::text(*index, accepts)), class));
                 }
                 let kind = natural.or_else(|| CellKind::of(kind).map(CellKind::stored));
-                Ok((self.exact_cell(*index, kind, None)?, class))
+                let cell = Cell::exact(*index, self.known(*index, kind)?, None);
+                let stored_in = self.table.columns.get(column).filter(|_| self.ignores).cloned();
+                Ok((self.cell(Cell { stored_in, ..cell }), class))
             }
             Term::Literal(_) | Term::Column(_) | Term::New(_) => {
                 self.lenient = true;
@@ -122,12 +124,17 @@ impl<'w> Writer<'w> {
         kind: Option<CellKind>,
         key: Option<Padding>,
     ) -> Result<String, NotBatchable> {
+        let kind = self.known(index, kind)?;
+        Ok(self.cell(Cell::exact(index, kind, key)))
+    }
+
+    /// The type of a parameter, if its place decides it.
+    fn known(&self, index: usize, kind: Option<CellKind>) -> Result<CellKind, NotBatchable> {
         let parameter = &self.statement.parameters[index];
-        let kind = kind.ok_or_else(|| NotBatchable {
+        kind.ok_or_else(|| NotBatchable {
             place: self.statement.places[index],
             reason: format!("the type of {parameter} does not follow from its place"),
-        })?;
-        Ok(self.cell(Cell { parameter: index, kind, key, accepts: Accepts::Exact }))
+        })
     }
 
     pub(super) fn cell(&mut self, cell: Cell) -> String {

@@ -60,10 +60,9 @@ impl Writer<'_> {
                 CellKind::Time { .. } => Class::Temporal,
                 _ => Class::Text,
             };
-            let cell = Cell { parameter: index, kind, key: None, accepts: Accepts::Exact };
-            return Ok((self.cell(cell), class));
+            return Ok((self.cell(Cell::exact(index, kind, None)), class));
         }
-        let exact = |kind| Cell { parameter: index, kind, key: None, accepts: Accepts::Exact };
+        let exact = |kind| Cell::exact(index, kind, None);
         let (cell, class) = match want {
             Some(Class::Integer) => (exact(CellKind::Integer), Class::Integer),
             Some(Class::Number) => (Cell::number(index), Class::Number),
@@ -140,10 +139,7 @@ impl Writer<'_> {
         match term {
             Term::Column(name) => self.column(name),
             Term::Found(name) => Ok(self.found_class(name)?.0),
-            Term::Parameter(index) => {
-                let (kind, accepts) = (CellKind::Integer, Accepts::Presence);
-                Ok(self.cell(Cell { parameter: *index, kind, key: None, accepts }))
-            }
+            Term::Parameter(index) => Ok(self.cell(Cell::presence(*index))),
             other => Ok(self.typed(other, None)?.0),
         }
     }

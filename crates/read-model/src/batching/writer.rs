@@ -29,6 +29,8 @@ pub(super) struct Writer<'w> {
     pub(super) here: LineColumn,
     /// The columns that the statement has assigned, with their new values.
     pub(super) changed: HashMap<String, String>,
+    /// Whether the statement has IGNORE.
+    pub(super) ignores: bool,
     /// Whether the expression has no parameter. Then it is the same in both ways of execution.
     pub(super) lenient: bool,
 }
