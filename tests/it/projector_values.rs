@@ -134,6 +134,8 @@ async fn a_value_that_its_column_would_change_parks_its_stream() {
 
         daemon.terminate().await;
         write("projection.toml", "categories = [\"order\"]\nstrict = false");
+        // A projector that starts with changed files puts them into service.
+        let _daemon = projector.clone().start_ready().await;
         projector.clone().args(["parked", "retry", "kept", "order-2"]).succeed().await;
         assert_eq!(rows().await[1], "order-2|{\"iban\": \"canary-7c1d\"}|1.00|2026-01-31 12:00:00");
     })
