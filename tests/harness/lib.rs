@@ -20,5 +20,5 @@ pub use eventually::{eventually, within};
 pub use pgbouncer::PgBouncer;
 pub use proxy::{Cut, Mode, Proxy, Side};
 pub use raw::Raw;
-pub use stack::{Stack, append, event, root};
+pub use stack::{Stack, append, event, root, write_projection};
 pub use tap::{Seen, Tap};

@@ -1,6 +1,7 @@
 //! Private databases and a private virtual host for each test.
 
 use std::env;
+use std::fs;
 use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::path::{Path, PathBuf};
 
@@ -254,4 +255,22 @@ async fn connect_postgres(url: &str) -> PgConnection {
 
 async fn connect_mysql(url: &str) -> MySqlConnection {
     MySqlConnection::connect(url).await.expect("MySQL accepts the connection")
+}
+
+/// Writes some files of a projection into a folder of projections. A projection that has no `projection.toml`
+/// follows the category `order`.
+///
+/// # Panics
+///
+/// When a file cannot be written.
+pub fn write_projection(folder: &Path, name: &str, files: &[(&str, &str)]) {
+    let directory = folder.join(name);
+    fs::create_dir_all(&directory).expect("the folder is created");
+    let definition = directory.join("projection.toml");
+    if !definition.exists() {
+        fs::write(definition, "categories = [\"order\"]\n").expect("the file is written");
+    }
+    for (file, text) in files {
+        fs::write(directory.join(file), text).expect("the file is written");
+    }
 }

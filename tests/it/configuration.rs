@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use harness::Stack;
+use harness::{Stack, write_projection};
 
 use crate::operations::SHOP;
 
@@ -146,10 +146,7 @@ async fn config_show_prints_the_effective_configuration() {
 async fn a_mistake_in_a_projection_is_reported_with_file_and_line_and_65() {
     Stack::run_empty(async |stack| {
         let folder = stack.folder().join("projections");
-        let directory = folder.join("orders");
-        fs::create_dir_all(&directory).unwrap();
-        let write = |name: &str, text: &str| fs::write(directory.join(name), text).unwrap();
-        write("projection.toml", "categories = [\"order\"]");
+        let write = |name, text| write_projection(&folder, "orders", &[(name, text)]);
         write("tables.sql", "CREATE TABLE orders (id VARCHAR(255) PRIMARY KEY, n INT)");
         write("A.sql", "INSERT INTO orders (id, n)\nVALUES (:stream_id,\n        :data.n SET)");
         write("B.sql", "UPDATE orders SET m = 1\nWHERE id = :stream_id");
@@ -169,7 +166,7 @@ async fn a_mistake_in_a_projection_is_reported_with_file_and_line_and_65() {
         let offline = check.clone().arg("--offline");
         assert!(offline.fail(65).await.contains("orders/B.sql:2:"));
 
-        fs::remove_file(directory.join("B.sql")).unwrap();
+        fs::remove_file(folder.join("orders/B.sql")).unwrap();
         write("A.sql", "INSERT INTO orders (id, n)\nVALUES (:stream_id,\n        :data.n)");
         assert!(check.succeed().await.contains("1 projections: ok"));
         let databases: i64 = sqlx::query_scalar(

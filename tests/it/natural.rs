@@ -78,6 +78,19 @@ async fn natural_projections_run_for_many_events_at_once() {
     .await;
 }
 
+/// No handler of the incidents, or of the shop, runs event by event.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_projections_of_this_repository_run_for_many_events_at_once() {
+    Stack::run(async |stack| {
+        for folder in ["tests/projections/incidents", "config/projections"] {
+            let output = stack.projector(folder).arg("check").succeed().await;
+            assert!(output.contains(": many events at once"), "{output}");
+            assert!(!output.contains("event by event"), "{output}");
+        }
+    })
+    .await;
+}
+
 /// Natural projections give what a person expects of them, from a queue and when one stream is rebuilt alone. A
 /// stream can be rebuilt although a handler of the projection runs event by event.
 #[tokio::test(flavor = "multi_thread")]

@@ -1,9 +1,8 @@
 //! Commands and projectors that have other files than those in service.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
-use harness::{Daemon, Program, Stack, event, eventually};
+use harness::{Daemon, Program, Stack, event, eventually, write_projection};
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Executor};
 
@@ -15,19 +14,15 @@ pub(crate) fn write_steps(folder: &Path, steps: i64) -> PathBuf {
 }
 
 fn write(folder: &Path, steps: i64, column: &str, value: &str) -> PathBuf {
-    let to = folder.join("steps");
-    fs::create_dir_all(&to).unwrap();
-    fs::write(to.join("projection.toml"), "categories = [\"order\"]\n").unwrap();
     let tables = format!(
         "CREATE TABLE steps (stream_id VARCHAR(255) CHARACTER SET utf8mb4
          COLLATE utf8mb4_0900_bin PRIMARY KEY, steps INT NOT NULL{column})"
     );
-    fs::write(to.join("tables.sql"), tables).unwrap();
     let handler = format!(
         "INSERT INTO steps (stream_id, steps) VALUES (:stream_id, :data.times{steps})
          ON DUPLICATE KEY UPDATE steps = steps + :data.times{steps}{value}"
     );
-    fs::write(to.join("Tested.sql"), handler).unwrap();
+    write_projection(folder, "steps", &[("tables.sql", &tables), ("Tested.sql", &handler)]);
     folder.to_path_buf()
 }
 
@@ -57,7 +52,15 @@ async fn says(daemon: &Daemon, status: u16, text: &str) {
     .await;
 }
 
-const WAITS: &str = "the files of steps at hand are not those in service";
+async fn is_parked(projector: &Program, wanted: &str) {
+    eventually(&format!("{wanted} is parked"), async || {
+        let listed = projector.clone().args(["parked", "list", "steps"]).succeed().await;
+        listed.contains(wanted).then_some(())
+    })
+    .await;
+}
+
+const WAITS: &str = "these files of steps are not in service";
 
 fn one_and_ten(stack: &Stack) -> [Program; 2] {
     [("one", 1), ("ten", 10)]
@@ -156,11 +159,7 @@ async fn superseded_files_come_back_only_by_adopt() {
         says(&first, 503, WAITS).await;
         let poison = event("Tested", &json!({}));
         stack.append("order-2", &[poison]).await;
-        eventually("the stream is parked", async || {
-            let listed = one.clone().args(["parked", "list", "steps"]).succeed().await;
-            listed.contains("order-2").then_some(())
-        })
-        .await;
+        is_parked(&one, "order-2").await;
         ten.clone().args(["pause", "steps"]).succeed().await;
         for arguments in [
             &["parked", "retry", "steps", "--all"][..],
@@ -206,11 +205,7 @@ async fn a_skipped_event_stays_left_out() {
         append(stack, "order-1", 1).await;
         stack.append("order-1", &[event("Tested", &json!({}))]).await;
         append(stack, "order-1", 1).await;
-        let parked = async || {
-            let listed = one.clone().args(["parked", "list", "steps"]).succeed().await;
-            listed.contains("order-1  version 2").then_some(())
-        };
-        eventually("the stream is parked", parked).await;
+        is_parked(&one, "order-1  version 2").await;
         let output = one.clone().args(["rebuild", "start", "steps"]).fail(1).await;
         assert!(output.contains("1 streams cannot be applied"), "{output}");
         let skip = ["parked", "skip", "steps", "order-1", "--reason", "made by a test"];
@@ -234,11 +229,7 @@ async fn a_skipped_event_stays_left_out() {
         // Tables that wait for a rollback are parked at an event that is left out under other files.
         let _second = ten.start_ready().await;
         stack.append("order-1", &[event("Tested", &json!({}))]).await;
-        eventually("the stream is parked", async || {
-            let listed = ten.clone().args(["parked", "list", "steps"]).succeed().await;
-            listed.contains("order-1  version 4").then_some(())
-        })
-        .await;
+        is_parked(&ten, "order-1  version 4").await;
         ten.clone().args(["rebuild", "start", "steps", "--allow-parked"]).succeed().await;
         ten.clone().args(skip).succeed().await;
         append(stack, "order-1", 1).await;
@@ -266,11 +257,7 @@ async fn no_event_is_skipped_while_tables_are_built() {
         let _first = one.start_ready().await;
         let _relay = stack.relay().start_ready().await;
         stack.append("order-1", &[event("Tested", &json!({}))]).await;
-        eventually("the stream is parked", async || {
-            let listed = one.clone().args(["parked", "list", "steps"]).succeed().await;
-            listed.contains("order-1").then_some(())
-        })
-        .await;
+        is_parked(&one, "order-1").await;
         let building = "REPLACE INTO projector_rebuilds
             (projection, state, definition_hash, started_at, changed_at)
             VALUES ('steps', 'building', 'of other files', NOW(6), NOW(6))";

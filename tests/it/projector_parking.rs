@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use harness::{Stack, event, eventually, within};
+use harness::{Stack, event, eventually, within, write_projection};
 use serde_json::{Value, json};
 use sqlx::Executor;
 
@@ -88,7 +88,7 @@ async fn one_poison_event_among_1000_streams() {
         );
         let retry = stack.projector(&fixed).args(["parked", "retry", "tally", "order-1"]);
         let output = retry.fail(1).await;
-        assert!(output.contains("the files of tally at hand are not those in service"), "{output}");
+        assert!(output.contains("these files of tally are not in service"), "{output}");
         daemon.terminate().await;
         let _fixed = stack.projector(&fixed).start_ready().await;
         retry.succeed().await;
@@ -139,7 +139,7 @@ async fn a_storm_of_500_poison_events_pauses_the_projection() {
         with_handler(stack, "");
         // With these files nothing goes on before a projector has put them in service.
         let output = projector.clone().args(["resume", "tally"]).fail(1).await;
-        assert!(output.contains("the files of tally at hand are not those in service"), "{output}");
+        assert!(output.contains("these files of tally are not in service"), "{output}");
         let daemon = projector.start();
         eventually("the fixed handler is in service", async || {
             let (status, body) = daemon.get("/readyz").await?;
@@ -224,10 +224,7 @@ async fn no_payload_becomes_sql() {
     assert!(corpus.len() >= 300, "{}", corpus.len());
     Stack::run(async |stack| {
         let folder = stack.folder().join("projections");
-        let directory = folder.join("kept");
-        fs::create_dir_all(&directory).unwrap();
-        let write = |name: &str, text: &str| fs::write(directory.join(name), text).unwrap();
-        write("projection.toml", "categories = [\"order\"]");
+        let write = |name, text| write_projection(&folder, "kept", &[(name, text)]);
         write(
             "tables.sql",
             "CREATE TABLE kept (stream_id VARCHAR(255) CHARACTER SET utf8mb4 COLLATE utf8mb4_0900_bin,

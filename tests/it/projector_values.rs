@@ -1,7 +1,7 @@
 //! Values and texts on their way from the event store to the read model.
 
 use domain_events::{Json, Message};
-use harness::{Stack, event, eventually};
+use harness::{Stack, event, eventually, write_projection};
 use serde_json::json;
 
 use crate::projector::{stored, with_projector};
@@ -11,10 +11,7 @@ use crate::projector::{stored, with_projector};
 async fn values_keep_every_digit_and_letter() {
     Stack::run(async |stack| {
         let folder = stack.folder().join("projections");
-        let directory = folder.join("kept");
-        std::fs::create_dir_all(&directory).unwrap();
-        let write = |name: &str, text: &str| std::fs::write(directory.join(name), text).unwrap();
-        write("projection.toml", "categories = [\"order\"]");
+        let write = |name, text| write_projection(&folder, "kept", &[(name, text)]);
         write(
             "tables.sql",
             "CREATE TABLE kept (id VARCHAR(64) PRIMARY KEY, money DECIMAL(30, 10), big BIGINT,
@@ -94,10 +91,7 @@ async fn a_message_carries_the_stored_text() {
 async fn a_value_that_its_column_would_change_parks_its_stream() {
     Stack::run(async |stack| {
         let folder = stack.folder().join("projections");
-        let directory = folder.join("kept");
-        std::fs::create_dir_all(&directory).unwrap();
-        let write = |name: &str, text: &str| std::fs::write(directory.join(name), text).unwrap();
-        write("projection.toml", "categories = [\"order\"]");
+        let write = |name, text| write_projection(&folder, "kept", &[(name, text)]);
         write(
             "tables.sql",
             "CREATE TABLE kept (id VARCHAR(64) COLLATE utf8mb4_0900_bin PRIMARY KEY, note VARCHAR(64),
@@ -148,10 +142,7 @@ async fn a_value_that_its_column_would_change_parks_its_stream() {
 async fn check_warns_about_keys_and_times() {
     Stack::run_empty(async |stack| {
         let folder = stack.folder().join("projections");
-        let directory = folder.join("kept");
-        std::fs::create_dir_all(&directory).unwrap();
-        let write = |name: &str, text: &str| std::fs::write(directory.join(name), text).unwrap();
-        write("projection.toml", "categories = [\"order\"]");
+        let write = |name, text| write_projection(&folder, "kept", &[(name, text)]);
         write(
             "tables.sql",
             "CREATE TABLE kept (

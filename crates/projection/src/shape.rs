@@ -13,6 +13,8 @@ mod touch;
 
 use std::fmt;
 
+use sqlparser::ast::{BinaryOperator, Expr};
+
 pub use functions::{Class, Function, Rule};
 pub(crate) use read::shape;
 pub use term::{Cast, Condition, Subquery, Term};
@@ -131,4 +133,20 @@ impl fmt::Display for Shape {
         };
         write!(f, "{verb} of {}", self.table)
     }
+}
+
+/// The conditions of a WHERE, all of which a row must satisfy, in their order.
+fn conjuncts(selection: Option<&Expr>) -> Vec<&Expr> {
+    let mut conjuncts = Vec::new();
+    let mut rest: Vec<&Expr> = selection.into_iter().collect();
+    while let Some(expr) = rest.pop() {
+        match expr {
+            Expr::Nested(inner) => rest.push(inner),
+            Expr::BinaryOp { left, op: BinaryOperator::And, right } => {
+                rest.extend([&**right, &**left]);
+            }
+            other => conjuncts.push(other),
+        }
+    }
+    conjuncts
 }

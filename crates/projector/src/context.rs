@@ -83,8 +83,8 @@ impl Context {
                 version = stream.version.get(),
                 event = %stream.event_id,
                 reason = stream.reason,
-                "a stream is parked; other streams go on. Fix the handler and run `projector parked retry`, or \
-                 run `projector parked skip`"
+                "a stream is parked; other streams go on. Fix the handler, restart the projectors and run \
+                 `projector parked retry`, or run `projector parked skip`"
             );
         }
     }

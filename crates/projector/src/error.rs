@@ -110,13 +110,14 @@ pub(crate) enum Error {
         /// Why.
         reason: String,
     },
-    /// A rebuild has swapped the tables: their columns must be read again.
-    #[error("the read model was replaced by a rebuild")]
+    /// Other tables or other files were put in service: both must be read again.
+    #[error("other tables or files were put in service")]
     Replaced,
     /// This program must not apply events: other handlers are in service.
     #[error(
-        "the files of {projection} at hand are not those in service. Use the files in service, or put these in \
-         service: a projector that starts with new files does, and so does `projector adopt {projection}`"
+        "these files of {projection} are not in service. Use the files in service, or put these in service with \
+         `projector adopt {projection}`; handlers that {projection} never had are put in service by the first \
+         projector that starts with them"
     )]
     OtherHandlers {
         /// The projection.

@@ -1,12 +1,11 @@
 //! Reads the effect of a parsed statement, or the reason why it is not batchable.
 
 use sqlparser::ast::{
-    Assignment as Assigned, AssignmentTarget, BinaryOperator, Delete, Expr, FromTable, Ident,
-    Insert, ObjectName, OnInsert, Spanned, Statement as Parsed, TableFactor, TableObject,
-    TableWithJoins, Update,
+    Assignment as Assigned, AssignmentTarget, Delete, Expr, FromTable, Ident, Insert, ObjectName,
+    OnInsert, Spanned, Statement as Parsed, TableFactor, TableObject, TableWithJoins, Update,
 };
 
-use super::{Action, Assignment, Condition, LineColumn, NotBatchable, Shape, Term};
+use super::{Action, Assignment, Condition, LineColumn, NotBatchable, Shape, Term, conjuncts};
 
 /// Reads the effect of a parsed statement, in which columns named `?0`, `?1`, … stand for the parameters.
 /// `place` is that of the statement.
@@ -171,27 +170,20 @@ impl Reader {
         selection: Option<&Expr>,
     ) -> Result<Vec<Condition>, NotBatchable> {
         let mut conditions = Vec::new();
-        let mut rest: Vec<&Expr> = selection.into_iter().collect();
-        while let Some(expr) = rest.pop() {
-            match expr {
-                Expr::Nested(inner) => rest.push(inner),
-                Expr::BinaryOp { left, op: BinaryOperator::And, right } => {
-                    rest.extend([&**right, &**left]);
+        for expr in conjuncts(selection) {
+            conditions.push(match self.term(expr)? {
+                Term::Binary(left, op, right)
+                    if COMPARED_WITH_COLUMN.contains(&op)
+                        && (is_column(&left) || is_column(&right)) =>
+                {
+                    Condition::Compare(*left, op, *right)
                 }
-                _ => conditions.push(match self.term(expr)? {
-                    Term::Binary(left, op, right)
-                        if COMPARED_WITH_COLUMN.contains(&op)
-                            && (is_column(&left) || is_column(&right)) =>
-                    {
-                        Condition::Compare(*left, op, *right)
-                    }
-                    Term::IsNull(inner, negated) => match *inner {
-                        Term::Column(column) => Condition::IsNull(column, negated),
-                        other => Condition::Other(Term::IsNull(Box::new(other), negated)),
-                    },
-                    other => Condition::Other(other),
-                }),
-            }
+                Term::IsNull(inner, negated) => match *inner {
+                    Term::Column(column) => Condition::IsNull(column, negated),
+                    other => Condition::Other(Term::IsNull(Box::new(other), negated)),
+                },
+                other => Condition::Other(other),
+            });
         }
         Ok(conditions)
     }

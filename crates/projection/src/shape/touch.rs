@@ -9,7 +9,7 @@ use sqlparser::ast::{
     Spanned, Statement as Parsed, TableFactor, TableObject, TableWithJoins, Visit, Visitor,
 };
 
-use super::LineColumn;
+use super::{LineColumn, conjuncts};
 
 /// The rows of one table that a statement reads or changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -134,22 +134,13 @@ fn of_rows(table: &TableWithJoins, selection: Option<&Expr>, place: LineColumn) 
         return unknown(place);
     }
     let mut pins = Vec::new();
-    let mut rest: Vec<&Expr> = selection.into_iter().collect();
-    while let Some(expr) = rest.pop() {
-        match expr {
-            Expr::Nested(inner) => rest.push(inner),
-            Expr::BinaryOp { left, op: BinaryOperator::And, right } => {
-                rest.extend([&**right, &**left]);
-            }
-            Expr::BinaryOp { left, op: BinaryOperator::Eq, right } => {
-                for (column, value) in [(left, right), (right, left)] {
-                    if let (Some(column), Some(parameter)) = (column_name(column), parameter(value))
-                    {
-                        pins.push((column, parameter));
-                    }
+    for expr in conjuncts(selection) {
+        if let Expr::BinaryOp { left, op: BinaryOperator::Eq, right } = expr {
+            for (column, value) in [(left, right), (right, left)] {
+                if let (Some(column), Some(parameter)) = (column_name(column), parameter(value)) {
+                    pins.push((column, parameter));
                 }
             }
-            _ => {}
         }
     }
     Touch { table: Some(last(&name.to_string())), pins, place, is_insert: false, overwrites: false }

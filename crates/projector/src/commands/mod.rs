@@ -1,5 +1,6 @@
 //! The commands for operators, and the endpoint that lets applications wait for an event.
 
+mod adopt;
 mod check;
 mod migrate;
 mod parked;
@@ -14,9 +15,10 @@ mod wait_endpoint;
 use daemon::Failure;
 use read_model::{ReadModel, Session};
 
+pub(crate) use self::adopt::adopt;
 pub(crate) use self::check::{Check, check};
 pub(crate) use self::migrate::migrate;
-pub(crate) use self::parked::{Parked, adopt, pause, resume};
+pub(crate) use self::parked::{Parked, pause, resume};
 #[cfg(test)]
 pub(crate) use self::rebuild::rebuilder;
 pub(crate) use self::rebuild::{Rebuild, cleanup, roll_back};

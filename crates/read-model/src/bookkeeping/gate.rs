@@ -14,7 +14,7 @@ use crate::{Error, Session};
 pub struct Gate {
     /// The reason for the pause, if the projection is paused until a person resumes it.
     pub paused: Option<String>,
-    /// The number of times that a rebuild has put other tables in service.
+    /// The number of times that other tables or files were put in service.
     pub generation: u32,
     /// Whether a rebuild is about to swap the tables, or has swapped them and not yet recorded it.
     pub swapping: bool,
