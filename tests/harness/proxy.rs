@@ -14,6 +14,11 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use url::Url;
 
+/// How many pieces a throttled connection forwards in a second.
+const THROTTLED_PIECES: usize = 20;
+/// The pause after each of them.
+const THROTTLE_PAUSE: Duration = Duration::from_millis(50);
+
 /// The treatment of connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
@@ -31,6 +36,8 @@ pub enum Mode {
     Latency(Duration),
     /// Forwards everything in pieces of this number of bytes.
     Slice(usize),
+    /// Forwards this number of bytes per second, in each direction of a connection.
+    Throttle(usize),
 }
 
 /// An end of a connection.
@@ -256,7 +263,11 @@ impl Flow<'_> {
                 return;
             }
             let mode = *self.mode.borrow();
-            let piece = if let Mode::Slice(piece) = mode { piece } else { length };
+            let piece = match mode {
+                Mode::Slice(piece) => piece,
+                Mode::Throttle(rate) => rate / THROTTLED_PIECES + 1,
+                _ => length,
+            };
             if let Mode::Latency(latency) = mode {
                 sleep(latency).await;
             }
@@ -266,6 +277,9 @@ impl Flow<'_> {
                     Ok(Ok(()))
                 ) {
                     return;
+                }
+                if let Mode::Throttle(_) = mode {
+                    sleep(THROTTLE_PAUSE).await;
                 }
                 tokio::task::yield_now().await;
             }

@@ -59,7 +59,7 @@ fn count(outcomes: &[Outcome]) -> BTreeMap<&'static str, usize> {
             Outcome::Returned => "returned",
             Outcome::Nacked => "nacked",
             Outcome::Refused(_) => "refused",
-            Outcome::Untried => "untried",
+            Outcome::Unanswered => "unanswered",
         };
         *counts.entry(name).or_default() += 1;
     }

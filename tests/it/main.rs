@@ -33,6 +33,8 @@ mod relay;
 mod relay_faults;
 mod relay_fleet;
 mod relay_operations;
+mod relay_slow;
+mod relay_status;
 mod relay_waits;
 mod shop;
 mod workload;

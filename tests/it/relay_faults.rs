@@ -334,7 +334,8 @@ async fn the_relay_works_through_a_pooler_in_transaction_mode() {
             let log = relay.log();
             assert!(!log.contains("WARN") && !log.contains("ERROR"), "{log}");
         }
-        stack.relay().env("EVENT_STORE_URL", &url).arg("status").succeed().await;
+        let status = stack.relay().env("EVENT_STORE_URL", &url).arg("status").try_run().await;
+        assert!(status.0, "{}", status.1);
         stack.relay().env("EVENT_STORE_URL", &url).arg("reconcile").succeed().await;
     })
     .await;

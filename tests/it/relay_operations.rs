@@ -30,7 +30,7 @@ async fn the_status_needs_no_broker() {
         let status = stack.relay().env("AMQP_URL", "amqp://127.0.0.1:1").arg("status");
         let output = eventually("the open writer is old enough to be reported", async || {
             let output: Value =
-                serde_json::from_str(&status.clone().arg("--json").succeed().await).unwrap();
+                serde_json::from_str(&status.clone().arg("--json").fail(3).await).unwrap();
             (!output["open_writers"].as_array().unwrap().is_empty()).then_some(output)
         })
         .await;
@@ -43,7 +43,8 @@ async fn the_status_needs_no_broker() {
             output["lanes"].as_array().unwrap().iter().map(|lane| lane["events"].as_i64().unwrap()).sum();
         assert_eq!(lanes, 22);
         assert!(output["oldest_age_seconds"].as_f64().unwrap() > 0.0);
-        let text = status.succeed().await;
+        let text = status.fail(3).await;
+        assert!(text.contains("no relay is connected"), "{text}");
         assert!(text.contains("pending by category: order 20, mail 2"), "{text}");
         assert!(text.contains("a transaction holds up the fence"), "{text}");
         open.rollback().await.unwrap();
@@ -268,7 +269,7 @@ async fn the_documented_rights_are_enough() {
         let output = publish.clone().arg("parked").arg("list").arg("--all").arg("--json");
         let waiting: Value = serde_json::from_str(&output.succeed().await).unwrap();
         let id = waiting[0]["id"].to_string();
-        publish.clone().arg("status").succeed().await;
+        publish.clone().arg("status").fail(1).await;
         publish.clone().arg("parked").arg("retry").arg(&id).succeed().await;
         let skip = publish.clone().arg("parked").arg("skip").arg(&id);
         skip.arg("--reason").arg("nobody wants it").succeed().await;

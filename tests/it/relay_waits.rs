@@ -147,13 +147,14 @@ async fn unroutable_events_are_dropped_or_held_by_their_routing_key() {
         stack.append("order-1", &[event("Ping", &json!({})), event("Placed", &json!({}))]).await;
         stack.append("order-2", &[event("Placed", &json!({})), event("Ping", &json!({}))]).await;
         let key = eventually("both orders wait", async || {
-            let status = ask(stack, &["status"]).await;
+            let status = stack.relay().arg("status").arg("--json").output().await.stdout;
+            let status: Value = serde_json::from_slice(&status).ok()?;
             Some(status["unroutable"][0].clone()).filter(|key| key["streams"] == 2)
         })
         .await;
         assert_eq!(key, json!({ "routing_key": "order.Placed", "streams": 2, "events": 3 }));
         assert_eq!(unprocessed(stack).await, 3);
-        let text = stack.relay().arg("status").succeed().await;
+        let text = stack.relay().arg("status").fail(1).await;
         let reason = "no queue is bound for order.Placed: 3 events of 2 streams wait for one";
         assert!(text.contains(reason), "{text}");
         let tap = Tap::open(stack).await;

@@ -49,5 +49,5 @@ pub use connection::{Connection, Options};
 pub use consumer::{Consumer, Delivery, Envelope, Receipt};
 pub use error::Error;
 pub use pattern::{InvalidPattern, TopicPattern};
-pub use publisher::{Outcome, Publisher};
+pub use publisher::{Interrupted, Outcome, Publisher};
 pub use topology::{Binding, Difference, Queue};

@@ -7,11 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use domain_events::Message;
+use futures_util::FutureExt;
 use futures_util::future::try_join_all;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::protocol::AMQPSoftError;
 use lapin::types::ShortString;
-use lapin::{Channel, Confirmation, Connection};
+use lapin::{Channel, Confirmation, Connection, PublisherConfirm};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::connection::{call, open_channel, short};
@@ -34,8 +35,18 @@ pub enum Outcome {
     Nacked,
     /// The broker closed the channel because of it, or would have. Contains the reason.
     Refused(String),
-    /// It was not sent: the time of the batch was up.
-    Untried,
+    /// It was not sent, because the time of the batch was up; or it was sent, and the broker's answer did
+    /// not arrive.
+    Unanswered,
+}
+
+/// A failure in the middle of a batch. The connection must be dropped.
+#[derive(Debug)]
+pub struct Interrupted {
+    /// One outcome per message, in the order of the batch. Confirms that arrived before the failure count.
+    pub outcomes: Vec<Outcome>,
+    /// The failure.
+    pub error: Error,
 }
 
 /// Publishes to one exchange, on a channel of its own.
@@ -63,10 +74,8 @@ impl Publisher {
     ///
     /// # Errors
     ///
-    /// When the connection fails or the deadline passes. Then the outcome of every message is unknown:
-    /// confirms that have arrived may belong to returned messages, which is clear only after the last
-    /// confirm.
-    pub async fn publish<M>(&mut self, messages: &[M]) -> Result<Vec<Outcome>, Error>
+    /// When the connection fails or the deadline passes, with the outcomes that are known by then.
+    pub async fn publish<M>(&mut self, messages: &[M]) -> Result<Vec<Outcome>, Interrupted>
     where
         M: Borrow<Message> + Sync,
     {
@@ -76,7 +85,11 @@ impl Publisher {
         let too_wide = |message: &Message| properties::header_bytes(message) > frame;
         if !messages.iter().any(|message| too_wide(message.borrow())) {
             match self.publish_together(messages, deadline).await {
-                Err(error) if self.is_refusal(&error) => self.reopen(deadline).await?,
+                Err(Interrupted { error, .. }) if self.is_refusal(&error) => {
+                    self.reopen(deadline)
+                        .await
+                        .map_err(|error| interrupted(Vec::new(), messages, error))?;
+                }
                 other => return other,
             }
         }
@@ -86,13 +99,17 @@ impl Publisher {
         let mut outcomes = Vec::with_capacity(messages.len());
         for message in messages {
             let message = message.borrow();
-            outcomes.push(if !outcomes.is_empty() && Instant::now() >= enough {
-                Outcome::Untried
+            if !outcomes.is_empty() && Instant::now() >= enough {
+                outcomes.push(Outcome::Unanswered);
             } else if too_wide(message) {
-                Outcome::Refused(format!("its headers do not fit into a frame of {frame} bytes"))
+                let reason = format!("its headers do not fit into a frame of {frame} bytes");
+                outcomes.push(Outcome::Refused(reason));
             } else {
-                self.publish_alone(message, deadline).await?
-            });
+                match self.publish_alone(message, deadline).await {
+                    Ok(outcome) => outcomes.push(outcome),
+                    Err(error) => return Err(interrupted(outcomes, messages, error)),
+                }
+            }
         }
         Ok(outcomes)
     }
@@ -105,12 +122,14 @@ impl Publisher {
         deadline: Instant,
     ) -> Result<Outcome, Error> {
         match self.publish_together(slice::from_ref(message), deadline).await {
-            Ok(mut outcomes) => Ok(outcomes.pop().unwrap_or(Outcome::Untried)),
-            Err(Error::Call { source, .. }) if blames_message(&source) => {
+            Ok(mut outcomes) => Ok(outcomes.pop().unwrap_or(Outcome::Unanswered)),
+            Err(Interrupted { error: Error::Call { source, .. }, .. })
+                if blames_message(&source) =>
+            {
                 self.reopen(deadline).await?;
                 Ok(Outcome::Refused(source.to_string()))
             }
-            Err(other) => Err(other),
+            Err(other) => Err(other.error),
         }
     }
 
@@ -133,33 +152,78 @@ impl Publisher {
         &self,
         messages: &[M],
         deadline: Instant,
-    ) -> Result<Vec<Outcome>, Error>
+    ) -> Result<Vec<Outcome>, Interrupted>
     where
         M: Borrow<Message> + Sync,
     {
         let limit = self.confirm_limit;
-        let confirmations = timeout_at(deadline, self.send(messages))
-            .await
-            .map_err(|_elapsed| Error::Timeout { operation: "publishing", limit })??;
+        let mut outstanding = Vec::with_capacity(messages.len());
+        let mut answers = Vec::with_capacity(messages.len());
+        let exchange = async {
+            self.send(messages, &mut outstanding).await?;
+            // Awaiting one after another loses no time: confirms arrive unrequested. If the channel fails,
+            // all of them fail.
+            for confirm in &mut outstanding {
+                answers.push(Some(confirm.await.map_err(failed)?));
+            }
+            Ok(())
+        };
+        let error = match timeout_at(deadline, exchange).await {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(error),
+            Err(_elapsed) => Some(Error::Timeout { operation: "publishing", limit }),
+        };
 
-        // lapin attaches a returned message to some later confirm, not to its own. So returned messages
-        // are recognised by their ids, after the last confirm.
+        // lapin attaches a returned message to some confirm, not to its own. So returned messages are
+        // recognised by their ids, after the last confirm.
         let mut returned = HashSet::new();
-        let mut nacked = Vec::with_capacity(messages.len());
-        for confirmation in confirmations {
-            nacked.push(!confirmation.is_ack());
-            if let Some(message) = confirmation.take_message()
-                && let Some(id) = message.properties.message_id()
-            {
-                returned.insert(id.as_str().to_owned());
+        if error.is_some() {
+            for confirm in outstanding.iter_mut().skip(answers.len()) {
+                answers.push(confirm.now_or_never().and_then(Result::ok));
+            }
+            self.settle_confirms();
+            for confirm in &mut outstanding {
+                if let Some(Ok(late)) = confirm.now_or_never() {
+                    returned.extend(returned_id(late));
+                }
             }
         }
-        let outcome = |(message, nacked): (&M, bool)| match &message.borrow().message_id {
-            _ if nacked => Outcome::Nacked,
-            Some(id) if returned.contains(id) => Outcome::Returned,
-            _ => Outcome::Confirmed,
+        let mut confirmed = Vec::with_capacity(messages.len());
+        for answer in answers {
+            confirmed.push(answer.as_ref().map(Confirmation::is_ack));
+            returned.extend(answer.and_then(returned_id));
+        }
+        confirmed.resize(messages.len(), None);
+        // A confirm whose return has arrived carries a return, its own or an earlier one. So while no
+        // return was seen, every confirmed message has a queue. After the first, that is known only at
+        // the end of the batch.
+        let is_partial = error.is_some() && !returned.is_empty();
+        let outcome = |(message, confirmed): (&M, Option<bool>)| {
+            let id = &message.borrow().message_id;
+            let is_returned = id.as_ref().is_some_and(|id| returned.contains(id));
+            match confirmed {
+                None => Outcome::Unanswered,
+                Some(false) => Outcome::Nacked,
+                Some(true) if is_returned => Outcome::Returned,
+                Some(true) if is_partial => Outcome::Unanswered,
+                Some(true) => Outcome::Confirmed,
+            }
         };
-        Ok(messages.iter().zip(nacked).map(outcome).collect())
+        let outcomes = messages.iter().zip(confirmed).map(outcome).collect();
+        match error {
+            None => Ok(outcomes),
+            Some(error) => Err(Interrupted { outcomes, error }),
+        }
+    }
+
+    /// Waits until lapin has distributed the confirms that it is distributing now: one frame can confirm
+    /// many messages, and the return of one may be attached to another.
+    fn settle_confirms(&self) {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "only for the lock that its first poll takes"
+        )]
+        let _pending = self.channel.wait_for_confirms().now_or_never();
     }
 
     /// Publishes a received message to a dead-letter queue, with headers that give the reason.
@@ -194,12 +258,15 @@ impl Publisher {
         }
     }
 
-    async fn send<M>(&self, messages: &[M]) -> Result<Vec<Confirmation>, Error>
+    /// Sends messages, and adds a confirm to `outstanding` for each.
+    async fn send<M>(
+        &self,
+        messages: &[M],
+        outstanding: &mut Vec<PublisherConfirm>,
+    ) -> Result<(), Error>
     where
         M: Borrow<Message> + Sync,
     {
-        let failed = |source| Error::Call { operation: "publishing", source };
-        let mut outstanding = Vec::with_capacity(messages.len());
         for chunk in messages.chunks(CHUNK) {
             let mut publishes = Vec::with_capacity(chunk.len());
             for message in chunk.iter().map(M::borrow) {
@@ -213,14 +280,24 @@ impl Publisher {
             }
             outstanding.extend(try_join_all(publishes).await.map_err(failed)?);
         }
-        // Awaiting one after another loses no time: confirms arrive unrequested. If the channel fails, all
-        // of them fail.
-        let mut confirmations = Vec::with_capacity(outstanding.len());
-        for confirm in outstanding {
-            confirmations.push(confirm.await.map_err(failed)?);
-        }
-        Ok(confirmations)
+        Ok(())
     }
+}
+
+fn failed(source: lapin::Error) -> Error {
+    Error::Call { operation: "publishing", source }
+}
+
+/// The failure of a batch of which only the first outcomes are known.
+fn interrupted<M>(mut outcomes: Vec<Outcome>, messages: &[M], error: Error) -> Interrupted {
+    outcomes.resize(messages.len(), Outcome::Unanswered);
+    Interrupted { outcomes, error }
+}
+
+/// The id of the returned message that a confirm carries.
+fn returned_id(confirmation: Confirmation) -> Option<String> {
+    let message = confirmation.take_message()?;
+    message.properties.message_id().as_ref().map(|id| id.as_str().to_owned())
 }
 
 /// Whether the broker has closed the channel because of the message, not because of the exchange: it

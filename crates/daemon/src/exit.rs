@@ -10,8 +10,10 @@ use std::process::ExitCode;
 pub enum Exit {
     /// Success, or stopped by a signal.
     Done = 0,
-    /// An unexpected error; the message describes it.
+    /// An unexpected error, whose message describes it; or a status that needs attention.
     Failed = 1,
+    /// A status that says that something does not work.
+    Broken = 3,
     /// The configuration is not valid (`EX_USAGE`).
     Configuration = 64,
     /// The input is not valid, for example a projection or an import file (`EX_DATAERR`).

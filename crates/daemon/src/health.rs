@@ -25,6 +25,8 @@ struct Component {
 }
 
 struct ProbeState {
+    /// What else there is to say while it works.
+    note: Option<String>,
     /// When it last reported anything.
     last_report: Instant,
     silence_limit: Option<Duration>,
@@ -49,7 +51,7 @@ impl Health {
             .entry(component.to_owned())
             .or_insert_with(|| Component { since: Utc::now(), ..Component::default() });
         let number = entry.probes.len();
-        entry.probes.push(ProbeState { last_report: Instant::now(), silence_limit });
+        entry.probes.push(ProbeState { note: None, last_report: Instant::now(), silence_limit });
         entry.failing.insert(number, "starting".to_owned());
         Probe { health: self.clone(), component: component.to_owned(), number }
     }
@@ -64,12 +66,29 @@ impl Health {
             ready &= reason.is_none();
             let since = component.since.to_rfc3339_opts(SecondsFormat::Secs, true);
             let state = match reason {
-                None => json!({ "ok": true, "since": since }),
+                None => match component.probes.iter().find_map(|probe| probe.note.as_ref()) {
+                    None => json!({ "ok": true, "since": since }),
+                    Some(note) => json!({ "ok": true, "since": since, "note": note }),
+                },
                 Some(reason) => json!({ "ok": false, "since": since, "reason": reason }),
             };
             states.insert(name.clone(), state);
         }
         (ready, json!({ "ready": ready, "components": states }))
+    }
+
+    /// Why a component fails, and since when; `None` while it works or starts.
+    pub fn failure(&self, component: &str) -> Option<(String, DateTime<Utc>)> {
+        let components = self.lock();
+        let component = components.get(component).filter(|component| component.logged)?;
+        let reason = component.failing.values().next()?;
+        Some((reason.clone(), component.since))
+    }
+
+    /// What a component says while it works.
+    pub fn note(&self, component: &str) -> Option<String> {
+        let components = self.lock();
+        components.get(component)?.probes.iter().find_map(|probe| probe.note.clone())
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Component>> {
@@ -97,7 +116,15 @@ impl Component {
 impl Probe {
     /// Reports that the component works.
     pub fn ok(&self) {
+        self.ok_with(None);
+    }
+
+    /// Reports that the component works, and what else there is to say, for example that it is slow.
+    pub fn ok_with(&self, note: Option<String>) {
         self.update(|component| {
+            if let Some(probe) = component.probes.get_mut(self.number) {
+                probe.note = note;
+            }
             if component.failing.remove(&self.number).is_some() && component.failing.is_empty() {
                 let after_seconds = (Utc::now() - component.since).num_seconds();
                 component.since = Utc::now();

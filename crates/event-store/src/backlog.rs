@@ -15,8 +15,19 @@ pub struct Backlog {
     pub held: i64,
     /// Events whose `available_at` is in the future. Counted up to the same limit.
     pub delayed: i64,
-    /// Age in seconds of the oldest event that should have been published; 0 when there is none.
+    /// Age in seconds of the oldest pending event; 0 when there is none.
     pub oldest_age_seconds: f64,
+    /// Age in seconds of the oldest event that could not be published; 0 when there is none.
+    pub oldest_held_age_seconds: f64,
+}
+
+/// Which rows of the outbox to look at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rows {
+    /// Those from the floor on. Cheap, also beside an old snapshot.
+    FromFloor,
+    /// All of them, for a person, also while no relay corrects the floor.
+    All,
 }
 
 impl Backlog {
@@ -31,10 +42,11 @@ impl Session {
     /// # Errors
     ///
     /// When the statement fails.
-    pub async fn backlog(&mut self) -> Result<Backlog, Error> {
+    pub async fn backlog(&mut self, rows: Rows) -> Result<Backlog, Error> {
         let query = query(
             "SELECT (SELECT count(*) FROM (SELECT 1 FROM outbox
-                                           WHERE id >= (SELECT last_value FROM outbox_floor)
+                                           WHERE id >= CASE WHEN $2 THEN 0
+                                                            ELSE (SELECT last_value FROM outbox_floor) END
                                              AND processed_at IS NULL AND NOT held
                                              AND available_at IS NULL
                                            LIMIT $1) AS pending),
@@ -44,26 +56,35 @@ impl Session {
                     (SELECT count(*) FROM (SELECT 1 FROM outbox
                                            WHERE processed_at IS NULL AND available_at IS NOT NULL
                                            LIMIT $1) AS delayed),
-                    coalesce(extract(epoch FROM clock_timestamp() - least(
+                    coalesce(extract(epoch FROM clock_timestamp() -
                         (SELECT min(first.created_at)
                          FROM outbox_lanes l CROSS JOIN LATERAL (
                              SELECT o.created_at FROM outbox o
-                             WHERE o.lane = l.lane AND o.id >= (SELECT last_value FROM outbox_floor)
+                             WHERE o.lane = l.lane AND o.id >= CASE WHEN $2 THEN 0
+                                                      ELSE (SELECT last_value FROM outbox_floor) END
                                AND o.processed_at IS NULL AND NOT o.held
                                AND o.available_at IS NULL
                              ORDER BY o.lane, o.id
                              LIMIT 1
-                         ) AS first),
+                         ) AS first)), 0)::float8,
+                    coalesce(extract(epoch FROM clock_timestamp() -
                         (SELECT min(o.created_at)
                          FROM outbox_holds h JOIN outbox o ON o.id = h.outbox_id
-                         WHERE h.reason <> 'delayed' AND o.processed_at IS NULL)
-                    )), 0)::float8",
+                         WHERE h.reason <> 'delayed' AND o.processed_at IS NULL)),
+                        0)::float8",
         )
-        .bind(Backlog::COUNTED_AT_MOST);
-        let rows: Vec<(i64, i64, i64, f64)> =
+        .bind(Backlog::COUNTED_AT_MOST)
+        .bind(rows == Rows::All);
+        let rows: Vec<(i64, i64, i64, f64, f64)> =
             self.run(Mode::Read, "reading the backlog", query).await?;
-        let (pending, held, delayed, oldest) = rows.first().copied().unwrap_or_default();
-        let oldest_age_seconds = oldest.max(0.0);
-        Ok(Backlog { pending, held, delayed, oldest_age_seconds })
+        let (pending, held, delayed, oldest, oldest_held) =
+            rows.first().copied().unwrap_or_default();
+        Ok(Backlog {
+            pending,
+            held,
+            delayed,
+            oldest_age_seconds: oldest.max(0.0),
+            oldest_held_age_seconds: oldest_held.max(0.0),
+        })
     }
 }

@@ -49,22 +49,32 @@ impl Session {
         Ok(OutboxId(rows.first().map_or(0, |(floor,)| *floor)))
     }
 
-    /// Checks a lane for a pending row below the floor, where there should be none. If there is one,
-    /// lowers the floor to it and returns its id.
+    /// Checks lanes for pending rows below the floor. If there are any, lowers the floor to the lowest one
+    /// and returns its id.
+    ///
+    /// Rows get ids below the floor when the ids go back: after `TRUNCATE outbox RESTART IDENTITY`, after
+    /// `setval`, or in a database restored from a dump, whose sequences are newer than its rows.
     ///
     /// # Errors
     ///
     /// When the statement fails.
-    pub async fn lower_floor(&mut self, lane: Lane) -> Result<Option<OutboxId>, Error> {
+    pub async fn lower_floor(&mut self, lanes: &[Lane]) -> Result<Option<OutboxId>, Error> {
+        let lanes: Vec<i16> = lanes.iter().map(|lane| lane.0).collect();
         let query = query(
             "SELECT setval('outbox_floor', below.id)
-             FROM (SELECT o.id FROM outbox o
-                   WHERE o.lane = $1 AND o.id < (SELECT last_value FROM outbox_floor)
-                     AND o.processed_at IS NULL AND NOT o.held AND o.available_at IS NULL
-                   ORDER BY o.lane, o.id
-                   LIMIT 1) AS below",
+             FROM (SELECT min(first.id) AS id
+                   FROM unnest($1::smallint[]) AS checked (lane)
+                   CROSS JOIN LATERAL (
+                       SELECT o.id FROM outbox o
+                       WHERE o.lane = checked.lane
+                         AND o.id < (SELECT last_value FROM outbox_floor)
+                         AND o.processed_at IS NULL AND NOT o.held AND o.available_at IS NULL
+                       ORDER BY o.lane, o.id
+                       LIMIT 1
+                   ) AS first) AS below
+             WHERE below.id IS NOT NULL",
         )
-        .bind(lane.0);
+        .bind(lanes);
         let rows: Vec<(i64,)> =
             self.run(Mode::WriteByIndex, "checking the floor of the outbox", query).await?;
         Ok(rows.first().map(|(id,)| OutboxId(*id)))

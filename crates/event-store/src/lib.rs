@@ -51,7 +51,7 @@ mod status;
 mod waiting;
 
 pub use append::Append;
-pub use backlog::Backlog;
+pub use backlog::{Backlog, Rows};
 pub use claim::{Claim, ClaimLimits, Entry, Lane, OutboxId};
 pub use counts::{Bucket, Lacking, Reach};
 pub use error::Error;
@@ -62,5 +62,7 @@ pub use reconcile::{MissingEvent, Reconciled, Selection};
 pub use retention::Deleted;
 pub use session::{Options, Session};
 pub use settle::{Hold, Reason, Settlement};
-pub use status::{Group, OpenWriter, Rates, Status, UnroutableKey, WaitingStreams};
+pub use status::{
+    Group, LaneLocker, OpenWriter, Rates, Relay, Status, UnroutableKey, WaitingStreams,
+};
 pub use waiting::{Decision, Waiting, WaitingStream};

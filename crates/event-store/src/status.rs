@@ -5,7 +5,7 @@ use sqlx::query;
 
 use crate::row::from_row;
 use crate::session::Mode;
-use crate::{Backlog, Error, Session};
+use crate::{Backlog, Error, Rows, Session};
 
 /// What an operator needs to know first.
 #[derive(Debug, Serialize)]
@@ -17,8 +17,10 @@ pub struct Status {
     pub held: i64,
     /// Events whose `available_at` is in the future. Counted up to the same limit.
     pub delayed: i64,
-    /// Age in seconds of the oldest event that should have been published.
+    /// Age in seconds of the oldest pending event.
     pub oldest_age_seconds: f64,
+    /// Age in seconds of the oldest event that could not be published.
+    pub oldest_held_age_seconds: f64,
     /// Pending events by lane.
     pub lanes: Vec<Group<i16>>,
     /// Pending events by category, the first word of the routing key.
@@ -31,7 +33,45 @@ pub struct Status {
     pub rates: Rates,
     /// Transactions that hold up the floor of the outbox or a fence of the event store.
     pub open_writers: Vec<OpenWriter>,
+    /// The sessions of relays.
+    pub relays: Vec<Relay>,
+    /// Sessions other than relays that have locked lanes.
+    pub lane_lockers: Vec<LaneLocker>,
 }
+
+/// A session of a relay.
+#[derive(Debug, Serialize)]
+pub struct Relay {
+    /// The server process.
+    pub pid: i32,
+    /// Its `application_name`. That of the survey begins with [`Relay::NAME`] and continues with what the
+    /// relay reports.
+    pub application_name: String,
+    /// The address that it connects from; `None` for a socket, or without the right to see it.
+    pub client: Option<String>,
+}
+
+from_row!(Relay { pid, application_name, client });
+
+impl Relay {
+    /// The `application_name` of a relay's survey, before what it reports.
+    pub const NAME: &'static str = "outbox-relay survey";
+}
+
+/// A session that has locked lanes, so that no relay can publish their events.
+#[derive(Debug, Serialize)]
+pub struct LaneLocker {
+    /// The server process; `None` for a prepared transaction.
+    pub pid: Option<i32>,
+    /// Its `application_name`.
+    pub application_name: String,
+    /// How long its transaction has been open, in seconds; `None` without the right to see it.
+    pub age_seconds: Option<f64>,
+    /// How many lanes it has locked.
+    pub lanes: i64,
+}
+
+from_row!(LaneLocker { pid, application_name, age_seconds, lanes });
 
 /// The number of events of one lane or category.
 #[derive(Debug, Serialize)]
@@ -99,19 +139,22 @@ impl Session {
     ///
     /// When the statement fails.
     pub async fn status(&mut self) -> Result<Status, Error> {
-        let backlog = self.backlog().await?;
+        let backlog = self.backlog(Rows::All).await?;
         let (lanes, categories) = self.pending_groups().await?;
         Ok(Status {
             pending: backlog.pending,
             held: backlog.held,
             delayed: backlog.delayed,
             oldest_age_seconds: backlog.oldest_age_seconds,
+            oldest_held_age_seconds: backlog.oldest_held_age_seconds,
             lanes,
             categories,
             waiting: self.waiting_streams().await?,
             unroutable: self.unroutable_keys().await?,
             rates: self.rates().await?,
             open_writers: self.open_writers().await?,
+            relays: self.relays().await?,
+            lane_lockers: self.lane_lockers().await?,
         })
     }
 
@@ -119,8 +162,7 @@ impl Session {
         let query = query(
             "SELECT lane, category, count(*)
              FROM (SELECT lane, split_part(routing_key, '.', 1) AS category FROM outbox
-                   WHERE id >= (SELECT last_value FROM outbox_floor)
-                     AND processed_at IS NULL AND NOT held AND available_at IS NULL
+                   WHERE processed_at IS NULL AND NOT held AND available_at IS NULL
                    LIMIT $1) AS pending
              GROUP BY GROUPING SETS ((lane), (category))
              ORDER BY count(*) DESC, lane, category",
@@ -198,6 +240,53 @@ impl Session {
              ORDER BY age_seconds DESC NULLS FIRST",
         );
         self.run(Mode::Read, "reading the open writers", query).await
+    }
+
+    async fn relays(&mut self) -> Result<Vec<Relay>, Error> {
+        // A pooler may keep the session of a relay that has ended, and lend that of a running one to others.
+        // Each relay does something every second.
+        let query = query(
+            "SELECT pid, application_name, host(client_addr) AS client FROM pg_stat_activity
+             WHERE datname = current_database() AND starts_with(application_name, 'outbox-relay')
+               AND application_name NOT IN ('outbox-relay command', 'outbox-relay migrate')
+               AND (state_change IS NULL OR state_change > clock_timestamp() - interval '15 s')
+             ORDER BY pid",
+        );
+        self.run(Mode::Read, "reading the relays", query).await
+    }
+
+    /// Sessions that have locked lanes for 2 s or longer, without the workers of relays.
+    ///
+    /// # Errors
+    ///
+    /// When the statement fails.
+    pub async fn lane_lockers(&mut self) -> Result<Vec<LaneLocker>, Error> {
+        let query = query(
+            "SELECT l.pid, coalesce(a.application_name, '') AS application_name,
+                    extract(epoch FROM clock_timestamp() - a.xact_start)::float8 AS age_seconds,
+                    count(*) AS lanes
+             FROM outbox_lanes o
+             JOIN pg_locks l ON l.locktype = 'transactionid' AND l.granted
+                            AND l.transactionid = o.xmax
+             LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+             WHERE a.application_name IS DISTINCT FROM 'outbox-relay worker'
+               AND (a.xact_start IS NULL OR a.xact_start < clock_timestamp() - interval '2 s')
+             GROUP BY l.pid, a.application_name, a.xact_start
+             ORDER BY count(*) DESC, l.pid",
+        );
+        self.run(Mode::Scan, "reading who has locked lanes", query).await
+    }
+
+    /// Changes the `application_name` of this session, by which others see what it reports.
+    ///
+    /// # Errors
+    ///
+    /// When the statement fails.
+    pub async fn show_as(&mut self, application_name: &str) -> Result<(), Error> {
+        let query =
+            query("SELECT set_config('application_name', $1, false)").bind(application_name);
+        let _shown: Vec<(String,)> = self.run(Mode::Write, "reporting the state", query).await?;
+        Ok(())
     }
 
     /// Counts the connected workers of all relays, ours included.

@@ -62,6 +62,23 @@ impl Batch {
         self.events.len()
     }
 
+    /// [`Batch::len`], as the limits of a claim count.
+    pub(crate) fn count(&self) -> u32 {
+        self.len().try_into().unwrap_or(u32::MAX)
+    }
+
+    /// How many of the messages the broker confirmed, and their bytes.
+    pub(crate) fn confirmed(&self, outcomes: &[Outcome]) -> (u32, u64) {
+        let mut confirmed = (0, 0);
+        for (message, outcome) in self.messages().iter().zip(outcomes) {
+            if *outcome == Outcome::Confirmed {
+                confirmed.0 += 1;
+                confirmed.1 += message.body.len() as u64;
+            }
+        }
+        confirmed
+    }
+
     /// The messages to send, in order.
     pub(crate) fn messages(&self) -> Vec<&Message> {
         let mut messages = Vec::with_capacity(self.events.len());
@@ -86,9 +103,9 @@ impl Batch {
         let fate = |BatchEvent { slot, recorded_at, step }| {
             let fate = match step {
                 Step::Leave(fate) => fate,
-                Step::Send(_) => outcomes
-                    .next()
-                    .map_or(Fate::Untried, |outcome| Fate::of(outcome, &slot.routing_key, policy)),
+                Step::Send(_) => outcomes.next().map_or(Fate::Unanswered, |outcome| {
+                    Fate::of(outcome, &slot.routing_key, policy)
+                }),
             };
             if let Some(label) = fate.label() {
                 metrics.count(label);

@@ -21,7 +21,8 @@ use crate::{Servers, Settings};
 /// `section.key`; `EVENT_STORE_URL`, `AMQP_URL` and `RUST_LOG` work too. A URL can also come from a
 /// file that `OUTBOX_RELAY__POSTGRES__URL_FILE` names. `config/default.toml` describes every key.
 ///
-/// Exit codes: 0 success, or stopped by a signal; 1 failure; 2 wrong command line; 64 wrong
+/// Exit codes: 0 success, or stopped by a signal; 1 failure, or a status that needs attention; 2 wrong
+/// command line; 3 a status that is broken; 64 wrong
 /// configuration; 65 no such event, or an event is missing; 69 server not reachable; 77 login
 /// refused.
 #[derive(Parser)]
@@ -58,7 +59,8 @@ enum Command {
     ///
     /// Pending events will be published next. Held events wait behind an event of their stream that
     /// could not be published. Delayed events have a later time of publication. Needs PostgreSQL
-    /// only.
+    /// only. Exit codes: 0 everything works; 1 attention, for example streams wait; 3 broken: no relay
+    /// runs, it cannot publish, or somebody has locked its lanes.
     #[command(after_help = "Example:\n  outbox-relay status --json | jq .pending")]
     Status {
         #[command(flatten)]
@@ -120,7 +122,7 @@ pub fn main() -> ExitCode {
             failed => end(failed),
         },
         Command::Migrate => finish(migrate(&settings)),
-        Command::Status { format } => finish(status(&settings, format)),
+        Command::Status { format } => finish_with(status(&settings, format)),
         Command::Parked(command) => finish(command.run(&settings)),
         Command::Reconcile(command) => finish(command.run(&settings)),
         Command::Republish(command) => finish(command.run(&settings)),
@@ -134,10 +136,19 @@ pub fn main() -> ExitCode {
 
 /// Runs a command to its end.
 fn finish(command: impl Future<Output = Result<(), Failure>>) -> ExitCode {
+    finish_with(async { command.await.map(|()| Exit::Done) })
+}
+
+/// Runs a command to its end. Its success has an exit code too.
+fn finish_with(command: impl Future<Output = Result<Exit, Failure>>) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    end(runtime
+    let result = runtime
         .map_err(|error| Failure::new(Exit::Failed, error))
-        .and_then(|it| it.block_on(command)))
+        .and_then(|it| it.block_on(command));
+    match result {
+        Ok(exit) => exit.into(),
+        Err(failure) => end(Err(failure)),
+    }
 }
 
 #[cfg(test)]

@@ -17,6 +17,8 @@ pub(crate) struct Context {
     pub(crate) settings: Settings,
     /// Connection options of the background tasks.
     pub(crate) store: event_store::Options,
+    /// Connection options of the survey, whose session stands for the relay in `outbox-relay status`.
+    pub(crate) survey_store: event_store::Options,
     /// Connection options of the workers.
     pub(crate) workers_store: event_store::Options,
     /// The application name in `workers_store`.
@@ -41,6 +43,7 @@ impl Context {
     ) -> Result<Self, Failure> {
         Ok(Self {
             store: settings.store_options("outbox-relay")?,
+            survey_store: settings.store_options(event_store::Relay::NAME)?,
             workers_store: settings.store_options(WORKERS_NAME)?,
             workers_name: WORKERS_NAME,
             broker: settings.broker_options()?,

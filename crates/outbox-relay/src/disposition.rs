@@ -35,8 +35,8 @@ pub(crate) enum Fate {
     Refused { reason: String },
     /// Not sent: an earlier event of its stream failed.
     AfterFailed,
-    /// Not sent: the time of the batch was up.
-    Untried,
+    /// Not sent, or sent without an answer from the broker.
+    Unanswered,
 }
 
 /// An event of a batch, with its fate.
@@ -82,7 +82,7 @@ impl Fate {
             Outcome::Returned => Self::Returned,
             Outcome::Nacked => Self::Nacked,
             Outcome::Refused(reason) => Self::Refused { reason },
-            Outcome::Untried => Self::Untried,
+            Outcome::Unanswered => Self::Unanswered,
         }
     }
 
@@ -95,14 +95,16 @@ impl Fate {
             Self::Nacked => Some("nacked"),
             Self::TooLarge { .. } => Some("too_large"),
             Self::Refused { .. } => Some("refused"),
-            Self::AfterFailed | Self::Untried => None,
+            Self::AfterFailed | Self::Unanswered => None,
         }
     }
 
     fn failure(&self, slot: &Slot) -> Option<Failure> {
         let key = &slot.routing_key;
         let (reason, own_fault, text) = match self {
-            Self::Confirmed | Self::Discarded | Self::AfterFailed | Self::Untried => return None,
+            Self::Confirmed | Self::Discarded | Self::AfterFailed | Self::Unanswered => {
+                return None;
+            }
             Self::Returned => (
                 Reason::Unroutable,
                 false,
@@ -139,7 +141,7 @@ impl Fate {
 ///
 /// If an event of a stream fails, it and all later events of the stream are set aside, even those
 /// that were confirmed: they will be published again, so that the last copies on the wire are in
-/// order. From the first untried event of a stream on, its rows stay as they are.
+/// order. From the first unanswered event of a stream on, its rows stay as they are.
 /// `part` gives random numbers from 0 to 1.
 pub(crate) fn settle(
     events: &[EventFate],
@@ -148,15 +150,15 @@ pub(crate) fn settle(
 ) -> Settlement {
     let mut settlement = Settlement { delete: policy.delete, ..Settlement::default() };
     let mut failed: HashSet<&str> = HashSet::new();
-    let mut untried: HashSet<&str> = HashSet::new();
+    let mut unanswered: HashSet<&str> = HashSet::new();
     let backoff = Backoff::new(policy.retry_min, policy.retry_max);
     for EventFate { slot, fate } in events {
         let stream_key = slot.stream_key.as_str();
-        let is_untried = matches!(fate, Fate::Untried | Fate::AfterFailed);
+        let is_unanswered = matches!(fate, Fate::Unanswered | Fate::AfterFailed);
         if failed.contains(stream_key) {
             settlement.set_aside.push(slot.id);
-        } else if is_untried || untried.contains(stream_key) {
-            untried.insert(stream_key);
+        } else if is_unanswered || unanswered.contains(stream_key) {
+            unanswered.insert(stream_key);
         } else if let Some(failure) = fate.failure(slot) {
             failed.insert(stream_key);
             settlement.set_aside.push(slot.id);
@@ -178,7 +180,7 @@ pub(crate) fn settle(
         .iter()
         .filter(|event| event.slot.attempts.is_some())
         .map(|event| event.slot.stream_key.as_str())
-        .filter(|stream_key| !failed.contains(stream_key) && !untried.contains(stream_key))
+        .filter(|stream_key| !failed.contains(stream_key) && !unanswered.contains(stream_key))
         .collect();
     settlement.recovered = recovered.into_iter().map(str::to_owned).collect();
     settlement

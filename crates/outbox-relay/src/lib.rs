@@ -34,6 +34,7 @@
 //! | `disposition` | what happens to each event; pure, and the one place that decides it |
 //! | `survey`, `retention`, `listener` | background tasks: floor and gauges, deletion, hints |
 //! | `link`, `context` | a worker's broker connection; what all tasks share |
+//! | `pace`, `meter` | how much a worker claims at once; what the broker confirms |
 //! | `lane_share`, `hint`, `metrics`, `settings`, `error` | leaves |
 
 mod batch;
@@ -49,7 +50,9 @@ mod hint;
 mod lane_share;
 mod link;
 mod listener;
+mod meter;
 mod metrics;
+mod pace;
 mod pass;
 mod retention;
 mod run;

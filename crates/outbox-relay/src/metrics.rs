@@ -10,6 +10,8 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::meter::Meter;
+
 /// Label name and value.
 type Label = [(&'static str, &'static str); 1];
 
@@ -27,6 +29,9 @@ pub(crate) struct Metrics {
     pub(crate) events: Family<Label, Gauge>,
     pub(crate) waiting_streams: Family<Label, Gauge>,
     pub(crate) oldest_age_seconds: Gauge<f64, AtomicU64>,
+    pub(crate) oldest_held_age_seconds: Gauge<f64, AtomicU64>,
+    /// What the broker confirms now, for the probes.
+    pub(crate) confirms: Meter,
 }
 
 impl Metrics {
@@ -44,6 +49,8 @@ impl Metrics {
             events: Family::default(),
             waiting_streams: Family::default(),
             oldest_age_seconds: Gauge::default(),
+            oldest_held_age_seconds: Gauge::default(),
+            confirms: Meter::default(),
         };
         let registry = registry.sub_registry_with_prefix("outbox_relay");
         registry.register(
@@ -102,9 +109,15 @@ impl Metrics {
         );
         registry.register_with_unit(
             "oldest_pending_age",
-            "Age of the oldest event that should have been published; sampled",
+            "Age of the oldest pending event, without those of streams that wait; sampled",
             Unit::Seconds,
             metrics.oldest_age_seconds.clone(),
+        );
+        registry.register_with_unit(
+            "oldest_held_age",
+            "Age of the oldest event that could not be published; sampled",
+            Unit::Seconds,
+            metrics.oldest_held_age_seconds.clone(),
         );
         metrics
     }
@@ -134,5 +147,6 @@ impl Metrics {
         let parked = waiting.iter().filter(|streams| streams.parked);
         self.parked_streams.set(parked.map(|streams| streams.streams).sum());
         self.oldest_age_seconds.set(backlog.oldest_age_seconds);
+        self.oldest_held_age_seconds.set(backlog.oldest_held_age_seconds);
     }
 }

@@ -26,15 +26,16 @@ pub async fn run(settings: Settings, tasks: &mut Tasks) -> Result<(), Failure> {
     // Everything that can fail happens before the first task starts.
     let listen_options = context.settings.listen_options()?;
     let survey_probe = health.probe("outbox survey", None);
+    let lanes_probe = health.probe("outbox lanes", None);
     let retention_probe = health.probe("outbox retention", None);
     let workers: Vec<_> =
         (0..context.settings.workers).map(|_| Worker::new(Arc::clone(&context), &health)).collect();
-    let endpoint = Endpoint::bind(context.settings.http_listen, health, registry).await?;
+    let endpoint = Endpoint::bind(context.settings.http_listen, health.clone(), registry).await?;
     let http = endpoint.address()?;
     for (number, worker) in (1..).zip(workers) {
         tasks.spawn(format!("worker {number}"), worker.run());
     }
-    tasks.spawn("survey", survey(Arc::clone(&context), survey_probe));
+    tasks.spawn("survey", survey(Arc::clone(&context), health, survey_probe, lanes_probe));
     tasks.spawn("retention", delete_old_rows(Arc::clone(&context), retention_probe));
     if context.settings.notify {
         tasks.spawn("listener", listen(Arc::clone(&context), listen_options));

@@ -1,13 +1,13 @@
-//! A background task that keeps three things up to date: the floor of the outbox, the number of
-//! workers that share the lanes, and the gauges of the backlog.
+//! A background task that keeps up to date: the floor of the outbox, the number of workers that share the
+//! lanes, the gauges of the backlog, whether another session has locked lanes, and what the relay reports
+//! to `outbox-relay status`.
 
-use std::iter::Cycle;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use std::vec::IntoIter;
 
-use daemon::{Failure, Probe, chain};
-use event_store::{Fence, Lane, OutboxId, Session};
+use chrono::SecondsFormat;
+use daemon::{Failure, Health, Probe, chain};
+use event_store::{Fence, Lane, LaneLocker, OutboxId, Relay, Rows, Session};
 use tokio::time::sleep;
 
 use crate::context::Context;
@@ -18,10 +18,17 @@ const BUSY_INTERVAL: Duration = Duration::from_millis(250);
 const IDLE_INTERVAL: Duration = Duration::from_secs(1);
 /// How often the backlog is sampled.
 const SAMPLE_INTERVAL: Duration = Duration::from_secs(5);
+/// How long a check of lanes may take. A longer one, beside an old snapshot, checks fewer lanes next time.
+const CHECK_LIMIT: Duration = Duration::from_millis(50);
 
 /// Surveys until shutdown.
-pub(crate) async fn survey(context: Arc<Context>, probe: Probe) -> Result<(), Failure> {
-    let mut surveyor = Surveyor::new(&context);
+pub(crate) async fn survey(
+    context: Arc<Context>,
+    health: Health,
+    probe: Probe,
+    lanes: Probe,
+) -> Result<(), Failure> {
+    let mut surveyor = Surveyor::new(&context, health, lanes);
     while !context.shutdown.is_cancelled() {
         let pause = match context.shutdown.run_until_cancelled(surveyor.round()).await {
             None => break,
@@ -54,10 +61,16 @@ struct Surveyor<'c> {
     fence: Option<Fence>,
     /// The floor after the last round.
     floor: Option<OutboxId>,
-    /// The lanes, each rechecked in turn for a pending row below the floor. No known fault leaves a
-    /// row there, but such a row would never be published.
-    rechecks: Cycle<IntoIter<Lane>>,
-    /// When the workers were last counted and a lane was rechecked.
+    health: Health,
+    /// Says that another session has locked lanes.
+    lanes_probe: Probe,
+    /// The lanes, checked in turn for pending rows below the floor, which would never be published.
+    lanes: Vec<Lane>,
+    /// How many lanes are checked at once.
+    checked_at_once: usize,
+    /// What the session reports by its name.
+    shown: Option<String>,
+    /// When the workers were last counted and lanes were checked.
     counted: Option<Instant>,
     sampled: Option<Instant>,
 }
@@ -70,33 +83,41 @@ enum Floor {
 }
 
 impl<'c> Surveyor<'c> {
-    fn new(context: &'c Context) -> Self {
-        let rechecks = Lane::all().collect::<Vec<_>>().into_iter().cycle();
+    fn new(context: &'c Context, health: Health, lanes_probe: Probe) -> Self {
+        let lanes: Vec<_> = Lane::all().collect();
         Self {
             context,
+            health,
+            lanes_probe,
+            checked_at_once: lanes.len(),
+            lanes,
+            shown: None,
             session: None,
             fence: None,
             floor: None,
-            rechecks,
             counted: None,
             sampled: None,
         }
     }
 
     async fn round(&mut self) -> Result<Floor, event_store::Error> {
-        let mut session = match self.session.take() {
-            Some(session) => session,
-            None => Session::connect(&self.context.store).await?,
+        let mut session = if let Some(session) = self.session.take() {
+            session
+        } else {
+            self.shown = None;
+            Session::connect(&self.context.survey_store).await?
         };
         let floor = self.move_floor(&mut session).await?;
         if self.counted.is_none_or(|at| at.elapsed() >= IDLE_INTERVAL) {
             self.counted = Some(Instant::now());
             self.count_workers(&mut session).await?;
-            self.recheck_lane(&mut session).await?;
+            self.check_lanes(&mut session).await?;
+            self.check_lockers(&mut session).await?;
+            self.show(&mut session).await?;
         }
         if self.sampled.is_none_or(|at| at.elapsed() >= SAMPLE_INTERVAL) {
             self.sampled = Some(Instant::now());
-            let backlog = session.backlog().await?;
+            let backlog = session.backlog(Rows::FromFloor).await?;
             self.context.metrics.backlog(&backlog, &session.waiting_streams().await?);
         }
         self.session = Some(session);
@@ -125,11 +146,57 @@ impl<'c> Surveyor<'c> {
         Ok(())
     }
 
-    async fn recheck_lane(&mut self, session: &mut Session) -> Result<(), event_store::Error> {
-        if let Some(lane) = self.rechecks.next()
-            && let Some(found) = session.lower_floor(lane).await?
-        {
-            tracing::error!(id = found.get(), "an event was pending below the floor");
+    async fn check_lanes(&mut self, session: &mut Session) -> Result<(), event_store::Error> {
+        let begun = Instant::now();
+        let lowered = session.lower_floor(&self.lanes[..self.checked_at_once]).await?;
+        self.lanes.rotate_left(self.checked_at_once);
+        self.checked_at_once = if begun.elapsed() > CHECK_LIMIT {
+            (self.checked_at_once / 2).max(1)
+        } else {
+            (self.checked_at_once * 2).min(self.lanes.len())
+        };
+        if let Some(id) = lowered {
+            let id = id.get();
+            tracing::warn!(
+                id,
+                "events were pending below the floor: the ids of the outbox went back"
+            );
+        }
+        Ok(())
+    }
+
+    /// Lanes that another session has locked are not published, whatever else works.
+    async fn check_lockers(&mut self, session: &mut Session) -> Result<(), event_store::Error> {
+        match session.lane_lockers().await?.first() {
+            None => self.lanes_probe.ok(),
+            Some(LaneLocker { pid, application_name, lanes, .. }) => {
+                let session = pid.map_or_else(
+                    || "a prepared transaction".to_owned(),
+                    |pid| format!("pid {pid} ({application_name:?})"),
+                );
+                self.lanes_probe.failing(&format!(
+                    "{session} has locked {lanes} of 64 lanes in outbox_lanes: end its transaction"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Shows the state of the broker in the name of the session, for `outbox-relay status`.
+    async fn show(&mut self, session: &mut Session) -> Result<(), event_store::Error> {
+        let state = match self.health.failure("rabbitmq") {
+            Some((_, since)) => {
+                format!(": no RabbitMQ since {}", since.to_rfc3339_opts(SecondsFormat::Secs, true))
+            }
+            None if self.health.note("rabbitmq").is_some() => {
+                format!(": RabbitMQ confirms {:.1}/s", self.context.metrics.confirms.rate())
+            }
+            None => String::new(),
+        };
+        let name = format!("{}{state}", Relay::NAME);
+        if self.shown.as_ref() != Some(&name) {
+            session.show_as(&name).await?;
+            self.shown = Some(name);
         }
         Ok(())
     }

@@ -12,7 +12,8 @@ use crate::context::Context;
 use crate::disposition::FailurePolicy;
 use crate::error::Error;
 use crate::link::Link;
-use crate::pass::{Pass, Policy, pass};
+use crate::pace::Pace;
+use crate::pass::{Notices, Pass, Policy, pass};
 
 /// A worker that completes no pass for this long counts as hanging.
 const SILENCE_LIMIT: Duration = Duration::from_mins(1);
@@ -41,8 +42,7 @@ impl Worker {
     pub(crate) fn new(context: Arc<Context>, health: &Health) -> Self {
         let settings = &context.settings;
         let policy = Policy {
-            events: settings.batch_size,
-            bytes: settings.batch_bytes,
+            pace: Pace::new(settings.batch_size, settings.batch_bytes, settings.confirm_timeout),
             max_message_bytes: settings.max_message_bytes,
             failures: FailurePolicy {
                 retry_min: settings.retry_min,
@@ -51,6 +51,7 @@ impl Worker {
                 discard_unroutable: settings.discard_unroutable.clone(),
                 delete: settings.retention.is_zero(),
             },
+            notices: Notices::default(),
         };
         Self {
             policy,
@@ -129,14 +130,17 @@ impl Worker {
             return Err(broker::Error::Lost.into());
         }
         let Context { settings, lane_share, hint, metrics, .. } = &*self.context;
-        let mut passed = pass(session, link, &self.policy, lane_share.lanes(), metrics).await?;
+        let mut passed = pass(session, link, &mut self.policy, lane_share.lanes(), metrics).await?;
         if passed == Pass::Idle && hint.is_wanted(settings.poll_max) {
             session.request_hint().await?;
             // An append before the request sends no hint.
-            passed = pass(session, link, &self.policy, lane_share.lanes(), metrics).await?;
+            passed = pass(session, link, &mut self.policy, lane_share.lanes(), metrics).await?;
         }
         self.store_probe.ok();
-        self.broker_probe.ok();
+        self.broker_probe.ok_with(self.policy.pace.is_slow().then(|| {
+            let rate = metrics.confirms.rate();
+            format!("slow: the broker confirms {rate:.1} events/s")
+        }));
         self.progress.ok();
         Ok(Step::Passed(passed))
     }

@@ -1,5 +1,6 @@
 //! Commands for operators. They need PostgreSQL only, so that they work while the broker is down.
 
+mod causes;
 mod parked;
 mod reconcile;
 mod status;

@@ -2,27 +2,53 @@
 
 use std::fmt::Write;
 
-use daemon::Failure;
 use daemon::output::Format;
+use daemon::{Exit, Failure};
 use event_store::{Backlog, Group, Status};
+use serde::Serialize;
 
+use super::causes::{Cause, State, causes};
 use super::{STATEMENT_LIMIT, failure, open};
 use crate::Settings;
 
 /// The text shows this many categories; the JSON shows all.
 const CATEGORIES: usize = 10;
 
-/// Prints the state of the outbox.
-pub(crate) async fn status(settings: &Settings, format: Format) -> Result<(), Failure> {
+#[derive(Serialize)]
+struct Report {
+    state: State,
+    causes: Vec<Cause>,
+    #[serde(flatten)]
+    status: Status,
+}
+
+/// Prints the state of the outbox. The exit code says whether everything works.
+pub(crate) async fn status(settings: &Settings, format: Format) -> Result<Exit, Failure> {
     let mut session = open(settings, STATEMENT_LIMIT).await?;
     let status = session.status().await.map_err(failure)?;
     session.close().await;
-    format.print(&status, text)
+    let causes = causes(&status);
+    let state = causes.first().map_or(State::Ok, |cause| cause.state);
+    format.print(&Report { state, causes, status }, text)?;
+    Ok(match state {
+        State::Ok => Exit::Done,
+        State::Attention => Exit::Failed,
+        State::Broken => Exit::Broken,
+    })
 }
 
-fn text(status: &Status) -> String {
+fn text(report: &Report) -> String {
     let mut text = String::new();
-    write_text(&mut text, status).expect("writing to a String cannot fail");
+    let word = match report.state {
+        State::Ok => "ok",
+        State::Attention => "attention",
+        State::Broken => "broken",
+    };
+    writeln!(text, "state     {word}").expect("writing to a String cannot fail");
+    for cause in &report.causes {
+        writeln!(text, "- {}", cause.text).expect("writing to a String cannot fail");
+    }
+    write_text(&mut text, &report.status).expect("writing to a String cannot fail");
     text
 }
 
@@ -30,6 +56,9 @@ fn write_text(text: &mut String, status: &Status) -> std::fmt::Result {
     writeln!(text, "pending   {}", count(status.pending))?;
     if status.oldest_age_seconds > 0.0 {
         writeln!(text, "oldest    {:.1} s", status.oldest_age_seconds)?;
+    }
+    if status.oldest_held_age_seconds > 0.0 {
+        writeln!(text, "oldest held {:.1} s", status.oldest_held_age_seconds)?;
     }
     writeln!(
         text,
@@ -55,13 +84,6 @@ fn write_text(text: &mut String, status: &Status) -> std::fmt::Result {
     for streams in &status.waiting {
         let state = if streams.parked { "parked" } else { "waiting" };
         writeln!(text, "{state:<9} {} streams: {}", streams.streams, streams.reason)?;
-    }
-    for key in &status.unroutable {
-        writeln!(
-            text,
-            "no queue is bound for {}: {} events of {} streams wait for one",
-            key.routing_key, key.events, key.streams
-        )?;
     }
     for writer in &status.open_writers {
         let pid = writer

@@ -34,7 +34,7 @@ fn fate() -> impl Strategy<Value = Fate> {
         1 => Just(Fate::Nacked),
         1 => Just(Fate::TooLarge { bytes: 2, limit: 1 }),
         1 => Just(Fate::Refused { reason: String::new() }),
-        1 => Just(Fate::Untried),
+        1 => Just(Fate::Unanswered),
     ]
 }
 
@@ -44,7 +44,7 @@ fn succeeded(fate: &Fate) -> bool {
 
 proptest! {
     /// Each event ends in exactly one place. In a stream, no event is processed after a failure, and
-    /// no row changes from the first untried event on.
+    /// no row changes from the first unanswered event on.
     #[test]
     fn a_stream_is_processed_up_to_its_first_failure(
         batch in proptest::collection::vec((0_u8..5, fate()), 0..60),
@@ -59,7 +59,7 @@ proptest! {
             let own: Vec<_> = batch.iter().filter(|it| it.slot.stream_key == key).collect();
             let done = own.iter().take_while(|it| succeeded(&it.fate)).count();
             let stopped_by = own.get(done).map(|it| &it.fate);
-            let aside = stopped_by.is_some_and(|fate| *fate != Fate::Untried);
+            let aside = stopped_by.is_some_and(|fate| *fate != Fate::Unanswered);
             for (place, it) in own.iter().enumerate() {
                 let id = it.slot.id;
                 prop_assert_eq!(settlement.processed.contains(&id), place < done);
@@ -112,7 +112,7 @@ fn each_failure_has_its_reason_and_its_metric() {
     assert_eq!(Fate::Confirmed.label(), Some("confirmed"));
     assert_eq!(Fate::Discarded.label(), Some("discarded"));
     assert_eq!(Fate::AfterFailed.label(), None);
-    assert_eq!(Fate::Untried.label(), None);
+    assert_eq!(Fate::Unanswered.label(), None);
 }
 
 #[test]
@@ -160,6 +160,6 @@ fn a_stream_that_waited_recovers_when_nothing_of_it_failed() {
         slot(5, 4, Some(1)),
     ];
     let fates =
-        vec![Fate::Confirmed, Fate::Returned, Fate::Confirmed, Fate::Confirmed, Fate::Untried];
+        vec![Fate::Confirmed, Fate::Returned, Fate::Confirmed, Fate::Confirmed, Fate::Unanswered];
     assert_eq!(settle(&events(slots, fates), &policy(), || 0.5).recovered, ["order-1"]);
 }
