@@ -15,6 +15,7 @@ mod incidents;
 mod natural;
 mod operations;
 mod projector;
+mod projector_conflicts;
 mod projector_definitions;
 mod projector_faults;
 mod projector_history;

@@ -6,7 +6,9 @@ use chrono::Utc;
 use daemon::CancellationToken;
 use domain_events::StoredEvent;
 use projection::plan::Verdict;
-use read_model::{Applied, ApplyError, ParkKind, ReadModel, Session, apply};
+use read_model::{
+    Applied, ApplyError, ParkKind, ParkedStream, ReadModel, Session, apply, park_conflicts,
+};
 use uuid::Uuid;
 
 use crate::Settings;
@@ -35,17 +37,7 @@ impl Context {
     ) -> Result<Applied, ApplyError> {
         let started = Instant::now();
         let applied = match apply(session, model, events, self.settings.breaker).await {
-            Err(ApplyError::Storm { reason }) => {
-                session.set_paused(&model.ledger, Some(&reason)).await?;
-                tracing::error!(
-                    projection = model.name(),
-                    reason,
-                    "too many streams failed at once, so the projection is paused; fix the handler, restart \
-                     the projectors and run `projector resume {}`",
-                    model.name()
-                );
-                return Err(ApplyError::Paused { reason });
-            }
+            Err(ApplyError::Storm { reason }) => return Err(pause(session, model, reason).await?),
             other => other?,
         };
         self.count(model, &applied, events, started);
@@ -76,17 +68,26 @@ impl Context {
         ] {
             self.metrics.count(name, outcome, count);
         }
-        for stream in &applied.parked {
-            tracing::error!(
-                projection = name,
-                stream = stream.stream_id.as_str(),
-                version = stream.version.get(),
-                event = %stream.event_id,
-                reason = stream.reason,
-                "a stream is parked; other streams go on. Fix the handler, restart the projectors and run \
-                 `projector parked retry`, or run `projector parked skip`"
-            );
-        }
+        report(name, &applied.parked);
+    }
+
+    /// Parks streams in conflict that were found among `compared` ones. If they are too many, pauses the
+    /// projection and returns [`ApplyError::Paused`].
+    pub(crate) async fn park_conflicts(
+        &self,
+        session: &mut Session,
+        model: &ReadModel,
+        conflicts: Vec<ParkedStream>,
+        compared: usize,
+    ) -> Result<(), ApplyError> {
+        let breaker = (self.settings.breaker, compared);
+        let parked = match park_conflicts(session, model, conflicts, breaker).await {
+            Err(ApplyError::Storm { reason }) => return Err(pause(session, model, reason).await?),
+            other => other?,
+        };
+        self.metrics.count(model.name(), Outcome::Conflict, parked.len());
+        report(model.name(), &parked);
+        Ok(())
     }
 
     /// Applies events from the event store. Returns the number of events that were missing, plus the number of
@@ -111,6 +112,43 @@ impl Context {
             healed += count + applied.parked.len();
         }
         Ok(healed)
+    }
+}
+
+/// Pauses a projection of which too many streams failed at once. Returns the error of the batch.
+async fn pause(
+    session: &mut Session,
+    model: &ReadModel,
+    reason: String,
+) -> Result<ApplyError, ApplyError> {
+    session.set_paused(&model.ledger, Some(&reason)).await?;
+    tracing::error!(
+        projection = model.name(),
+        reason,
+        "too many streams failed at once, so the projection is paused; fix the handler, restart the projectors \
+         and run `projector resume {}`",
+        model.name()
+    );
+    Ok(ApplyError::Paused { reason })
+}
+
+fn report(projection: &str, parked: &[ParkedStream]) {
+    for stream in parked {
+        let remedy = if stream.kind == ParkKind::Conflict {
+            "Run `projector parked retry` if the event store has the event that was applied, and `projector \
+             rebuild start` otherwise"
+        } else {
+            "Fix the handler, restart the projectors and run `projector parked retry`, or run `projector \
+             parked skip`"
+        };
+        tracing::error!(
+            projection,
+            stream = stream.stream_id.as_str(),
+            version = stream.version.get(),
+            event = %stream.event_id,
+            reason = stream.reason,
+            "a stream is parked; other streams go on. {remedy}"
+        );
     }
 }
 

@@ -31,7 +31,7 @@ mod session;
 
 pub use apply::{
     Admitted, Applied, ApplyError, Breaker, Definition, Files, Part, ReadModel, apply, apply_part,
-    load,
+    load, park_conflicts,
 };
 pub use batch::{Batch, Committed};
 pub use batching::{Forms, TableInfo};

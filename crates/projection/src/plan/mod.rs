@@ -5,4 +5,6 @@ mod schedule;
 mod sequence;
 
 pub use schedule::{Task, schedule};
-pub use sequence::{Head, Heads, Last, Plan, Slot, Step, Verdict};
+pub use sequence::{
+    Contradiction, Head, Heads, Last, Plan, Slot, Step, Stored, Verdict, contradiction,
+};

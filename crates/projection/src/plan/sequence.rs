@@ -169,6 +169,41 @@ impl<'e> Plan<'e> {
     }
 }
 
+/// What the event store has at the versions of a repeated event and of the last applied event of its stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stored {
+    /// The event with the version of the repeated one; `None` if it was deleted.
+    pub received: Option<EventId>,
+    /// The event with the version of the last applied one.
+    pub last: Option<EventId>,
+}
+
+/// Why an event that counted as a duplicate is in conflict with its stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Contradiction {
+    /// The event store has another event with its version. Another program than the relay has published it.
+    OtherEvent {
+        /// The event in the event store.
+        stored: EventId,
+    },
+    /// The event store has the event, but not the last applied one: the stream was deleted and appended again.
+    OtherHistory,
+}
+
+/// Decides whether an event that counted as a duplicate contradicts its stream. The bookkeeping has the id of
+/// the last applied event only, so the event store answers for the versions before.
+pub fn contradiction(received: Last, last: Last, stored: Stored) -> Option<Contradiction> {
+    // Without it, the event was deleted, and nothing is left to compare with.
+    let stored_event = stored.received?;
+    if stored_event != received.event_id {
+        Some(Contradiction::OtherEvent { stored: stored_event })
+    } else if stored.last != Some(last.event_id) {
+        Some(Contradiction::OtherHistory)
+    } else {
+        None
+    }
+}
+
 /// Decides the verdicts on the events of one stream, which must be sorted by version. Returns where the
 /// stream stands afterwards, and the range of missing versions.
 fn decide(from: Head, stream: &mut [Planned<'_>]) -> (Head, Option<StreamRange>) {

@@ -15,6 +15,7 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::deliveries::Deliveries;
+use super::duplicates::Duplicates;
 use super::gaps::{Gaps, Reading};
 use super::lane::{Failure, Lane, Pending, Report};
 use crate::context::Context;
@@ -40,6 +41,7 @@ pub(crate) struct Consumer<'c> {
     lanes: Vec<Lane>,
     batches: JoinSet<Report>,
     gaps: Gaps,
+    duplicates: Duplicates,
     /// Reports streams with gaps.
     probe: &'c Probe,
     activity: watch::Sender<Activity>,
@@ -89,6 +91,7 @@ impl<'c> Consumer<'c> {
                 usize::from(prefetch) / 2,
                 retry_max,
             ),
+            duplicates: Duplicates::new(History::new(context.store.clone()), retry_max),
             probe,
             activity,
         })
@@ -106,6 +109,9 @@ impl<'c> Consumer<'c> {
                 () = stop.cancelled() => return Ok(()),
                 Some(report) = self.batches.join_next() => self.settle(joined(report)?).await?,
                 Some(read) = self.gaps.join_next() => self.close_gaps(joined(read)?).await?,
+                Some(compared) = self.duplicates.join_next() => {
+                    self.duplicates.finish(joined(compared)?)?;
+                }
                 () = sleep_until(timer.unwrap_or_else(Instant::now)), if timer.is_some() => {}
                 next = self.deliveries.next(self.context.settings.batch_size) => {
                     let deliveries = next?;
@@ -131,6 +137,7 @@ impl<'c> Consumer<'c> {
         });
         drop(ended.await);
         self.batches.shutdown().await;
+        self.duplicates.abort().await;
         let mut rest = self.gaps.abort().await;
         for lane in &mut self.lanes {
             rest.extend(lane.take_waiting());
@@ -145,7 +152,7 @@ impl<'c> Consumer<'c> {
         self.activity.send_modify(|activity| activity.unsettled = false);
     }
 
-    /// Starts batches in idle lanes, and the read of missing events.
+    /// Starts batches in idle lanes, the read of missing events, and the comparison of duplicates.
     fn start(&mut self) {
         for (number, lane) in self.lanes.iter_mut().enumerate() {
             if let Some(batch) = lane.start(number, self.context, self.model) {
@@ -153,11 +160,13 @@ impl<'c> Consumer<'c> {
             }
         }
         self.gaps.start_reading();
+        self.duplicates.start(self.context, self.model);
     }
 
     /// The next time at which a batch or a read is due.
     fn timer(&self) -> Option<Instant> {
-        self.lanes.iter().filter_map(Lane::retry_at).chain(self.gaps.next_due()).min()
+        let lanes = self.lanes.iter().filter_map(Lane::retry_at);
+        lanes.chain(self.gaps.next_due()).chain(self.duplicates.next_due()).min()
     }
 
     /// Decodes a message and passes its event to a lane. A message without an event for this projection becomes
@@ -231,6 +240,9 @@ impl<'c> Consumer<'c> {
                 verdict => {
                     if *verdict == Verdict::Apply {
                         self.release(&pending.event);
+                    }
+                    if *verdict == Verdict::Duplicate && pending.envelope.is_some() {
+                        self.duplicates.push(&pending.event);
                     }
                     receipts.extend(pending.envelope.map(Envelope::into_receipt));
                 }

@@ -3,6 +3,7 @@
 mod assignment;
 mod consumer;
 mod deliveries;
+mod duplicates;
 mod gaps;
 mod lane;
 mod partitions;

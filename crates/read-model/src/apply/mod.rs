@@ -2,6 +2,7 @@
 
 mod batch_run;
 mod breaker;
+mod conflict;
 mod model;
 
 use std::path::PathBuf;
@@ -12,6 +13,7 @@ use projection::plan::Verdict;
 
 use self::batch_run::{BatchRun, Interruption};
 pub use self::breaker::Breaker;
+pub use self::conflict::park_conflicts;
 pub use self::model::{Admitted, Definition, Files, ReadModel, load};
 use crate::binding::Unbindable;
 use crate::{Committed, Error, ParkKind, ParkedStream, Refusal, Session};

@@ -247,3 +247,23 @@ proptest! {
         prop_assert!(database.applied.is_empty());
     }
 }
+
+/// A repetition of an applied event is harmless; another event, or another history, is a conflict.
+#[test]
+fn a_duplicate_that_the_event_store_does_not_have_is_a_conflict() {
+    let id = |number: u128| EventId::new(Uuid::from_u128(number)).unwrap();
+    let event = |version, number| Last {
+        version: StreamVersion::new(version).unwrap(),
+        event_id: id(number),
+    };
+    let (received, last) = (event(1, 1), event(3, 3));
+    let decide = |received_id: Option<u128>, last_id: Option<u128>| {
+        let stored = Stored { received: received_id.map(id), last: last_id.map(id) };
+        contradiction(received, last, stored)
+    };
+    assert_eq!(decide(Some(1), Some(3)), None);
+    assert_eq!(decide(None, None), None, "deleted events contradict nothing");
+    assert_eq!(decide(Some(2), Some(3)), Some(Contradiction::OtherEvent { stored: id(2) }));
+    assert_eq!(decide(Some(1), None), Some(Contradiction::OtherHistory));
+    assert_eq!(decide(Some(1), Some(4)), Some(Contradiction::OtherHistory));
+}
