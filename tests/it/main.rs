@@ -16,6 +16,7 @@ mod natural;
 mod operations;
 mod projector;
 mod projector_conflicts;
+mod projector_dead_letters;
 mod projector_definitions;
 mod projector_faults;
 mod projector_history;

@@ -27,12 +27,14 @@
 //! |---|---|
 //! | `connection` | connect, deadlines |
 //! | `publisher`, `consumer` | **start here** |
+//! | `dead_letters` | reading and emptying dead-letter queues |
 //! | `topology`, `pattern` | exchanges, queues, bindings; matching routing keys |
 //! | `properties` | messages to AMQP properties and back |
 //! | `dial`, `stream`, `frames` | workarounds for lapin 4.12.3 |
 
 mod connection;
 mod consumer;
+mod dead_letters;
 mod dial;
 mod error;
 mod frames;
@@ -47,6 +49,7 @@ mod topology;
 
 pub use connection::{Connection, Options};
 pub use consumer::{Consumer, Delivery, Envelope, Receipt};
+pub use dead_letters::{DeadLetter, DeadLetters};
 pub use error::Error;
 pub use pattern::{InvalidPattern, TopicPattern};
 pub use publisher::{Interrupted, Outcome, Publisher};

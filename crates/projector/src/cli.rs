@@ -9,7 +9,7 @@ use daemon::{Failure, healthcheck, init_logs};
 use read_model::Registry;
 
 use crate::commands::{
-    Check, Parked, Rebuild, Reconcile, Show, Status, Topology, Verify, adopt, check, cleanup,
+    Check, Dead, Parked, Rebuild, Reconcile, Show, Status, Topology, Verify, adopt, check, cleanup,
     migrate, pause, reconcile, resume, roll_back, show, status, verify,
 };
 use crate::run::run;
@@ -61,6 +61,12 @@ enum Command {
     /// The projector parks a stream when it cannot apply its next event. Other streams go on.
     #[command(subcommand, after_help = "Example:\n  projector parked list order_summary")]
     Parked(Parked),
+    /// List dead letters, and replay or discard them.
+    ///
+    /// A dead letter is a message that is not an event of the event store, or an event that the projection
+    /// does not follow.
+    #[command(subcommand, after_help = "Example:\n  projector dead list order_summary")]
+    Dead(Dead),
     /// Stop applying events until `resume`. Messages wait in the queue.
     Pause(Pause),
     /// Apply events again after a pause.
@@ -145,6 +151,7 @@ pub fn main_with(code: Registry) -> ExitCode {
         Command::Run
         | Command::Status(_)
         | Command::Parked(_)
+        | Command::Dead(_)
         | Command::Rebuild(_)
         | Command::Rollback(_)
         | Command::DropOld(_)
@@ -177,6 +184,7 @@ pub fn main_with(code: Registry) -> ExitCode {
         Command::Verify(arguments) => answer(block_on(verify(&settings, &arguments))),
         Command::Reconcile(arguments) => answer(block_on(reconcile(&settings, &arguments))),
         Command::Parked(command) => end(block_on(command.run(&settings))),
+        Command::Dead(command) => end(block_on(command.run(&settings))),
         Command::Pause(Pause { projection, reason }) => {
             end(block_on(pause(&settings, &projection, &reason)))
         }

@@ -59,6 +59,7 @@ pub(crate) struct Metrics {
     rebuild_positions_left: Family<Labels<1>, Gauge>,
     rebuild_rate: Family<Labels<1>, Gauge>,
     missing_events: Family<Labels<1>, Gauge>,
+    dead_letters: Family<Labels<1>, Gauge>,
 }
 
 impl Metrics {
@@ -82,6 +83,7 @@ impl Metrics {
             rebuild_positions_left: Family::default(),
             rebuild_rate: Family::default(),
             missing_events: Family::default(),
+            dead_letters: Family::default(),
         };
         let registry = registry.sub_registry_with_prefix("projector");
         let version = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
@@ -128,6 +130,11 @@ impl Metrics {
             "conflicting_streams",
             "Parked streams for which another event with the same version was applied",
             self.conflicts.clone(),
+        );
+        registry.register(
+            "dead_letters",
+            "Messages in the dead-letter queue",
+            self.dead_letters.clone(),
         );
         registry.register("paused", "1 while the projection is paused", self.paused.clone());
         registry.register(
@@ -229,6 +236,10 @@ impl Metrics {
         self.rebuild_positions_left.get_or_create(&labels).set(until - position);
         let rate = i64::try_from(events_per_second).unwrap_or(i64::MAX);
         self.rebuild_rate.get_or_create(&labels).set(rate);
+    }
+
+    pub(crate) fn dead_letters(&self, projection: &str, messages: u32) {
+        self.dead_letters.get_or_create(&[label(projection)]).set(i64::from(messages));
     }
 
     pub(crate) fn missing(&self, projection: &str, events: i64) {

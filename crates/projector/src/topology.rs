@@ -51,6 +51,11 @@ impl Topology {
         Self { source, keys, hash: Some(hash), queues }
     }
 
+    /// The name of the dead-letter queue, which all queues share.
+    pub(crate) fn dead_letters(&self) -> &str {
+        &self.queues[0].dead_letters
+    }
+
     /// Declares everything that is missing. Returns whether a queue is new: such a queue lacks the messages
     /// that were published before.
     pub(crate) async fn declare(&self, connection: &Connection) -> Result<bool, Error> {

@@ -2,6 +2,7 @@
 
 mod adopt;
 mod check;
+mod dead;
 mod migrate;
 mod parked;
 mod rebuild;
@@ -17,6 +18,7 @@ use read_model::{ReadModel, Session};
 
 pub(crate) use self::adopt::adopt;
 pub(crate) use self::check::{Check, check};
+pub(crate) use self::dead::Dead;
 pub(crate) use self::migrate::migrate;
 pub(crate) use self::parked::{Parked, pause, resume};
 #[cfg(test)]

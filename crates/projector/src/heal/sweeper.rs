@@ -199,13 +199,16 @@ impl Sweeper<'_> {
         Ok(())
     }
 
-    /// The number of messages that wait in each queue.
+    /// The number of messages that wait in each queue. Counts the dead letters too.
     async fn ready_messages(&mut self, model: &ReadModel) -> Result<Vec<u32>, Error> {
         let connection = match self.connection.take() {
             Some(connection) if connection.is_connected() => connection,
             _ => Connection::connect(&self.context.broker).await?,
         };
-        let ready = self.topology(model).ready_in_each(&connection).await?;
+        let topology = self.topology(model);
+        let ready = topology.ready_in_each(&connection).await?;
+        let dead = connection.ready_messages(topology.dead_letters()).await?.unwrap_or(0);
+        self.context.metrics.dead_letters(model.name(), dead);
         self.connection = Some(connection);
         Ok(ready)
     }
