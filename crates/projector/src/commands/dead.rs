@@ -282,7 +282,7 @@ async fn settle(
     chosen: &Chosen,
     discard: Option<&str>,
 ) -> Result<(), Failure> {
-    // Before the change: a decision that cannot be recorded is not carried out.
+    // First, so that nothing changes while MySQL, which records the decision, is away.
     let mut session = open_mysql(settings).await?;
     let mut queue = Queue::open(settings, projection).await?;
     let mut ids = Vec::new();
