@@ -188,28 +188,7 @@ impl Publisher {
                 }
             }
         }
-        let mut confirmed = Vec::with_capacity(messages.len());
-        for answer in answers {
-            confirmed.push(answer.as_ref().map(Confirmation::is_ack));
-            returned.extend(answer.and_then(returned_id));
-        }
-        confirmed.resize(messages.len(), None);
-        // A confirm whose return has arrived carries a return, its own or an earlier one. So while no
-        // return was seen, every confirmed message has a queue. After the first, that is known only at
-        // the end of the batch.
-        let is_partial = error.is_some() && !returned.is_empty();
-        let outcome = |(message, confirmed): (&M, Option<bool>)| {
-            let id = &message.borrow().message_id;
-            let is_returned = id.as_ref().is_some_and(|id| returned.contains(id));
-            match confirmed {
-                None => Outcome::Unanswered,
-                Some(false) => Outcome::Nacked,
-                Some(true) if is_returned => Outcome::Returned,
-                Some(true) if is_partial => Outcome::Unanswered,
-                Some(true) => Outcome::Confirmed,
-            }
-        };
-        let outcomes = messages.iter().zip(confirmed).map(outcome).collect();
+        let outcomes = outcomes(messages, answers, returned, error.is_none());
         match error {
             None => Ok(outcomes),
             Some(error) => Err(Interrupted { outcomes, error }),
@@ -282,6 +261,37 @@ impl Publisher {
         }
         Ok(())
     }
+}
+
+/// The outcomes of a batch by its answers, in order, and the ids that were returned besides. `is_whole` means that
+/// every answer has arrived.
+fn outcomes<M: Borrow<Message>>(
+    messages: &[M],
+    answers: Vec<Option<Confirmation>>,
+    mut returned: HashSet<String>,
+    is_whole: bool,
+) -> Vec<Outcome> {
+    let mut confirmed = Vec::with_capacity(messages.len());
+    for answer in answers {
+        confirmed.push(answer.as_ref().map(Confirmation::is_ack));
+        returned.extend(answer.and_then(returned_id));
+    }
+    confirmed.resize(messages.len(), None);
+    // A confirm whose return has arrived carries a return, its own or an earlier one. So while no return was
+    // seen, every confirmed message has a queue. After the first, that is known only at the end of the batch.
+    let is_doubtful = !is_whole && !returned.is_empty();
+    let outcome = |(message, confirmed): (&M, Option<bool>)| {
+        let id = &message.borrow().message_id;
+        let is_returned = id.as_ref().is_some_and(|id| returned.contains(id));
+        match confirmed {
+            None => Outcome::Unanswered,
+            Some(false) => Outcome::Nacked,
+            Some(true) if is_returned => Outcome::Returned,
+            Some(true) if is_doubtful => Outcome::Unanswered,
+            Some(true) => Outcome::Confirmed,
+        }
+    };
+    messages.iter().zip(confirmed).map(outcome).collect()
 }
 
 fn failed(source: lapin::Error) -> Error {
