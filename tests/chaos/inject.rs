@@ -32,6 +32,8 @@ const REBUILD_LIMIT: Duration = Duration::from_secs(20);
 const FULL_LIMIT: Duration = Duration::from_secs(10);
 /// A daemon ends within 10 s of SIGTERM; a busy machine needs a little longer.
 const TERM_LIMIT: Duration = Duration::from_secs(12);
+/// The pause between two looks at the bindings while they are removed.
+const BINDINGS_PAUSE: Duration = Duration::from_millis(100);
 /// How long after its confirm an event may be marked.
 const MARK_LIMIT: TimeDelta = TimeDelta::seconds(7);
 
@@ -416,7 +418,6 @@ impl Harm {
     /// does not receive messages that the broker has confirmed.
     async fn remove_bindings(&self, fault: &Fault) -> Result<(), String> {
         let management = &self.management;
-        let begun = Utc::now();
         let mut bindings = management.bindings().await?;
         let is_partial = fault.which % 2 == 1 && bindings.len() > 1;
         if is_partial {
@@ -425,11 +426,21 @@ impl Harm {
             bindings.retain(|binding| binding.path == chosen);
         }
         let unbound = management.unbind(&bindings).await;
-        sleep(fault.lasts).await;
-        let bound = management.bindings().await;
+        let ends = Instant::now() + fault.lasts;
+        // From the moment at which a projector declares its bindings again, the wire queue misses messages
+        // that are published.
+        let mut unwatched = None;
+        while Instant::now() < ends {
+            let before = Utc::now();
+            let is_bound = !management.bindings().await.is_ok_and(|bound| bound.is_empty());
+            if !is_partial && is_bound {
+                unwatched = unwatched.or(Some(before - BINDINGS_PAUSE));
+            }
+            sleep(BINDINGS_PAUSE).await;
+        }
         undo(async || management.bind(&bindings).await).await?;
-        if !is_partial && !bound.is_ok_and(|bound| bound.is_empty()) {
-            lock(&self.unwatched).push((begun, Utc::now() + MARK_LIMIT));
+        if let Some(from) = unwatched {
+            lock(&self.unwatched).push((from, Utc::now() + MARK_LIMIT));
         }
         unbound
     }
