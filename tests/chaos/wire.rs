@@ -12,7 +12,7 @@ use lapin::options::{
     QueueBindOptions, QueueDeclareOptions,
 };
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::{BasicProperties, Connection, ConnectionProperties, ExchangeKind};
+use lapin::{BasicProperties, Connection, ConnectionProperties, Consumer, ExchangeKind};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -106,9 +106,30 @@ async fn read(
     pause: &AtomicBool,
     bound: &mut Option<oneshot::Sender<()>>,
 ) -> Result<(), lapin::Error> {
-    let connect = Connection::connect(url, ConnectionProperties::default());
-    let Ok(connection) = timeout(LIMIT, connect).await else { return Ok(()) };
-    let connection = connection?;
+    let Ok(consume) = timeout(LIMIT, consume(url)).await else { return Ok(()) };
+    let (_connection, mut deliveries) = consume?;
+    if let Some(bound) = bound.take() {
+        bound.send(()).ok();
+    }
+    // After a silence the connection or the consumer may be dead, so both are made anew.
+    while let Ok(Some(next)) = timeout(LIMIT, deliveries.next()).await {
+        let next = next?;
+        if let Some(message) = message(&next.properties) {
+            lock(log).note(message, next.redelivered);
+        }
+        while pause.load(Ordering::Relaxed) {
+            sleep(PAUSE / 10).await;
+        }
+        let Ok(settled) = timeout(LIMIT, next.acker.ack(BasicAckOptions::default())).await else {
+            return Ok(());
+        };
+        settled?;
+    }
+    Ok(())
+}
+
+async fn consume(url: &str) -> Result<(Connection, Consumer), lapin::Error> {
+    let connection = Connection::connect(url, ConnectionProperties::default()).await?;
     let channel = connection.create_channel().await?;
     let durable = ExchangeDeclareOptions { durable: true, ..Default::default() };
     let none = FieldTable::default;
@@ -120,26 +141,8 @@ async fn read(
     channel.queue_bind(QUEUE.into(), EXCHANGE.into(), "#".into(), bind, none()).await?;
     channel.basic_qos(PREFETCH, BasicQosOptions::default()).await?;
     let consume = BasicConsumeOptions::default();
-    let mut deliveries =
-        channel.basic_consume(QUEUE.into(), "chaos".into(), consume, none()).await?;
-    if let Some(bound) = bound.take() {
-        bound.send(()).ok();
-    }
-    loop {
-        let next = match timeout(LIMIT, deliveries.next()).await {
-            Ok(Some(next)) => next?,
-            // Nothing was published for a while, or the connection is dead.
-            Err(_) if connection.status().connected() => continue,
-            Ok(None) | Err(_) => return Ok(()),
-        };
-        if let Some(message) = message(&next.properties) {
-            lock(log).note(message, next.redelivered);
-        }
-        while pause.load(Ordering::Relaxed) {
-            sleep(PAUSE / 10).await;
-        }
-        next.acker.ack(BasicAckOptions::default()).await?;
-    }
+    let deliveries = channel.basic_consume(QUEUE.into(), "chaos".into(), consume, none()).await?;
+    Ok((connection, deliveries))
 }
 
 fn message(properties: &BasicProperties) -> Option<Message> {

@@ -308,7 +308,8 @@ type Bound<'q> = Query<'q, MySql, MySqlArguments>;
 fn bind<'q>(query: Bound<'q>, value: &Value) -> Bound<'q> {
     match value {
         Value::Null => query.bind(None::<String>),
-        Value::Boolean(flag) => query.bind(*flag),
+        // As a bool, sqlx sends an unsigned number, and MySQL refuses to add that to a negative one (1690).
+        Value::Boolean(flag) => query.bind(i64::from(*flag)),
         Value::Integer(number) => query.bind(*number),
         Value::Unsigned(number) => query.bind(*number),
         Value::Decimal(number) => query.bind(number.clone()),

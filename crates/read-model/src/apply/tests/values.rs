@@ -272,6 +272,36 @@ fn a_value_is_converted_in_expressions_and_conditions() {
     });
 }
 
+/// A boolean is a number like any other in a sum, also where the sum is below zero.
+#[test]
+fn a_boolean_adds_to_a_negative_number() {
+    Runtime::new().unwrap().block_on(async {
+        let mut lab = Lab::create().await;
+        let folder = tempfile::tempdir().unwrap();
+        let tables = "CREATE TABLE one (
+            id VARCHAR(64) CHARACTER SET utf8mb4 COLLATE utf8mb4_0900_bin PRIMARY KEY, n INT NOT NULL)";
+        let handlers = [
+            ("A", "INSERT INTO one (id, n) VALUES (:stream_id, -5)"),
+            ("B", "UPDATE one SET n = n + :data.flag WHERE id = :stream_id"),
+        ];
+        write_files(folder.path(), true, tables, handlers);
+        let raw = [(0, 0, "{}"), (1, 0, "{}"), (0, 1, "{\"flag\": false}"), (1, 1, "{\"flag\": true}")];
+        let raw = raw.map(|(stream, kind, data)| (stream, kind, data.to_owned()));
+        for one_by_one in [true, false] {
+            let model = model(folder.path(), one_by_one);
+            lab.apply(&model, &events(&raw), 10).await;
+            let parked = lab.session.parked(&model.ledger).await.unwrap();
+            assert_eq!(parked.len(), 0, "{:?}", parked.first().map(|it| &it.reason));
+            let rows: Vec<i32> = sqlx::query_scalar("SELECT n FROM one ORDER BY id")
+                .fetch_all(&mut lab.session.connection)
+                .await
+                .unwrap();
+            assert_eq!(rows, [-5, -4], "one by one: {one_by_one}");
+        }
+        lab.drop().await;
+    });
+}
+
 /// Without strict values, MySQL converts what it can.
 #[test]
 fn values_that_are_not_strict_are_converted_by_mysql() {
