@@ -39,4 +39,5 @@ mod relay_slow;
 mod relay_status;
 mod relay_waits;
 mod shop;
+mod wait_endpoint;
 mod workload;

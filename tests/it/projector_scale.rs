@@ -3,15 +3,12 @@
 use std::env;
 use std::time::{Duration, Instant};
 
-use futures_util::future::join_all;
 use harness::{Daemon, Proxy, Stack, eventually, within};
 use serde_json::{Value, json};
 use sqlx::{Connection, Executor};
 use tokio::time::sleep;
-use uuid::Uuid;
 
 use crate::projector::{TALLY, applied, publish, tested, wait_for};
-use crate::relay::fill;
 
 const SPREAD: &str = "tests/projections/spread";
 const SHARED: &str = "tests/projections/shared";
@@ -210,58 +207,6 @@ async fn writers_of_the_same_rows_never_deadlock() {
             .await
             .unwrap();
         assert_eq!(totals, wanted.1);
-    })
-    .await;
-}
-
-/// An application can wait until a read model contains its event, and so reads its own writes.
-#[tokio::test(flavor = "multi_thread")]
-async fn an_application_can_wait_for_its_event() {
-    Stack::run(async |stack| {
-        let projector = stack.projector(SPREAD);
-        projector.clone().arg("migrate").succeed().await;
-        let daemon = projector.start_ready().await;
-        fill(stack, "order", 1, 1).await;
-        let id: String = sqlx::query_scalar("SELECT event_id::text FROM events")
-            .fetch_one(&mut stack.postgres().await)
-            .await
-            .unwrap();
-        let path = |name: &str, id: &str| {
-            format!("/v1/projections/{name}/wait?event_id={id}&timeout=300ms")
-        };
-        let (code, body) = daemon.get(&path("spread", &id)).await.unwrap();
-        assert_eq!(
-            (code, body.trim()),
-            (504, "{\"applied\":false}"),
-            "no relay publishes the event yet"
-        );
-        let _relay = stack.relay().start_ready().await;
-        eventually("the event is applied", async || {
-            let (code, _) = daemon.get(&path("spread", &id)).await?;
-            (code == 200).then_some(())
-        })
-        .await;
-        assert_eq!(daemon.get(&path("other", &id)).await.unwrap().0, 404);
-        assert_eq!(daemon.get(&path("spread", "x")).await.unwrap().0, 400);
-    })
-    .await;
-}
-
-/// Waiting requests must not occupy all connections: health and metrics must still answer.
-#[tokio::test(flavor = "multi_thread")]
-async fn the_number_of_waiting_requests_is_limited() {
-    Stack::run(async |stack| {
-        let projector = stack.projector(SPREAD);
-        projector.clone().arg("migrate").succeed().await;
-        let daemon = projector.start_ready().await;
-        let path = format!("/v1/projections/spread/wait?event_id={}&timeout=3s", Uuid::new_v4());
-        let everybody = join_all((0..140).map(|_| daemon.get(&path)));
-        let (answers, alive) = tokio::join!(everybody, daemon.get("/livez"));
-        assert_eq!(alive.unwrap().0, 200);
-        let refused = answers.iter().filter(|answer| matches!(answer, Some((503, _)))).count();
-        let waited = answers.iter().filter(|answer| matches!(answer, Some((504, _)))).count();
-        assert_eq!(refused + waited, 140, "{answers:?}");
-        assert!((1..=12).contains(&refused), "{refused}");
     })
     .await;
 }

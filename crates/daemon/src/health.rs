@@ -62,7 +62,7 @@ impl Health {
         let mut ready = true;
         let mut states = serde_json::Map::new();
         for (name, component) in &*components {
-            let reason = component.failing.values().next().cloned().or_else(|| component.silence());
+            let reason = component.reason();
             ready &= reason.is_none();
             let since = component.since.to_rfc3339_opts(SecondsFormat::Secs, true);
             let state = match reason {
@@ -85,6 +85,11 @@ impl Health {
         Some((reason.clone(), component.since))
     }
 
+    /// Why a component is not ready; `None` while it works.
+    pub fn reason(&self, component: &str) -> Option<String> {
+        self.lock().get(component)?.reason()
+    }
+
     /// What a component says while it works.
     pub fn note(&self, component: &str) -> Option<String> {
         let components = self.lock();
@@ -102,6 +107,11 @@ impl Component {
             self.since = Utc::now();
         }
         self.failing.insert(probe, reason.to_owned());
+    }
+
+    /// Why it is not ready.
+    fn reason(&self) -> Option<String> {
+        self.failing.values().next().cloned().or_else(|| self.silence())
     }
 
     fn silence(&self) -> Option<String> {

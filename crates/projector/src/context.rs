@@ -152,6 +152,11 @@ fn report(projection: &str, parked: &[ParkedStream]) {
     }
 }
 
+/// The component of the health report that says whether a projection follows its queues.
+pub(crate) fn component(model: &ReadModel) -> String {
+    format!("projection {}", model.name())
+}
+
 /// Names this process for people: `host:pid`.
 pub(crate) fn host() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();

@@ -39,7 +39,7 @@ pub async fn run(settings: Settings, tasks: &mut Tasks) -> Result<(), Failure> {
         tasks.spawn(format!("projection {}", model.name()), task);
     }
     let count = models.len();
-    let routes = wait_endpoint(&context, &models);
+    let routes = wait_endpoint(&context, &models, health.clone());
     tasks.spawn("sweeper", sweep(Arc::clone(&context), models.clone(), health.clone()));
     tasks.spawn("reconciliation", reconcile_hourly(Arc::clone(&context), models.clone()));
     tasks.spawn("rebuilds", maintain(Arc::clone(&context), models));

@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep};
 use super::consumer::ConnectedProjection;
 use super::partitions::Partitions;
 use crate::Settings;
-use crate::context::Context;
+use crate::context::{Context, component};
 use crate::error::{Error, ServerError};
 use crate::history::{Decided, FENCE_PATIENCE, History, Pace, Span, Target, replay};
 use crate::topology::Topology;
@@ -35,7 +35,7 @@ pub(crate) async fn supervise(
     model: Arc<ReadModel>,
     health: Health,
 ) -> Result<(), Failure> {
-    let component = format!("projection {}", model.name());
+    let component = component(&model);
     let supervisor = Supervisor {
         probe: health.probe(&component, None),
         gaps: health.probe(&format!("{component} gaps"), None),
