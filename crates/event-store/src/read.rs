@@ -29,7 +29,7 @@ impl Session {
     /// Reads events of some categories in global order, with `after < position <= until`.
     ///
     /// Reads at most `limit` events, 4 MiB of stored payload and 50,000 positions: events of a rare
-    /// category may be far apart. Also returns the last position read, after which to continue.
+    /// category may be far apart. It passes a range without any event in one step. Also returns the last position read, after which to continue.
     /// `until` must be the limit of a decided [`Fence`](crate::Fence).
     ///
     /// # Errors
@@ -67,8 +67,36 @@ impl Session {
         .bind(i64::from(limit))
         .bind(PAGE_BYTES);
         let events = events(self.run(Mode::Read, "reading events", query).await?)?;
-        let last = events.last().map(|event| event.position);
-        Ok((events, last.unwrap_or(window)))
+        let end = match events.last() {
+            Some(last) => last.position,
+            None => self.skip_gap(window, until).await?,
+        };
+        Ok((events, end))
+    }
+
+    /// The last position before the next event of any category, in `after..=until`.
+    ///
+    /// A rolled-back or moved sequence leaves gaps, which may be longer than all events together. Whoever scans
+    /// positions in windows passes such a gap in one step.
+    ///
+    /// # Errors
+    ///
+    /// When the statement fails.
+    pub async fn skip_gap(&mut self, after: Position, until: Position) -> Result<Position, Error> {
+        if after >= until {
+            return Ok(until);
+        }
+        let query = query(
+            "SELECT position FROM events WHERE position > $1 AND position <= $2
+             ORDER BY position LIMIT 1",
+        )
+        .bind(after.get())
+        .bind(until.get());
+        let rows: Vec<(i64,)> = self.run(Mode::Read, "searching for the next event", query).await?;
+        let before = rows.first().map(|(next,)| Position::new(next - 1)).transpose();
+        let before =
+            before.map_err(|source| Error::Row { table: "events", id: after.get(), source })?;
+        Ok(before.unwrap_or(until))
     }
 
     /// Reads ranges of many streams with one query, each in version order and with at most `limit`

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use domain_events::{Category, EventType, SchemaVersion};
+use serde::Deserialize;
 
 use crate::Statement;
 
@@ -20,6 +21,8 @@ pub struct Projection {
     pub lanes: u16,
     /// Whether an event is refused whose value MySQL would change to fit a column.
     pub strict: bool,
+    /// The order of events that it needs; `None` if its tables decide.
+    pub order: Option<Order>,
     /// Its tables, in the order in which they are created.
     pub tables: Vec<Table>,
     /// SHA-256 of `tables.sql` in hexadecimal digits. It changes when the file changes.
@@ -32,6 +35,31 @@ pub struct Projection {
     pub(crate) handlers: Handlers,
     /// Whether a Rust type applies the events, instead of SQL handlers.
     pub is_rust: bool,
+}
+
+/// The order in which a projection needs its events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Order {
+    /// Events of one stream in the order of their versions; events of different streams in any order.
+    Stream,
+    /// All events in the order of the event store.
+    Global,
+}
+
+impl Order {
+    /// As `projection.toml` has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Stream => "stream",
+            Self::Global => "global",
+        }
+    }
+
+    /// The order with this name.
+    pub fn of_name(name: &str) -> Option<Self> {
+        [Self::Stream, Self::Global].into_iter().find(|order| order.name() == name)
+    }
 }
 
 /// The stem of the file that handles every event type without a file of its own.

@@ -29,7 +29,7 @@ mod tokens;
 mod usage;
 mod value;
 
-pub use definition::{Handler, Lookup, Projection, Table};
+pub use definition::{Handler, Lookup, Order, Projection, Table};
 pub use fault::Fault;
 pub use load::load_all;
 pub use parameter::{BindError, Parameter, Source};
@@ -37,6 +37,7 @@ pub use shape::{
     Action, Assignment, Cast, Class, Condition, Function, LineColumn, NotBatchable, RowSource,
     Rule, Shape, SourceRows, Subquery, Term, Touch,
 };
+pub use sources::short_hash;
 pub use statement::Statement;
 pub use usage::{ColumnName, Place, Use};
 pub use value::Value;

@@ -8,7 +8,7 @@ use domain_events::{Category, EventType, SchemaVersion};
 use serde::Deserialize;
 
 use crate::Fault;
-use crate::definition::{Handler, Handlers, Projection, Table};
+use crate::definition::{Handler, Handlers, Order, Projection, Table};
 use crate::sources::{Source, definition_hash, hash, sources, texts};
 use crate::statement::{handler, parse, split};
 use crate::tokens::Placed;
@@ -28,6 +28,8 @@ struct Definition {
     /// Whether an event is refused whose value MySQL would change to fit a column.
     #[serde(default = "yes")]
     strict: bool,
+    /// The order of events that it needs.
+    order: Option<Order>,
 }
 
 fn one() -> u16 {
@@ -107,7 +109,7 @@ fn load(directory: &Path, in_rust: &[String]) -> Result<Projection, Vec<Fault>> 
     let mut keep = |found: Vec<Fault>| faults.extend(found);
     let definition = definition(&directory.join(DEFINITION)).unwrap_or_else(|found| {
         keep(found);
-        (Vec::new(), one(), one(), yes())
+        (Vec::new(), one(), one(), yes(), None)
     });
     let (tables, tables_hash) = tables(directory, &sources).unwrap_or_else(|found| {
         keep(found);
@@ -131,15 +133,16 @@ fn load(directory: &Path, in_rust: &[String]) -> Result<Projection, Vec<Fault>> 
         _ => {}
     }
     if faults.is_empty() {
-        let (categories, partitions, lanes, strict) = definition;
+        let (categories, partitions, lanes, strict, order) = definition;
         let files = texts(&sources)?;
-        let definition_hash = definition_hash(&files, strict);
+        let definition_hash = definition_hash(&files, strict, order);
         Ok(Projection {
             name,
             categories,
             partitions,
             lanes,
             strict,
+            order,
             tables,
             tables_hash,
             definition_hash,
@@ -152,7 +155,10 @@ fn load(directory: &Path, in_rust: &[String]) -> Result<Projection, Vec<Fault>> 
     }
 }
 
-fn definition(file: &Path) -> Result<(Vec<Category>, u16, u16, bool), Vec<Fault>> {
+/// The categories, partitions, lanes, strictness and order of a projection.
+type Keys = (Vec<Category>, u16, u16, bool, Option<Order>);
+
+fn definition(file: &Path) -> Result<Keys, Vec<Fault>> {
     let text = read(file)?;
     let definition: Definition = toml::from_str(&text).map_err(|error| {
         let line = error.span().map(|span| line_of(&text, span.start));
@@ -174,8 +180,10 @@ fn definition(file: &Path) -> Result<(Vec<Category>, u16, u16, bool), Vec<Fault>
         Category::new(text)
             .map_err(|error| vec![fault(file, None, &format!("category {given:?}: {error}"))])
     };
-    let categories = definition.categories.into_iter().map(category).collect::<Result<_, _>>()?;
-    Ok((categories, definition.partitions, definition.lanes, definition.strict))
+    let categories =
+        definition.categories.iter().cloned().map(category).collect::<Result<_, _>>()?;
+    let Definition { partitions, lanes, strict, order, .. } = definition;
+    Ok((categories, partitions, lanes, strict, order))
 }
 
 pub(crate) fn tables(

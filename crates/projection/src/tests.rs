@@ -270,16 +270,22 @@ fn lookup_finds_the_highest_schema_version_up_to_that_of_the_event() {
 fn kept_files_give_the_same_projection() {
     let read = load(&[("OrderPlaced.sql", "DELETE FROM orders WHERE id = :data.id")]).unwrap();
     let other = load(&[("OrderPaid.v2.sql", "DELETE FROM orders")]).unwrap();
-    let again = other.with_files(&read.files, true).unwrap();
+    let again = other.with_files(&read.files, true, None).unwrap();
     assert_eq!(again.definition_hash, read.definition_hash);
     assert_eq!(again.tables_hash, read.tables_hash);
     let handlers = |projection: &Projection| {
-        projection.handlers().map(|(name, handler)| (name, handler.statements.len())).collect()
+        projection
+            .handlers()
+            .map(|(name, handler)| (name.clone(), handler.statements.len()))
+            .collect::<Vec<_>>()
     };
-    let (again, read): (Vec<_>, Vec<_>) = (handlers(&again), handlers(&read));
-    assert_eq!(again, read);
+    assert_eq!(handlers(&again), handlers(&read));
+    // Strictness and order decide the content too.
+    let changed = other.with_files(&read.files, false, Some(Order::Global)).unwrap();
+    assert_eq!((changed.strict, changed.order), (false, Some(Order::Global)));
+    assert_ne!(changed.definition_hash, read.definition_hash);
     let broken = [("tables.sql".to_owned(), "CREATE TABLE orders (id INT); COMMIT".to_owned())];
-    let faults = other.with_files(&broken.into(), true).unwrap_err();
+    let faults = other.with_files(&broken.into(), true, None).unwrap_err();
     assert!(faults.iter().any(|fault| fault.line == Some(1)), "{faults:?}");
 }
 

@@ -56,9 +56,12 @@ impl Context {
             events.iter().zip(&applied.verdicts).filter(|(_, verdict)| **verdict == Verdict::Apply);
         let ages = fresh.map(|(event, _)| (now - event.recorded_at).as_seconds_f64().max(0.0));
         self.metrics.batch(name, started.elapsed().as_secs_f64(), ages);
+        // In the order of the event store, each delivery is only a sign of an event that was read there.
+        let is_sign = model.is_ordered();
+        let repeated = if is_sign { 0 } else { applied.count(Verdict::Duplicate) };
         for (outcome, count) in [
             (Outcome::Applied, applied.count(Verdict::Apply)),
-            (Outcome::Duplicate, applied.count(Verdict::Duplicate)),
+            (Outcome::Duplicate, repeated),
             (Outcome::Parked, applied.parked.len()),
             (Outcome::OfParkedStream, applied.count(Verdict::Parked)),
             (

@@ -113,6 +113,9 @@ pub(crate) enum Error {
     /// Other tables or other files were put in service: both must be read again.
     #[error("other tables or files were put in service")]
     Replaced,
+    /// A replay is due, and the projection needs the order of the event store.
+    #[error("the history is being applied, and later events wait for it")]
+    Replaying,
     /// This program must not apply events: other handlers are in service.
     #[error(
         "these files of {projection} are not in service. Use the files in service, or put these in service with \
@@ -169,6 +172,7 @@ impl Error {
             | Self::OtherHandlers { .. }
             | Self::OtherTables { .. }
             | Self::Undecided { .. }
+            | Self::Replaying
             | Self::Stopped => None,
         }
     }

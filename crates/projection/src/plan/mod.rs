@@ -4,7 +4,7 @@
 mod schedule;
 mod sequence;
 
-pub use schedule::{Task, schedule};
+pub use schedule::{Task, schedule, schedule_in_order};
 pub use sequence::{
     Contradiction, Head, Heads, Last, Plan, Slot, Step, Stored, Verdict, contradiction,
 };

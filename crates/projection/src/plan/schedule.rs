@@ -1,7 +1,8 @@
 //! Groups the events of a batch for execution. Pure.
 //!
-//! The order of events matters within a stream, but not between streams. Events of different streams that
-//! have the same handler can therefore run as one set: one statement for all of them.
+//! The order of events matters within a stream, but rarely between streams. Events of different streams that
+//! have the same handler can therefore run as one set: one statement for all of them. Where the order between
+//! streams matters, only neighbours form a set.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -32,6 +33,22 @@ pub fn schedule(tasks: &[Task]) -> Vec<Vec<usize>> {
         streams.retain(|stream| !stream.is_empty());
     }
     groups
+}
+
+/// Groups tasks without changing their order: only neighbours become a group.
+pub fn schedule_in_order(tasks: &[Task]) -> Vec<Vec<usize>> {
+    let joins = |one: &Task, next: &Task| {
+        one.set.is_some() && one.set == next.set && one.keeps_order && next.keeps_order
+    };
+    let mut first = 0;
+    tasks
+        .chunk_by(joins)
+        .map(|group| {
+            let indexes = (first..first + group.len()).collect();
+            first += group.len();
+            indexes
+        })
+        .collect()
 }
 
 /// Removes the largest group whose tasks are all first in their streams, or the first task that must run
@@ -100,6 +117,16 @@ mod tests {
                 prop_assert!(sets[0] != Some(3) || streams.len() == group.len());
             }
         }
+    }
+
+    #[test]
+    fn in_order_only_neighbours_form_a_group() {
+        let task = |set, keeps_order| Task { stream: 0, set, keeps_order };
+        let (one, other) = (task(Some(0), true), task(Some(1), true));
+        let (alone, distinct) = (task(None, true), task(Some(2), false));
+        let tasks = [one, one, other, one, alone, alone, distinct, distinct];
+        let groups = schedule_in_order(&tasks);
+        assert_eq!(groups, [vec![0, 1], vec![2], vec![3], vec![4], vec![5], vec![6], vec![7]]);
     }
 
     #[test]

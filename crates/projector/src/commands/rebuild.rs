@@ -84,6 +84,10 @@ struct Start {
     /// Swap the tables even if the new handlers cannot apply some streams.
     #[arg(long)]
     allow_parked: bool,
+    /// Rebuild even if somebody has added columns, indexes or partitions to the live tables: the new
+    /// tables will not have them.
+    #[arg(long)]
+    drop_extras: bool,
     /// The same as `rebuild cancel`.
     #[arg(long, hide = true, conflicts_with_all = ["throttle", "max_lag", "allow_parked", "dry_run", "stream", "streams_file"])]
     cancel: bool,
@@ -176,7 +180,8 @@ impl Start {
             ));
         }
         let (throttle, max_lag, allow_parked) = (*throttle, *max_lag, *allow_parked);
-        rebuilder.rebuild(RebuildOptions { throttle, max_lag, allow_parked }).await?;
+        let options = RebuildOptions { throttle, max_lag, allow_parked };
+        rebuilder.rebuild(options, self.drop_extras).await?;
         if !format.json {
             say(&format!(
                 "{projection} is rebuilt; `projector rebuild rollback {projection}` puts the previous tables \

@@ -9,7 +9,7 @@ use broker::{Connection, Delivery, Envelope, Queue, Receipt};
 use daemon::{CancellationToken, Probe, chain};
 use domain_events::{Event, StoredEvent, StreamId, StreamRange};
 use projection::plan::Verdict;
-use read_model::{ApplyError, ReadModel};
+use read_model::ReadModel;
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -260,13 +260,13 @@ impl<'c> Consumer<'c> {
     /// Decides about a failed batch: the lane tries again for [`KEEP_LIMIT`], then the consumer gives up.
     fn failed(&self, failure: Failure) -> Result<(), Error> {
         let Failure { error, since } = failure;
-        match error {
-            ApplyError::Server(error) if since <= KEEP_LIMIT => {
+        match *error {
+            Error::Server(error) if since <= KEEP_LIMIT => {
                 tracing::debug!(error = chain(&error), "a batch failed and is tried again");
-                self.context.metrics.lost("mysql");
+                self.context.metrics.lost(error.name());
                 Ok(())
             }
-            error => Err(error.into()),
+            error => Err(error),
         }
     }
 

@@ -8,10 +8,12 @@ use broker::Envelope;
 use daemon::backoff::Backoff;
 use domain_events::StoredEvent;
 use projection::plan::Verdict;
-use read_model::{Applied, ApplyError, ReadModel, Session};
+use read_model::{Applied, ReadModel, Session};
 use tokio::time::Instant;
 
 use crate::context::Context;
+use crate::error::Error;
+use crate::history::{History, follow_in_order};
 use crate::metrics::Healing;
 
 /// The first pause after a failed batch.
@@ -38,6 +40,8 @@ pub(crate) struct Lane {
 /// Applies batches. It reconnects after a failure.
 struct Worker {
     session: Option<Session>,
+    /// The event store, for a projection that needs its order.
+    history: Option<History>,
     backoff: Backoff,
     /// Since when every batch has failed.
     failing: Option<Instant>,
@@ -48,13 +52,13 @@ pub(crate) struct Report {
     lane: usize,
     worker: Worker,
     batch: Vec<Pending>,
-    result: Result<Applied, ApplyError>,
+    result: Result<Applied, Error>,
 }
 
 /// A batch failed and waits for another attempt.
 pub(crate) struct Failure {
     /// The cause.
-    pub(crate) error: ApplyError,
+    pub(crate) error: Box<Error>,
     /// For how long every batch of the lane has failed.
     pub(crate) since: Duration,
 }
@@ -62,7 +66,7 @@ pub(crate) struct Failure {
 impl Lane {
     pub(crate) fn new(retry_max: Duration) -> Self {
         let backoff = Backoff::new(RETRY_MIN, retry_max);
-        let worker = Worker { session: None, backoff, failing: None };
+        let worker = Worker { session: None, history: None, backoff, failing: None };
         Self { waiting: VecDeque::new(), worker: Some(worker), retry_at: None }
     }
 
@@ -117,7 +121,7 @@ impl Lane {
                 for pending in batch.into_iter().rev() {
                     self.waiting.push_front(pending);
                 }
-                Err(Failure { error, since })
+                Err(Failure { error: Box::new(error), since })
             }
         };
         self.worker = Some(worker);
@@ -185,12 +189,19 @@ impl Worker {
         context: &Context,
         model: &ReadModel,
         batch: &[Pending],
-    ) -> Result<Applied, ApplyError> {
+    ) -> Result<Applied, Error> {
         let mut session = match self.session.take() {
             Some(session) => session.or_new(&context.mysql).await?,
             None => Session::connect(&context.mysql).await?,
         };
         let events: Vec<&StoredEvent> = batch.iter().map(|pending| &pending.event).collect();
+        if model.is_ordered()
+            && let Some(needed) = events.iter().map(|event| event.position).max()
+        {
+            let new = || History::new(context.store.clone());
+            let history = self.history.get_or_insert_with(new);
+            follow_in_order(context, history, (&mut session, model), needed).await?;
+        }
         let applied = context.apply(&mut session, model, &events).await?;
         self.session = Some(session);
         Ok(applied)

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::unserved::Unserved;
 use crate::history::LaggingStream;
 
-/// The largest number of positions that are compared at once.
+/// The largest number of positions that are compared at once, not counting a gap before them.
 const WINDOW: i64 = 20_000;
 /// While its queue is not empty, a missing event may still be in it. After this many graces it counts as lost
 /// all the same.
@@ -97,15 +97,21 @@ impl State {
     }
 
     /// The windows to compare: those with lagging streams, and new positions.
-    pub(super) fn windows(&self, seen: Position, until: Position) -> Vec<(Position, Position)> {
+    pub(super) async fn windows(
+        &self,
+        store: &mut event_store::Session,
+        seen: Position,
+        until: Position,
+    ) -> Result<Vec<(Position, Position)>, event_store::Error> {
         let mut windows: Vec<_> = self.open.iter().map(|(after, end)| (*after, *end)).collect();
         let mut after = seen;
         while after < until {
-            let end = Position::new(after.get() + WINDOW).map_or(until, |end| end.min(until));
+            let from = store.skip_gap(after, until).await?;
+            let end = Position::new(from.get() + WINDOW).map_or(until, |end| end.min(until));
             windows.push((after, end));
             after = end;
         }
-        windows
+        Ok(windows)
     }
 
     /// Records a compared window. `clean` means that it has no lagging stream.

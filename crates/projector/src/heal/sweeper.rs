@@ -21,7 +21,9 @@ use super::unserved::Unserved;
 use crate::Settings;
 use crate::context::Context;
 use crate::error::Error;
-use crate::history::{Decided, History, Lag, LaggingStream, lagging_streams, published};
+use crate::history::{
+    Decided, History, Lag, LaggingStream, apply_in_order, lagging_streams, published,
+};
 use crate::metrics::Healing;
 use crate::topology::Topology;
 
@@ -254,7 +256,8 @@ impl Sweeper<'_> {
         let model = Arc::clone(&state.model);
         let seen = state.seen.unwrap_or(checkpoint);
         let mut lagging: HashMap<StreamId, LaggingStream> = HashMap::new();
-        for window in state.windows(seen, until) {
+        let windows = state.windows(self.history.session().await?, seen, until).await?;
+        for window in windows {
             let store = self.history.session().await?;
             let mut found = lagging_streams(session, store, &model, window).await?;
             // A parked stream waits for an operator; `parked retry` or `skip` reads its events.
@@ -273,7 +276,7 @@ impl Sweeper<'_> {
         self.context.metrics.checkpoint(model.name(), clean.max(checkpoint).get());
         let due = state.track(&lagging, self.context.settings.sweep_grace);
         self.report(state, &lagging).await?;
-        if due.is_empty() { Ok(false) } else { self.heal(session, &model, &due).await }
+        if due.is_empty() { Ok(false) } else { self.heal(session, &model, (&due, until)).await }
     }
 
     fn topology(&self, model: &ReadModel) -> Topology {
@@ -287,8 +290,14 @@ impl Sweeper<'_> {
         &mut self,
         session: &mut Session,
         model: &ReadModel,
-        due: &[StreamRange],
+        (due, until): (&[StreamRange], Position),
     ) -> Result<bool, Error> {
+        if model.is_ordered() {
+            let target = (session, model);
+            let healed = apply_in_order(self.context, &mut self.history, target, until).await?;
+            self.context.metrics.healed(model.name(), Healing::Sweep, healed);
+            return Ok(healed > 0);
+        }
         let mut healed = 0;
         for wanted in due.chunks(History::STREAMS_AT_ONCE) {
             let events = self.history.read(wanted).await?;

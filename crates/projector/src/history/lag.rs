@@ -49,7 +49,11 @@ pub(crate) async fn lagging_streams(
     (mut after, until): (Position, Position),
 ) -> Result<Vec<LaggingStream>, Error> {
     let mut found = Vec::new();
-    while after < until {
+    loop {
+        after = store.skip_gap(after, until).await?;
+        if after >= until {
+            break;
+        }
         let end = Position::new(after.get() + WINDOW).map_or(until, |end| end.min(until));
         let heads = store.stream_heads(after, end, &model.projection.categories).await?;
         for page in heads.chunks(STREAMS) {

@@ -1,6 +1,7 @@
 //! Reads the event store: its decided end, missing events of streams, and whole histories.
 
 mod catch_up;
+mod in_order;
 mod lag;
 mod replay;
 
@@ -13,6 +14,7 @@ use tokio::time::sleep;
 use crate::error::OpenWriters;
 
 pub(crate) use catch_up::{OneBatch, STREAMS_AT_ONCE, Sink, catch_up};
+pub(crate) use in_order::{apply_in_order, follow_in_order};
 pub(crate) use lag::{Lag, LaggingStream, lag, lagging_streams, published};
 pub(crate) use replay::{FENCE_PATIENCE, PAGE, Pace, Span, Target, replay};
 

@@ -29,6 +29,11 @@ pub(crate) const FENCE_PATIENCE: Duration = Duration::from_secs(5);
 /// How often the checkpoint moves. After a crash, events since the last move are read again; their versions
 /// show that they are applied.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
+/// The number of events that a replay applies before it first reports progress. It grows while they are applied
+/// quickly.
+const FIRST_SLICE: usize = 250;
+/// How long a slice of a page may take, before the next one is smaller.
+const SLICE_TIME: Duration = Duration::from_secs(1);
 /// How often the session that holds the lock of a replay is used.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
@@ -96,7 +101,8 @@ impl Target {
         Ok(checkpoint.map_or(Position::START, |checkpoint| checkpoint.position))
     }
 
-    /// Applies all committed events that these tables lack, stream by stream. Unlike a replay, this does not
+    /// Applies all committed events that these tables lack, stream by stream: not for a projection that needs the
+    /// order of the event store. Unlike a replay, this does not
     /// wait for open transactions, and does not move the checkpoint.
     pub(crate) async fn catch_up_streams(
         &mut self,
@@ -107,6 +113,24 @@ impl Target {
         let heads = store.stream_heads(after, end, &self.model.projection.categories).await?;
         let heads: Vec<_> = heads.into_iter().map(|head| (head.stream_id, head.version)).collect();
         catch_up(self, store, &heads).await.map(drop)
+    }
+
+    /// Applies the events that these tables lack up to a decided position, in the order of the event store.
+    pub(crate) async fn catch_up_in_order(
+        &mut self,
+        store: &mut event_store::Session,
+        until: Position,
+    ) -> Result<(), Error> {
+        let mut after = self.position().await?;
+        while after < until {
+            let categories = &self.model.projection.categories;
+            let (events, end) = store.read_events(after, until, categories, PAGE).await?;
+            self.apply(&events).await?;
+            let (session, model) = self.session();
+            session.move_checkpoint(&model.ledger, end).await?;
+            after = end;
+        }
+        Ok(())
     }
 }
 
@@ -184,11 +208,11 @@ pub(crate) trait Pace {
     /// that are idle for 60 s, with the locks that they hold.
     async fn keep_alive(&mut self) -> Result<(), Self::Error>;
 
-    /// Called after each page.
+    /// Called after each slice of a page.
     async fn passed(
         &mut self,
         model: &ReadModel,
-        page: &[StoredEvent],
+        slice: &[StoredEvent],
         span: Span,
     ) -> Result<(), Self::Error>;
 }
@@ -209,18 +233,31 @@ pub(crate) async fn replay<P: Pace>(
     let mut reading = JoinSet::new();
     let categories = target.model.projection.categories.clone();
     reading.spawn(read_pages(store.clone(), categories, (from, until), pace.page(), sender));
-    let mut moved = Instant::now();
+    let (mut moved, mut slice) = (Instant::now(), FIRST_SLICE);
     while let Some(page) = pages.recv().await {
-        let (events, at) = page.map_err(Error::from)?;
-        apply_page(target, &events, pace).await?;
-        failpoint!("replay::page-applied");
-        if at >= until || moved.elapsed() > CHECKPOINT_INTERVAL {
-            let (session, model) = target.session();
-            session.move_checkpoint(&model.ledger, at).await.map_err(Error::from)?;
-            moved = Instant::now();
-            failpoint!("replay::checkpoint-moved");
+        let (events, end) = page.map_err(Error::from)?;
+        let mut rest = &events[..];
+        loop {
+            // Handlers may be slow: a whole page can take hours, and progress must show meanwhile.
+            let (now, later) = rest.split_at(slice.min(rest.len()));
+            let begun = Instant::now();
+            apply_slice(target, now, pace).await?;
+            failpoint!("replay::page-applied");
+            slice = next_slice(slice, begun.elapsed());
+            let at =
+                if later.is_empty() { end } else { now.last().map_or(end, |last| last.position) };
+            if at >= until || moved.elapsed() > CHECKPOINT_INTERVAL {
+                let (session, model) = target.session();
+                session.move_checkpoint(&model.ledger, at).await.map_err(Error::from)?;
+                moved = Instant::now();
+                failpoint!("replay::checkpoint-moved");
+            }
+            pace.passed(&target.model, now, Span { from, at, until }).await?;
+            rest = later;
+            if rest.is_empty() {
+                break;
+            }
         }
-        pace.passed(&target.model, &events, Span { from, at, until }).await?;
     }
     // Panics if the reader did. Otherwise the replay would count as complete.
     reading.join_all().await;
@@ -230,7 +267,12 @@ pub(crate) async fn replay<P: Pace>(
     Ok(())
 }
 
-async fn apply_page<P: Pace>(
+/// The size of the next slice.
+fn next_slice(size: usize, took: Duration) -> usize {
+    if took > SLICE_TIME { (size / 2).max(1) } else { (size * 2).min(PAGE as usize) }
+}
+
+async fn apply_slice<P: Pace>(
     target: &mut Target,
     events: &[StoredEvent],
     pace: &mut P,
@@ -272,4 +314,18 @@ async fn read_pages(
         }
     }
     session.close().await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slices_grow_while_handlers_are_quick_and_shrink_while_they_are_slow() {
+        let (quick, slow) = (SLICE_TIME / 2, SLICE_TIME * 2);
+        assert_eq!(next_slice(FIRST_SLICE, quick), 2 * FIRST_SLICE);
+        assert_eq!(next_slice(PAGE as usize, quick), PAGE as usize);
+        assert_eq!(next_slice(FIRST_SLICE, slow), FIRST_SLICE / 2);
+        assert_eq!(next_slice(1, slow), 1);
+    }
 }

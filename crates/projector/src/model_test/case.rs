@@ -85,7 +85,7 @@ impl<'l> Case<'l> {
             }
             Step::Rebuild { files, allow_parked } => {
                 let options = RebuildOptions { allow_parked, ..RebuildOptions::default() };
-                self.rebuilder(files).await.rebuild(options).await.map_err(Into::into)
+                self.rebuilder(files).await.rebuild(options, false).await.map_err(Into::into)
             }
             Step::RollBack { files } => roll_back(&self.settings[files], &name).await,
             Step::CleanUp { files } => cleanup(&self.settings[files], &name).await,

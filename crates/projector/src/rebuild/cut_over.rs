@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use read_model::{JobState, Ledger, Session, Swap};
+use read_model::{JobState, Ledger, ReadModel, Session, Swap};
 use tokio::time::sleep;
 
 use super::progress::RebuildPace;
@@ -42,7 +42,7 @@ impl Owned<'_> {
         failpoint!("rebuild::swap-announced");
         let mut pause = Duration::from_millis(100);
         loop {
-            target.catch_up_streams(&mut store).await?;
+            catch_up_with_live(target, &mut store, &mut helper, &self.live).await?;
             let ticket = self.session.issue_ticket(&self.live.ledger, from).await?;
             failpoint!("rebuild::before-gate");
             let closed = Instant::now();
@@ -53,7 +53,7 @@ impl Owned<'_> {
                 let projection = self.live.name().to_owned();
                 return Err(Error::SkippedMeanwhile { projection });
             }
-            target.catch_up_streams(&mut store).await?;
+            catch_up_with_live(target, &mut store, &mut helper, &self.live).await?;
             failpoint!("rebuild::caught-up-behind-gate");
             let live = &rebuilder.databases.live;
             let ways = [from, live, away];
@@ -157,6 +157,24 @@ pub(super) fn tables_of_every_release<'t>(
     ledger: &Ledger,
 ) -> Vec<&'t String> {
     tables.iter().filter(|table| *table != ledger.migrations_table()).collect()
+}
+
+/// Applies the events that the live tables may have and the new ones lack.
+async fn catch_up_with_live(
+    target: &mut Target,
+    store: &mut event_store::Session,
+    helper: &mut Session,
+    live: &ReadModel,
+) -> Result<(), Error> {
+    if !target.model.is_ordered() {
+        return Ok(target.catch_up_streams(store).await?);
+    }
+    // Later events are not decided, or belong to the one batch that has not moved the checkpoint yet. They are
+    // applied after the swap.
+    if let Some(checkpoint) = helper.checkpoint(&live.ledger).await? {
+        target.catch_up_in_order(store, checkpoint.position).await?;
+    }
+    Ok(())
 }
 
 async fn is_swapped(

@@ -118,6 +118,18 @@ pub(crate) enum Error {
         /// The first mistake.
         fault: String,
     },
+    /// A swap would break or drop something that people have added to the live tables.
+    #[error(
+        "{projection} cannot be swapped, because {found}, which is not in its tables.sql: {remedy}"
+    )]
+    Attached {
+        /// The projection.
+        projection: String,
+        /// What they have added.
+        found: String,
+        /// What to do.
+        remedy: &'static str,
+    },
     /// The new handlers cannot apply all events.
     #[error(
         "{parked} streams cannot be applied by these handlers, for example because: {reason}. The tables \
@@ -148,6 +160,7 @@ impl Error {
             | Self::UnknownPrevious { .. }
             | Self::OtherProgram { .. }
             | Self::RefusedFiles { .. }
+            | Self::Attached { .. }
             | Self::Parked { .. } => false,
         }
     }

@@ -10,6 +10,7 @@
 //! **Invariant:** whatever interrupts a rebuild, all previous tables are in service, or all new ones. Events
 //! that the tables in service lack are found between their own checkpoint and the end of the event store.
 
+mod attached;
 mod cut_over;
 mod dry_run;
 mod error;
@@ -86,12 +87,18 @@ impl Rebuilder {
 
     /// Rebuilds the read model and puts it in service. Continues an interrupted rebuild. While another process
     /// runs the rebuild, waits and shows its progress.
-    pub(crate) async fn rebuild(&self, options: RebuildOptions) -> Result<(), Error> {
+    ///
+    /// `drop_extras` accepts that columns, indexes and partitions go that somebody has added to the live tables.
+    pub(crate) async fn rebuild(
+        &self,
+        options: RebuildOptions,
+        drop_extras: bool,
+    ) -> Result<(), Error> {
         let mut begun = false;
         let mut watched = Duration::ZERO;
         let mut backoff = Backoff::reconnect(RETRY_MAX);
         loop {
-            match self.attempt(options, &mut begun).await {
+            match self.attempt(options, drop_extras, &mut begun).await {
                 Ok(Attempt::Ended) => return Ok(()),
                 Ok(Attempt::Elsewhere(job)) => {
                     let job = job.filter(|job| job.state.is_building());
@@ -118,7 +125,12 @@ impl Rebuilder {
         }
     }
 
-    async fn attempt(&self, options: RebuildOptions, begun: &mut bool) -> Result<Attempt, Error> {
+    async fn attempt(
+        &self,
+        options: RebuildOptions,
+        drop_extras: bool,
+        begun: &mut bool,
+    ) -> Result<Attempt, Error> {
         let mut owned = match self.try_own().await? {
             Ownership::Ours(owned) => owned,
             Ownership::Theirs(job) => return Ok(Attempt::Elsewhere(job)),
@@ -138,9 +150,16 @@ impl Rebuilder {
                     && job.definition_hash == *hash
                     && !(job.state == JobState::Failed && skipped_since) =>
             {
+                if job.state == JobState::Failed {
+                    owned.require_swappable().await?;
+                }
                 owned.session.adopt_job(&owned.live.ledger, options).await?;
             }
-            _ => owned.session.plan_job(&owned.live.ledger, hash, options).await?,
+            _ => {
+                owned.require_swappable().await?;
+                owned.require_no_extras(drop_extras).await?;
+                owned.session.plan_job(&owned.live.ledger, hash, options).await?;
+            }
         }
         failpoint!("rebuild::planned");
         *begun = true;
@@ -189,6 +208,7 @@ impl Rebuilder {
                 if owned.session.count_tables(old, &needed).await? < needed.len() {
                     return Err(Error::NoPreviousTables { projection });
                 }
+                owned.require_swappable().await?;
                 owned.session.drop_tables(&self.databases.new, &owned.tables).await?;
                 let options = RebuildOptions::default();
                 owned.session.plan_job(&owned.live.ledger, &hash, options).await?;

@@ -1,6 +1,7 @@
 //! Compares a read model with the event store, and repairs it.
 
 use std::fmt;
+use std::time::Duration;
 
 use domain_events::{Position, StreamId, StreamVersion};
 use projection::plan::{Head, Last};
@@ -10,10 +11,15 @@ use serde::Serialize;
 use super::progress::RebuildPace;
 use super::{Error, Rebuilder};
 use crate::error::Error as WorkError;
-use crate::history::{OneBatch, STREAMS_AT_ONCE, Sink, Target, catch_up, lagging_streams};
+use crate::history::{
+    Decided, FENCE_PATIENCE, History, OneBatch, PAGE, STREAMS_AT_ONCE, Sink, Target, catch_up,
+    lagging_streams,
+};
 
 /// How many streams of a sample are folded before the idle session is pinged.
 const SAMPLED_AT_ONCE: usize = 1_000;
+/// How long a batch that runs alone waits for open transactions that append events.
+const ALONE_PATIENCE: Duration = Duration::from_secs(1);
 /// The number of streams of the bookkeeping that are compared at once.
 const BOOKKEEPING_PAGE: u32 = 1_000;
 
@@ -139,6 +145,55 @@ impl Rebuilder {
         Ok(Findings { drift, streams })
     }
 
+    /// Begins a batch that runs alone, and brings the live and the expected tables to the same position, in the
+    /// order of the event store.
+    async fn level_in_order<'s>(
+        &self,
+        (session, live): (&'s mut Session, &'s ReadModel),
+        expected: &mut Target,
+        store: &mut event_store::Session,
+    ) -> Result<Admitted<'s>, Error> {
+        let mut history = History::new(self.store.clone());
+        // Decided before the batch begins: other batches must not wait behind it for open transactions.
+        let until = self.decided(&mut history, session).await?;
+        expected.catch_up_in_order(store, until).await?;
+        let checkpoint = session.checkpoint(&live.ledger).await?;
+        let mut after = checkpoint.map_or(Position::START, |checkpoint| checkpoint.position);
+        let mut batch = begin_alone(session, live, expected).await?;
+        // The live tables may have gone on until the batch began.
+        let until = match history.decided(ALONE_PATIENCE).await? {
+            Decided::UpTo(until) => until,
+            Decided::HeldUp(by) => {
+                batch.rollback().await?;
+                return Err(Error::Work(by.into()));
+            }
+        };
+        expected.catch_up_in_order(store, until).await?;
+        while after < until {
+            let categories = &live.projection.categories;
+            let (events, end) = store.read_events(after, until, categories, PAGE).await?;
+            OneBatch { batch: &mut batch, model: live }.apply(&events).await?;
+            after = end;
+        }
+        Ok(batch)
+    }
+
+    async fn decided(
+        &self,
+        history: &mut History,
+        session: &mut Session,
+    ) -> Result<Position, Error> {
+        loop {
+            match history.decided(FENCE_PATIENCE).await? {
+                Decided::UpTo(until) => return Ok(until),
+                Decided::HeldUp(by) => {
+                    self.report.say(&format!("waiting: {by}"));
+                    session.ping().await?;
+                }
+            }
+        }
+    }
+
     async fn comparisons(
         &self,
         session: &mut Session,
@@ -193,17 +248,20 @@ impl Verification<'_> {
         ));
         self.catch_up_streams().await?;
         let Self { session, store, live, expected, .. } = self;
-        let mut batch = live.begin_alone(session).await?;
-        if *expected.model.skips() != batch.skips().await? {
-            let projection = live.name().to_owned();
-            return Err(Error::SkippedMeanwhile { projection });
-        }
-        catch_up_streams(expected, store, self.sample.as_deref()).await?;
-        let lagging = match &self.sample {
-            Some(sample) => sample.iter().map(|(stream_id, _)| stream_id.clone()).collect(),
-            None => lagging_live_streams(expected, store, &self.rebuilder.databases.live).await?,
+        let mut batch = if expected.model.is_ordered() {
+            self.rebuilder.level_in_order((session, live), expected, store).await?
+        } else {
+            let mut batch = begin_alone(session, live, expected).await?;
+            catch_up_streams(expected, store, self.sample.as_deref()).await?;
+            let lagging = match &self.sample {
+                Some(sample) => sample.iter().map(|(stream_id, _)| stream_id.clone()).collect(),
+                None => {
+                    lagging_live_streams(expected, store, &self.rebuilder.databases.live).await?
+                }
+            };
+            catch_up_with(&mut batch, live, expected, store, &lagging).await?;
+            batch
         };
-        catch_up_with(&mut batch, live, expected, store, &lagging).await?;
         let mut drift = Vec::new();
         for compared in &self.comparisons {
             drift.extend(batch.recheck(compared).await?);
@@ -216,15 +274,19 @@ impl Verification<'_> {
                 let projection = live.name().to_owned();
                 return Err(Error::Uneven { projection, stream_id });
             }
-            for compared in &self.comparisons {
-                batch.repair(compared).await?;
-            }
+            batch.repair(&self.comparisons).await?;
         }
         batch.commit().await?;
         Ok(drift)
     }
 
     async fn catch_up_streams(&mut self) -> Result<(), Error> {
+        if self.expected.model.is_ordered() {
+            if let Some(checkpoint) = self.session.checkpoint(&self.live.ledger).await? {
+                self.expected.catch_up_in_order(&mut self.store, checkpoint.position).await?;
+            }
+            return Ok(());
+        }
         let Some(sample) = &self.sample else {
             return Ok(self.expected.catch_up_streams(&mut self.store).await?);
         };
@@ -234,6 +296,21 @@ impl Verification<'_> {
         }
         Ok(())
     }
+}
+
+/// Begins a batch that runs alone, unless an event was skipped since the expected tables were begun.
+async fn begin_alone<'s>(
+    session: &'s mut Session,
+    live: &'s ReadModel,
+    expected: &Target,
+) -> Result<Admitted<'s>, Error> {
+    let mut batch = live.begin_alone(session).await?;
+    if *expected.model.skips() != batch.skips().await? {
+        batch.rollback().await?;
+        let projection = live.name().to_owned();
+        return Err(Error::SkippedMeanwhile { projection });
+    }
+    Ok(batch)
 }
 
 async fn catch_up_streams(

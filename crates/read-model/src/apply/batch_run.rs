@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use chrono::Utc;
 use domain_events::{StoredEvent, StreamId};
-use projection::plan::{Plan, Slot, Task, Verdict, schedule};
+use projection::plan::{Plan, Slot, Task, Verdict, schedule, schedule_in_order};
 use projection::{Handler, Lookup, Value};
 
 use super::{Admitted, Breaker, ReadModel, Reason};
@@ -13,10 +13,6 @@ use crate::batching::{Forms, HandlerForms, Row};
 use crate::binding::Bindings;
 use crate::rust_projection::{CodeError, RustProjection, ServerError, Tables};
 use crate::{Error, ParkKind, ParkedStream, Skips};
-
-/// The largest set, in bytes of text values. It keeps a statement far below the server's
-/// `max_allowed_packet`, which is 64 MiB by default in MySQL 8.4.
-const SET_BYTES: usize = 4 << 20;
 
 /// Why a batch is not committed.
 pub(crate) enum Interruption {
@@ -111,7 +107,10 @@ impl<'w> BatchRun<'w> {
         let streams: Vec<&StreamId> = streams.into_iter().collect();
         let heads = batch.lock(&streams).await?;
         let mut plan = Plan::of(&heads, self.events);
-        let bound = self.bind(&mut plan);
+        let mut bound = self.bind(&mut plan);
+        if self.forms.is_ordered() {
+            bound.sort_by_key(|bound| plan.event(bound.slot).position);
+        }
         self.run(batch, &mut plan, &bound).await?;
         let parked = self.parked(&plan);
         if !parked.is_empty() {
@@ -184,7 +183,10 @@ impl<'w> BatchRun<'w> {
         plan: &mut Plan<'w>,
         bound: &[Bound<'w>],
     ) -> Result<(), Interruption> {
-        for group in schedule(&self.tasks(bound)) {
+        let tasks = self.tasks(bound);
+        let groups =
+            if self.forms.is_ordered() { schedule_in_order(&tasks) } else { schedule(&tasks) };
+        for group in groups {
             let mut group: Vec<&Bound<'w>> = group.into_iter().map(|task| &bound[task]).collect();
             group.retain(|bound| plan.is_due(bound.slot));
             let many = group.len() > 1;
@@ -266,7 +268,7 @@ impl<'w> BatchRun<'w> {
             let round: Vec<&Vec<Row>> = round.into_iter().map(|index| rows[index]).collect();
             let mut rest = &round[..];
             while !rest.is_empty() {
-                let mut part = &rest[..within_bytes(rest)];
+                let mut part = &rest[..within_bytes(rest, self.forms.set_bytes())];
                 for (number, form) in forms.iter().enumerate() {
                     let column: Vec<&Row> = part.iter().map(|rows| &rows[number]).collect();
                     part = &part[..form.combine(&column).1];
@@ -383,11 +385,11 @@ async fn recheck(
 }
 
 /// The number of rows, from the first, that fit in one set.
-fn within_bytes(rows: &[&Vec<Row>]) -> usize {
+fn within_bytes(rows: &[&Vec<Row>], limit: usize) -> usize {
     let mut bytes = 0;
     let fits = |rows: &&&Vec<Row>| {
         bytes += rows.iter().flatten().map(bytes_of).sum::<usize>();
-        bytes <= SET_BYTES
+        bytes <= limit
     };
     rows.iter().take_while(fits).count().max(1)
 }

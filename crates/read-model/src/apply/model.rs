@@ -30,7 +30,7 @@ impl Definition {
     ///
     /// Every mistake in the files.
     pub fn with_files(&self, stored: &StoredDefinition) -> Result<Self, Vec<Fault>> {
-        let projection = self.projection.with_files(&stored.files, stored.strict)?;
+        let projection = self.projection.with_files(&stored.files, stored.strict, stored.order)?;
         Ok(Self { projection, code: None })
     }
 }
@@ -126,9 +126,10 @@ impl ReadModel {
         *self.skips.write().unwrap_or_else(PoisonError::into_inner) = skips;
         *self.in_service.write().unwrap_or_else(PoisonError::into_inner) = Some(found);
         let tables = session.table_infos(&self.projection).await?;
-        let forms = Arc::new(Forms::of_tables(&self.projection, &tables));
+        let packet = session.max_allowed_packet().await?;
+        let forms = Forms::of_tables(&self.projection, &tables).within_packet(packet);
         let bindings = Arc::new(Bindings::of_tables(&self.projection, &tables));
-        *self.forms.write().unwrap_or_else(PoisonError::into_inner) = forms;
+        *self.forms.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(forms);
         *self.bindings.write().unwrap_or_else(PoisonError::into_inner) = bindings;
         Ok(())
     }
@@ -245,6 +246,11 @@ impl ReadModel {
     /// How the values of events are bound.
     pub(super) fn bindings(&self) -> Arc<Bindings> {
         Arc::clone(&self.bindings.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Whether events of different streams must be applied in the order of the event store.
+    pub fn is_ordered(&self) -> bool {
+        self.forms().is_ordered()
     }
 
     /// The number of batches that may run in parallel for one queue. It is 1 if events of several streams

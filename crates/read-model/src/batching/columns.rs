@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use projection::Projection;
-use sqlx::query_as;
+use sqlx::{query_as, query_scalar};
 
 use crate::session::{from_row, within};
 use crate::{Error, Session};
@@ -25,6 +25,9 @@ pub struct TableInfo {
     /// A sentence that names its trigger or foreign key, if it has one: changes of its rows then depend on
     /// other rows.
     pub has_trigger_or_foreign_key: Option<String>,
+    /// Whether it refers to a table with a foreign key: a row may need one that an event of another stream
+    /// inserts.
+    pub has_foreign_key: bool,
     /// Whether it has CHECK constraints or generated columns. They evaluate every intermediate value, so
     /// changes of its rows cannot be merged.
     pub checks_every_value: bool,
@@ -209,6 +212,14 @@ impl Session {
         Ok(tables)
     }
 
+    /// The largest statement that the server takes, in bytes.
+    pub(crate) async fn max_allowed_packet(&mut self) -> Result<usize, Error> {
+        let read = query_scalar("SELECT CAST(@@max_allowed_packet AS SIGNED)");
+        let read = read.fetch_one(&mut self.connection);
+        let bytes: i64 = within("reading max_allowed_packet", read).await?;
+        Ok(usize::try_from(bytes).unwrap_or(usize::MAX))
+    }
+
     /// Reads the columns of a table in the current database.
     ///
     /// # Errors
@@ -262,15 +273,20 @@ impl Session {
                      WHERE constraint_schema = DATABASE() AND ? IN (table_name, referenced_table_name)),
                     (SELECT COUNT(*) FROM information_schema.table_constraints
                      WHERE table_schema = DATABASE() AND table_name = ?
-                       AND constraint_type = 'CHECK')",
+                       AND constraint_type = 'CHECK'),
+                    (SELECT COUNT(*) FROM information_schema.table_constraints
+                     WHERE table_schema = DATABASE() AND table_name = ?
+                       AND constraint_type = 'FOREIGN KEY')",
         )
         .bind(table)
         .bind(table)
         .bind(table)
+        .bind(table)
         .fetch_one(&mut self.connection);
-        let (triggers, references, checks): (i64, i64, i64) =
+        let (triggers, references, checks, keys): (i64, i64, i64, i64) =
             within("reading the constraints of a table", read).await?;
         info.checks_every_value |= checks > 0;
+        info.has_foreign_key = keys > 0;
         info.has_trigger_or_foreign_key = match (triggers, references) {
             (0, 0) => None,
             (0, _) => Some(format!("{table} has a foreign key")),

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use sqlx::SqlStr;
 
-use projection::{Action, Assignment, Handler, NotBatchable, Projection, Statement};
+use projection::{Action, Assignment, Handler, NotBatchable, Order, Projection, Statement};
 
 use super::columns::TableInfo;
 use super::merge::{Delta, merge};
@@ -24,6 +24,10 @@ pub struct Forms {
     /// Where the events of each handler can meet, by the id of its first statement, or the reason why the
     /// handler runs event by event.
     handlers: HashMap<usize, Result<Meetings, String>>,
+    /// Why the order between streams matters, if it does.
+    ordered: Option<String>,
+    /// See [`Forms::set_bytes`].
+    set_bytes: usize,
 }
 
 /// The forms of a handler's statements.
@@ -42,7 +46,18 @@ impl HandlerForms<'_> {
     }
 }
 
+/// The largest set, in bytes of text values. It keeps a statement far below the server's `max_allowed_packet`,
+/// which is 64 MiB by default in MySQL 8.4.
+const SET_BYTES: usize = 4 << 20;
+
 impl Forms {
+    /// Keeps sets within the server's `max_allowed_packet`, in bytes. JSON can double the length of a text, and the
+    /// columns without text need space too.
+    #[must_use]
+    pub fn within_packet(self, packet: usize) -> Self {
+        Self { set_bytes: SET_BYTES.min(packet / 8), ..self }
+    }
+
     /// Derives the forms from the columns and keys of the tables, by table name.
     pub fn of_tables(projection: &Projection, tables: &HashMap<String, TableInfo>) -> Self {
         let mut statements: Vec<&Statement> = projection.statements().collect();
@@ -61,7 +76,8 @@ impl Forms {
             Some((first.id, meetings(handler, &sets)))
         });
         let handlers = handlers.collect();
-        Self { sets, owners, handlers }
+        let ordered = ordered(projection, tables);
+        Self { sets, owners, handlers, ordered, set_bytes: SET_BYTES }
     }
 
     /// The forms of a handler's statements.
@@ -105,6 +121,9 @@ impl Forms {
         &self,
         projection: &Projection,
     ) -> Result<BTreeMap<String, String>, String> {
+        if let Some(reason) = &self.ordered {
+            return Err(format!("{reason}, so events are applied in the order of the event store"));
+        }
         if projection.is_rust {
             return Err("it is written in Rust and may change any row".to_owned());
         }
@@ -131,8 +150,23 @@ impl Forms {
         Ok(columns)
     }
 
+    /// The largest set, in bytes of text values: less if an operator has lowered `max_allowed_packet`.
+    pub fn set_bytes(&self) -> usize {
+        self.set_bytes
+    }
+
+    /// Whether events of different streams must be applied in the order of the event store: a foreign key refuses
+    /// a row whose parent comes later.
+    pub fn is_ordered(&self) -> bool {
+        self.ordered.is_some()
+    }
+
     /// A sentence for people about the lock mode.
     pub fn lock_mode_text(&self) -> String {
+        if self.is_ordered() {
+            return "events are applied in the order of the event store; one batch runs at a time"
+                .to_owned();
+        }
         match self.owners.iter().find_map(|owner| owner.as_ref().err()) {
             _ if self.owners.is_empty() => "one batch runs at a time".to_owned(),
             None => {
@@ -145,10 +179,20 @@ impl Forms {
     /// The lock mode of batches: shared if each row belongs to one stream. Otherwise two batches could lock
     /// the same rows in different orders and deadlock, so the mode is exclusive.
     pub fn lock_mode(&self) -> LockMode {
-        if !self.owners.is_empty() && self.owners.iter().all(Result::is_ok) {
-            LockMode::Shared
-        } else {
-            LockMode::Exclusive
+        let owned = !self.owners.is_empty() && self.owners.iter().all(Result::is_ok);
+        if owned && !self.is_ordered() { LockMode::Shared } else { LockMode::Exclusive }
+    }
+}
+
+/// Why events must be applied in the order of the event store, if they must.
+fn ordered(projection: &Projection, tables: &HashMap<String, TableInfo>) -> Option<String> {
+    match projection.order {
+        Some(Order::Stream) => None,
+        Some(Order::Global) => Some("projection.toml has order = \"global\"".to_owned()),
+        None => {
+            let keyed = tables.iter().filter(|(_, table)| table.has_foreign_key);
+            let first = keyed.map(|(name, _)| name).min()?;
+            Some(format!("{first} has a foreign key, and projection.toml has no order"))
         }
     }
 }

@@ -28,6 +28,7 @@ pub(crate) struct CheckpointTable {
     read_checkpoint: SqlStr,
     read_epoch: SqlStr,
     move_checkpoint: SqlStr,
+    move_checkpoint_of: SqlStr,
     add_healed: SqlStr,
     read_healed: SqlStr,
     begin_replay: SqlStr,
@@ -45,6 +46,9 @@ impl CheckpointTable {
             read_epoch: sql(format!("SELECT epoch FROM {name} WHERE id = 1")),
             move_checkpoint: sql(format!(
                 "UPDATE {name} SET position = GREATEST(position, ?) WHERE id = 1"
+            )),
+            move_checkpoint_of: sql(format!(
+                "UPDATE {name} SET position = GREATEST(position, ?) WHERE id = 1 AND epoch = ?"
             )),
             add_healed: sql(format!("UPDATE {name} SET healed = healed + ? WHERE id = 1")),
             read_healed: sql(format!("SELECT healed FROM {name} WHERE id = 1")),
@@ -151,6 +155,24 @@ impl Session {
         position: Position,
     ) -> Result<(), Error> {
         let query = sqlx::query(ledger.progress.move_checkpoint.clone()).bind(position.get());
+        within("moving the checkpoint", query.execute(&mut self.connection)).await.map(drop)
+    }
+
+    /// Moves the checkpoint forward, unless other tables are in service than those with this epoch. They may lack
+    /// events that were applied to the previous ones.
+    ///
+    /// # Errors
+    ///
+    /// When MySQL fails.
+    pub async fn move_checkpoint_of(
+        &mut self,
+        ledger: &Ledger,
+        epoch: Uuid,
+        position: Position,
+    ) -> Result<(), Error> {
+        let query = sqlx::query(ledger.progress.move_checkpoint_of.clone())
+            .bind(position.get())
+            .bind(epoch);
         within("moving the checkpoint", query.execute(&mut self.connection)).await.map(drop)
     }
 }

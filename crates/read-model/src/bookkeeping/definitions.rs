@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use projection::Projection;
+use projection::{Order, Projection};
 use sqlx::mysql::MySqlConnection;
 use sqlx::{AssertSqlSafe, query, query_as, query_scalar};
 use uuid::Uuid;
@@ -37,6 +37,8 @@ pub struct StoredDefinition {
     pub files: BTreeMap<String, String>,
     /// Whether an event was refused whose value MySQL would change to fit a column.
     pub strict: bool,
+    /// The order of events that it asks for; `None` if its tables decide.
+    pub order: Option<Order>,
     /// Whether a Rust type applied the events. The files then hold no handlers.
     pub in_rust: bool,
 }
@@ -183,17 +185,20 @@ impl Session {
         hash: &str,
     ) -> Result<Option<StoredDefinition>, Error> {
         let read = query_as(
-            "SELECT files, strict, in_rust FROM projector_definitions WHERE projection = ? AND hash = ?",
+            "SELECT files, strict, event_order, in_rust FROM projector_definitions
+             WHERE projection = ? AND hash = ?",
         )
         .bind(ledger.projection())
         .bind(hash)
         .fetch_optional(&mut self.connection);
-        let found: Option<(String, bool, bool)> = within("reading a definition", read).await?;
-        let stored = |(files, strict, in_rust): (String, bool, bool)| {
+        let found: Option<(String, bool, Option<String>, bool)> =
+            within("reading a definition", read).await?;
+        let stored = |(files, strict, order, in_rust): (String, bool, Option<String>, bool)| {
             let unreadable =
                 |_json| Error::StoredFiles { projection: ledger.projection().to_owned() };
             let files = serde_json::from_str(&files).map_err(unreadable)?;
-            Ok(StoredDefinition { files, strict, in_rust })
+            let order = order.as_deref().and_then(Order::of_name);
+            Ok(StoredDefinition { files, strict, order, in_rust })
         };
         found.map(stored).transpose()
     }
@@ -276,8 +281,8 @@ async fn store(
 ) -> Result<(), Error> {
     let files = serde_json::json!(*projection.files).to_string();
     let store = query(
-        "INSERT INTO projector_definitions (projection, hash, files, strict, in_rust, served_at)
-         VALUES (?, ?, ?, ?, ?, UTC_TIMESTAMP(6)) AS new
+        "INSERT INTO projector_definitions (projection, hash, files, strict, event_order, in_rust, served_at)
+         VALUES (?, ?, ?, ?, ?, ?, UTC_TIMESTAMP(6)) AS new
          ON DUPLICATE KEY UPDATE
              served_at = IF(?, new.served_at, projector_definitions.served_at)",
     )
@@ -285,6 +290,7 @@ async fn store(
     .bind(&projection.definition_hash)
     .bind(files)
     .bind(projection.strict)
+    .bind(projection.order.map(Order::name))
     .bind(projection.is_rust)
     .bind(now)
     .execute(connection);

@@ -284,10 +284,10 @@ impl Session {
         other: &str,
         ledger: &Ledger,
     ) -> Result<Vec<StreamId>, Error> {
-        let streams = &ledger.streams;
+        let (other, streams) = (quoted(other), &ledger.streams);
         let sql = format!(
             "SELECT s.stream_id FROM {streams} AS s
-             LEFT JOIN `{other}`.{streams} AS o ON o.stream_id = s.stream_id
+             LEFT JOIN {other}.{streams} AS o ON o.stream_id = s.stream_id
              WHERE o.stream_id IS NULL OR (o.version < s.version AND NOT o.parked)"
         );
         let read = sqlx::query_scalar(AssertSqlSafe(sql)).fetch_all(&mut self.connection);

@@ -240,12 +240,29 @@ impl Batch<'_> {
         Ok(drift.into_iter().flatten().collect())
     }
 
-    /// Replaces the suspects by the rows of the reference.
+    /// Replaces the suspects of all tables by the rows of the reference.
+    ///
+    /// Foreign keys between the tables are not checked meanwhile: the reference has checked them, and a row that
+    /// is deleted and inserted again must not delete the rows that refer to it.
     ///
     /// # Errors
     ///
-    /// When MySQL fails.
-    pub async fn repair(&mut self, compared: &Comparison) -> Result<(), Error> {
+    /// When MySQL fails. The session must be dropped.
+    pub async fn repair(&mut self, compared: &[Comparison]) -> Result<(), Error> {
+        self.check_foreign_keys(false).await?;
+        for compared in compared {
+            self.repair_table(compared).await?;
+        }
+        self.check_foreign_keys(true).await
+    }
+
+    async fn check_foreign_keys(&mut self, check: bool) -> Result<(), Error> {
+        let sql = AssertSqlSafe(format!("SET SESSION foreign_key_checks = {check}"));
+        let set = sqlx::raw_sql(sql).execute(self.connection());
+        within("setting foreign_key_checks", set).await.map(drop)
+    }
+
+    async fn repair_table(&mut self, compared: &Comparison) -> Result<(), Error> {
         let Comparison { live, reference, suspects, columns, .. } = compared;
         let names: Vec<String> = columns.iter().map(|(name, _)| quoted(name)).collect();
         let from: Vec<String> = names.iter().map(|name| format!("r.{name}")).collect();

@@ -1,5 +1,6 @@
 //! Creates, swaps, compares and shows tables.
 
+mod attached;
 mod compare;
 mod scratch;
 mod shadow;
@@ -7,6 +8,7 @@ mod show;
 mod tables;
 mod warnings;
 
+pub use attached::Attached;
 pub use compare::{Comparison, Drift, Rows};
 pub use scratch::{Checked, check};
 pub use shadow::{Databases, InService, Swap, Ticket, all_tables};

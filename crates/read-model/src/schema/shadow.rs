@@ -10,6 +10,7 @@ use sqlx::{AssertSqlSafe, Connection, query, query_as, query_scalar};
 use tokio::time::timeout;
 use uuid::Uuid;
 
+use crate::batching::quoted;
 use crate::error::number;
 use crate::error_codes::{
     ER_DBACCESS_DENIED_ERROR, ER_LOCK_DEADLOCK, ER_LOCK_WAIT_TIMEOUT, ER_QUERY_INTERRUPTED,
@@ -39,11 +40,25 @@ impl Databases {
     pub fn beside(live: &str) -> Self {
         Self {
             live: live.to_owned(),
-            new: format!("{live}__new"),
-            old: format!("{live}__old"),
-            verify: format!("{live}__verify"),
+            new: beside(live, "__new"),
+            old: beside(live, "__old"),
+            verify: beside(live, "__verify"),
         }
     }
+}
+
+/// The most characters of the name of a database.
+const DATABASE_NAME_MAX: usize = 64;
+
+/// The name of a database beside `live`. If it would be too long, a hash replaces the end of `live`: two long
+/// names may begin alike.
+fn beside(live: &str, suffix: &str) -> String {
+    if live.chars().count() + suffix.len() <= DATABASE_NAME_MAX {
+        return format!("{live}{suffix}");
+    }
+    let hash = format!("_{}", projection::short_hash(live));
+    let kept: String = live.chars().take(DATABASE_NAME_MAX - suffix.len() - hash.len()).collect();
+    format!("{kept}{hash}{suffix}")
 }
 
 /// The identity of the tables in service.
@@ -88,7 +103,7 @@ impl Session {
     ///
     /// When MySQL fails.
     pub async fn make_database(&mut self, database: &str) -> Result<(), Error> {
-        let create = format!("CREATE DATABASE IF NOT EXISTS `{database}`");
+        let create = format!("CREATE DATABASE IF NOT EXISTS {}", quoted(database));
         self.plain(create).await.map_err(|error| match error {
             Error::Statement { source, .. }
                 if number(&source) == Some(ER_DBACCESS_DENIED_ERROR) =>
@@ -109,16 +124,16 @@ impl Session {
         }
     }
 
-    /// Drops the tables that exist in a database.
+    /// Drops the tables that exist in a database, with one statement: tables with foreign keys between them can
+    /// only be dropped together.
     ///
     /// # Errors
     ///
     /// When MySQL fails.
     pub async fn drop_tables(&mut self, database: &str, tables: &[String]) -> Result<(), Error> {
-        for table in tables {
-            self.plain(format!("DROP TABLE IF EXISTS `{database}`.`{table}`")).await?;
-        }
-        Ok(())
+        let name = |table: &String| format!("{}.{}", quoted(database), quoted(table));
+        let names: Vec<String> = tables.iter().map(name).collect();
+        self.plain(format!("DROP TABLE IF EXISTS {}", names.join(", "))).await
     }
 
     /// The number of the given tables that a database has.
@@ -199,7 +214,8 @@ impl Session {
     pub async fn issue_ticket(&mut self, ledger: &Ledger, database: &str) -> Result<Ticket, Error> {
         let ticket = Ticket(format!("projector_ticket_{}", Uuid::new_v4().simple()));
         let (name, projection) = (&ticket.0, ledger.projection());
-        self.plain(format!("CREATE TABLE `{database}`.`{name}` (id INT) COMMENT = '{projection}'"))
+        let database = quoted(database);
+        self.plain(format!("CREATE TABLE {database}.`{name}` (id INT) COMMENT = '{projection}'"))
             .await?;
         Ok(ticket)
     }
@@ -247,7 +263,8 @@ impl Session {
         [from, to, away]: [&str; 3],
     ) -> Result<Swap, Error> {
         let pair = |source: &str, target: &str, table: &String| {
-            format!("`{source}`.`{table}` TO `{target}`.`{table}`")
+            let (source, target, table) = (quoted(source), quoted(target), quoted(table));
+            format!("{source}.{table} TO {target}.{table}")
         };
         let mut pairs = vec![pair(from, away, &ticket.0)];
         pairs.extend(tables.iter().map(|table| pair(to, away, table)));
@@ -287,5 +304,27 @@ impl Session {
         // The connection may have ended by itself. The caller checks whether the tables are swapped.
         drop(within("ending a swap", kill).await);
         drop(timeout(Duration::from_secs(1), other.ping()).await);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_databases_fit_and_differ() {
+        let Databases { new, old, verify, .. } = Databases::beside("shop");
+        assert_eq!([new, old, verify], ["shop__new", "shop__old", "shop__verify"]);
+        for length in 50..=64 {
+            let (one, other) = (format!("{}a", "é".repeat(length - 1)), "é".repeat(length));
+            let names = |live: &str| {
+                let Databases { new, old, verify, .. } = Databases::beside(live);
+                [new, old, verify]
+            };
+            let all: std::collections::BTreeSet<String> =
+                [names(&one), names(&other)].into_iter().flatten().collect();
+            assert_eq!(all.len(), 6, "{all:?}");
+            assert!(all.iter().all(|name| name.chars().count() <= 64), "{all:?}");
+        }
     }
 }
