@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::batches::{Batches, Place};
 use super::deliveries::Deliveries;
 use super::duplicates::Duplicates;
 use super::gaps::{Gaps, Reading};
@@ -42,6 +43,9 @@ pub(crate) struct Consumer<'c> {
     batches: JoinSet<Report>,
     gaps: Gaps,
     duplicates: Duplicates,
+    /// The number of the queue, from 0.
+    number: usize,
+    outcomes: &'c Batches,
     /// Reports streams with gaps.
     probe: &'c Probe,
     activity: watch::Sender<Activity>,
@@ -55,6 +59,8 @@ pub(super) struct ConnectedProjection<'c> {
     pub(super) connection: &'c Connection,
     /// Reports streams that wait for missing events.
     pub(super) gaps: &'c Probe,
+    /// Reports whether batches fail.
+    pub(super) batches: &'c Batches,
 }
 
 /// Shows whether a queue delivers to this instance.
@@ -71,11 +77,11 @@ impl<'c> Consumer<'c> {
     /// Starts to consume.
     pub(super) async fn open(
         projection: ConnectedProjection<'c>,
-        queue: &Queue,
+        (number, queue): (usize, &Queue),
         priority: i32,
         activity: watch::Sender<Activity>,
     ) -> Result<Self, Error> {
-        let ConnectedProjection { context, model, connection, gaps: probe } = projection;
+        let ConnectedProjection { context, model, connection, gaps: probe, batches } = projection;
         let (prefetch, retry_max) = (context.settings.prefetch, context.settings.retry_max);
         let deliveries =
             Deliveries::open(connection, &context.broker, queue, prefetch, priority).await?;
@@ -92,6 +98,8 @@ impl<'c> Consumer<'c> {
                 retry_max,
             ),
             duplicates: Duplicates::new(History::new(context.store.clone()), retry_max),
+            number,
+            outcomes: batches,
             probe,
             activity,
         })
@@ -228,10 +236,12 @@ impl<'c> Consumer<'c> {
     /// Settles the deliveries of a batch. Deliveries that follow a gap wait.
     async fn settle(&mut self, report: Report) -> Result<(), Error> {
         let lane = report.lane();
+        let place = Place { queue: self.number, lane };
         let (batch, applied) = match self.lanes[lane].finish(report) {
             Ok(finished) => finished,
-            Err(failure) => return self.failed(failure),
+            Err(failure) => return self.failed(place, failure),
         };
+        self.outcomes.succeeded(place);
         let mut receipts = Vec::with_capacity(batch.len());
         let mut waiting = Vec::new();
         for (pending, verdict) in batch.into_iter().zip(&applied.verdicts) {
@@ -258,13 +268,17 @@ impl<'c> Consumer<'c> {
     }
 
     /// Decides about a failed batch: the lane tries again for [`KEEP_LIMIT`], then the consumer gives up.
-    fn failed(&self, failure: Failure) -> Result<(), Error> {
+    fn failed(&self, place: Place, failure: Failure) -> Result<(), Error> {
         let Failure { error, since } = failure;
         match *error {
             Error::Server(error) if since <= KEEP_LIMIT => {
                 tracing::debug!(error = chain(&error), "a batch failed and is tried again");
                 self.context.metrics.lost(error.name());
                 Ok(())
+            }
+            Error::Server(error) => {
+                self.outcomes.failed(place, &chain(&error));
+                Err(error.into())
             }
             error => Err(error),
         }

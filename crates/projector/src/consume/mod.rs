@@ -1,6 +1,7 @@
 //! Follows the queues of a projection: takes deliveries, applies them, acknowledges them.
 
 mod assignment;
+mod batches;
 mod consumer;
 mod deliveries;
 mod duplicates;

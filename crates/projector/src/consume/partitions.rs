@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
 use super::assignment::assign;
+use super::batches::QUIET;
 use super::consumer::{Activity, ConnectedProjection, Consumer};
 use crate::context::host;
 use crate::error::Error;
@@ -42,6 +43,7 @@ struct QueueSlot {
     /// The priority to consume with. A change makes the consumer start again.
     priority: watch::Sender<i32>,
     activity: watch::Receiver<Activity>,
+    opened: Instant,
     /// Since when the queue is assigned to this instance, or when it was last taken over.
     assigned_since: Mutex<Option<Instant>>,
 }
@@ -50,6 +52,12 @@ impl QueueSlot {
     fn is_held(&self) -> bool {
         let Activity { last_delivery, unsettled } = *self.activity.borrow();
         unsettled || last_delivery.is_some_and(|at| at.elapsed() < HOLDS)
+    }
+
+    /// Whether the queue has brought nothing for [`QUIET`].
+    fn is_quiet(&self) -> bool {
+        let Activity { last_delivery, unsettled } = *self.activity.borrow();
+        !unsettled && last_delivery.unwrap_or(self.opened).elapsed() >= QUIET
     }
 
     /// Records the assignment of the queue. Returns whether this instance must take the queue over.
@@ -81,7 +89,8 @@ impl Partitions<'_> {
         for number in 0..self.topology.queues.len() {
             let (priority, wanted) = watch::channel(0);
             let (sender, activity) = watch::channel(Activity::default());
-            slots.push(QueueSlot { priority, activity, assigned_since: Mutex::default() });
+            let (opened, assigned_since) = (Instant::now(), Mutex::default());
+            slots.push(QueueSlot { priority, activity, opened, assigned_since });
             queues.push(self.follow_or_stop_all(number, wanted, sender, &stop));
         }
         // Done before the first queue is consumed: otherwise a new priority would make consumers start again.
@@ -122,6 +131,7 @@ impl Partitions<'_> {
         let queue = &self.topology.queues[number];
         while !stop.is_cancelled() {
             let priority = *wanted.borrow_and_update();
+            let queue = (number, queue);
             let open = Consumer::open(self.projection, queue, priority, activity.clone());
             let Some(consumer) = stop.run_until_cancelled(open).await else { break };
             let mut consumer = consumer?;
@@ -201,6 +211,9 @@ impl Partitions<'_> {
             Some(session) => session,
             None => Session::connect(&self.projection.context.mysql).await?,
         };
+        for (number, _slot) in slots.iter().enumerate().filter(|(_, slot)| slot.is_quiet()) {
+            self.projection.batches.quiet(number);
+        }
         let held = (1_u16..).zip(slots).filter(|(_, slot)| slot.is_held());
         let partitions = u16::try_from(slots.len()).unwrap_or(u16::MAX);
         let own = Instance {

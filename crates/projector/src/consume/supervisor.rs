@@ -12,6 +12,7 @@ use domain_events::{Position, StoredEvent};
 use read_model::{Checkpoint, Files, Lock, ReadModel, Service, Session};
 use tokio::time::{Instant, sleep};
 
+use super::batches::Batches;
 use super::consumer::ConnectedProjection;
 use super::partitions::Partitions;
 use crate::Settings;
@@ -38,6 +39,8 @@ pub(crate) async fn supervise(
     let component = component(&model);
     let supervisor = Supervisor {
         probe: health.probe(&component, None),
+        // The same component: it fails without interruption while consumers come and go.
+        batches: Batches::new(health.probe(&component, None)),
         gaps: health.probe(&format!("{component} gaps"), None),
         context: &context,
         model: &model,
@@ -69,6 +72,7 @@ struct Supervisor<'c> {
     context: &'c Arc<Context>,
     model: &'c Arc<ReadModel>,
     probe: Probe,
+    batches: Batches,
     gaps: Probe,
     /// Whether a queue was declared that lacks the messages published before.
     new_queue: AtomicBool,
@@ -171,9 +175,9 @@ impl Supervisor<'_> {
         topology: &'p Topology,
         ready: Option<&'p Probe>,
     ) -> Partitions<'p> {
-        let (context, model, gaps) = (self.context, self.model, &self.gaps);
+        let Self { context, model, gaps, batches, .. } = self;
         Partitions {
-            projection: ConnectedProjection { context, model, connection, gaps },
+            projection: ConnectedProjection { context, model, connection, gaps, batches },
             topology,
             ready,
         }
