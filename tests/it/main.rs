@@ -38,6 +38,7 @@ mod relay;
 mod relay_faults;
 mod relay_fleet;
 mod relay_operations;
+mod relay_reconcile;
 mod relay_slow;
 mod relay_status;
 mod relay_waits;

@@ -272,6 +272,14 @@ async fn reconcile_accounts_for_every_event() {
             (reconcile().await.0 == [100, 100, 100, 0, 0]).then_some(())
         })
         .await;
+        let whole = async || {
+            let sql = "SELECT sum(seq_scan)::bigint FROM pg_stat_user_tables WHERE relname IN ('events', 'outbox')";
+            let scans: i64 = sqlx::query_scalar(sql).fetch_one(&mut stack.postgres().await).await.unwrap();
+            scans
+        };
+        let before = whole().await;
+        reconcile().await;
+        assert_eq!(whole().await, before, "no table was read as a whole");
 
         stack.append("order-1", &[event("Tested", &json!({ "m": 1 }))]).await;
         eventually("the stream is parked", async || {

@@ -1,5 +1,8 @@
 //! Prints the results of commands.
 
+use std::fmt::Display;
+use std::time::{Duration, Instant};
+
 use clap::Args;
 use serde::Serialize;
 
@@ -39,6 +42,36 @@ impl Format {
 #[expect(clippy::print_stdout, reason = "the result of a command")]
 pub fn say(text: &str) {
     println!("{text}");
+}
+
+/// A number with what it counts: `counted(1, "stream waits", "streams wait")` is "1 stream waits".
+pub fn counted(number: impl Display, one: &str, many: &str) -> String {
+    let number = number.to_string();
+    let noun = if number == "1" { one } else { many };
+    format!("{number} {noun}")
+}
+
+/// Reports on standard error how far a command is, at most every five seconds. Standard output keeps the
+/// result alone.
+#[derive(Debug)]
+pub struct Progress(Instant);
+
+impl Progress {
+    const INTERVAL: Duration = Duration::from_secs(5);
+
+    /// Begins. A command that ends soon reports nothing.
+    pub fn begin() -> Self {
+        Self(Instant::now())
+    }
+
+    /// Reports a step, unless there was a report just now.
+    #[expect(clippy::print_stderr, reason = "the progress of a command")]
+    pub fn report(&mut self, text: impl FnOnce() -> String) {
+        if self.0.elapsed() >= Self::INTERVAL {
+            self.0 = Instant::now();
+            eprintln!("{}", text());
+        }
+    }
 }
 
 /// The user who runs the command, for the record of operators' decisions.

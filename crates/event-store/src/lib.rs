@@ -28,7 +28,8 @@
 //! | `claim`, `due`, `settle` | **start here**: publishing, in the order of a pass |
 //! | `fence`, `floor` | the two limits that make concurrent writers harmless |
 //! | `read`, `counts` | reading history; counting it |
-//! | `waiting`, `status`, `backlog`, `reconcile` | for operators |
+//! | `waiting`, `status`, `backlog` | for operators |
+//! | `selection`, `reconcile`, `republish`, `positions` | walking through events, page by page |
 //! | `retention`, `hint`, `migrate`, `append` | deletion, wake-ups, schema, bulk appends |
 
 mod append;
@@ -41,10 +42,13 @@ mod fence;
 mod floor;
 mod hint;
 mod migrate;
+mod positions;
 mod read;
 mod reconcile;
+mod republish;
 mod retention;
 mod row;
+mod selection;
 mod session;
 mod settle;
 mod status;
@@ -57,9 +61,11 @@ pub use counts::{Bucket, Lacking, Reach};
 pub use error::Error;
 pub use fence::{Fence, Writer};
 pub use hint::{Listener, Wake};
+pub use positions::Positions;
 pub use read::StreamHead;
-pub use reconcile::{MissingEvent, Reconciled, Selection};
+pub use reconcile::{Compared, MissingEvent, Reconciled};
 pub use retention::Deleted;
+pub use selection::Selection;
 pub use session::{Options, Session};
 pub use settle::{Hold, Reason, Settlement};
 pub use status::{

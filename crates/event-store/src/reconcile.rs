@@ -1,53 +1,22 @@
-//! Compares the event store with the outbox, and puts events into the outbox again.
+//! Compares the event store with the outbox.
+//!
+//! The outbox has no index by position, which every append would pay for. So the comparison reads first which
+//! events are wanted, then walks through the outbox from its newest row on, until each of them was found.
 
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
-use domain_events::Position;
 use serde::Serialize;
-use sqlx::postgres::PgArguments;
-use sqlx::query::Query;
-use sqlx::{Postgres, query};
+use sqlx::query;
 use uuid::Uuid;
 
+use crate::positions::Positions;
 use crate::row::from_row;
-use crate::session::{Mode, within};
-use crate::{Error, Session};
-
-/// The SQL condition of a [`Selection`], whose values are the first seven parameters.
-macro_rules! selected {
-    () => {
-        "($1::bigint IS NULL OR e.position > $1)
-               AND ($2::bigint IS NULL OR e.position <= $2)
-               AND ($3::timestamptz IS NULL OR e.recorded_at >= $3)
-               AND ($4::timestamptz IS NULL OR e.recorded_at < $4)
-               AND (cardinality($5::uuid[]) = 0 OR e.event_id = ANY ($5))
-               AND (cardinality($6::text[]) = 0 OR e.stream_id = ANY ($6))
-               AND (cardinality($7::text[]) = 0 OR e.event_type = ANY ($7))"
-    };
-}
-
-/// Selects events of the event store. An event must match every field that is set.
-#[derive(Debug, Clone, Default, Serialize)]
-pub struct Selection {
-    /// Only events after this position.
-    pub after: Option<i64>,
-    /// Only events up to and including this position.
-    pub until: Option<i64>,
-    /// Only events recorded at or after this time.
-    pub since: Option<DateTime<Utc>>,
-    /// Only events recorded before this time.
-    pub before: Option<DateTime<Utc>>,
-    /// Only events with one of these ids, unless empty.
-    pub event_ids: Vec<Uuid>,
-    /// Only events of one of these streams, unless empty.
-    pub streams: Vec<String>,
-    /// Only events of one of these types, unless empty.
-    pub event_types: Vec<String>,
-}
+use crate::selection::{PAGE, selected};
+use crate::session::Mode;
+use crate::{Error, Selection, Session};
 
 /// The state of the events of a selection in the outbox.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Reconciled {
     /// Events in the event store.
     pub events: i64,
@@ -60,8 +29,6 @@ pub struct Reconciled {
     /// Not in the outbox, although they are younger than the retention.
     pub missing: i64,
 }
-
-from_row!(Reconciled { events, processed, pending, expired, missing });
 
 /// An event that is missing in the outbox.
 #[derive(Debug, Clone, Serialize)]
@@ -80,148 +47,181 @@ pub struct MissingEvent {
 
 from_row!(MissingEvent { position, event_id, stream_id, stream_version, event_type });
 
+/// How far a comparison is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compared {
+    /// So many events were read.
+    Events(usize),
+    /// So many events are still to be found in the outbox.
+    Wanted(usize),
+}
+
+/// The positions that a page has; NULL for none, and in it for rows without a position.
+type Found = Option<Vec<Option<i64>>>;
+
+/// The events that are to be found in the outbox.
+#[derive(Default)]
+struct Wanted {
+    /// Those that must be there.
+    young: Positions,
+    /// Those that may have been deleted after their publication.
+    old: Positions,
+    /// Those of both that were found in a pending copy, which `republish` made: the first row may say that
+    /// the event was published.
+    copied: Positions,
+}
+
+impl Wanted {
+    fn len(&self) -> usize {
+        self.young.len() + self.old.len()
+    }
+
+    /// Takes an event out that was found. Returns whether it was wanted.
+    fn found(&mut self, position: i64) -> bool {
+        let wanted = self.young.remove(position) || self.old.remove(position);
+        self.copied.remove(position);
+        wanted
+    }
+}
+
 impl Session {
     /// Compares the events of a selection with the outbox.
     ///
     /// Also returns the first missing events, at most `examples`. `retention` is how long published
-    /// rows are kept.
+    /// rows are kept. Calls `progress` after each page.
+    ///
+    /// Appends, publishing and deletion may go on meanwhile: no event up to the end of the selection may
+    /// still be uncommitted, the outbox is read after the events, and whether an event is old enough to
+    /// have been deleted is decided at the end.
     ///
     /// # Errors
     ///
-    /// When the statement fails.
+    /// When a statement fails.
     pub async fn reconcile(
         &mut self,
         selection: &Selection,
         retention: Duration,
-        examples: u32,
+        examples: usize,
+        mut progress: impl FnMut(Compared),
     ) -> Result<(Reconciled, Vec<MissingEvent>), Error> {
-        let counts = query(concat!(
-            "WITH captured AS (
-                 SELECT position, bool_or(processed_at IS NOT NULL) AS processed
-                 FROM outbox WHERE position IS NOT NULL GROUP BY position
-             )
-             SELECT count(*) AS events,
-                    count(*) FILTER (WHERE c.processed) AS processed,
-                    count(*) FILTER (WHERE NOT c.processed) AS pending,
-                    count(*) FILTER (WHERE c.position IS NULL AND e.recorded_at < now()
-                                     - make_interval(secs => $8)) AS expired,
-                    count(*) FILTER (WHERE c.position IS NULL AND e.recorded_at >= now()
-                                     - make_interval(secs => $8)) AS missing
-             FROM events e LEFT JOIN captured c ON c.position = e.position
-             WHERE ",
-            selected!()
-        ));
-        let counts = selection.bind(counts).bind(retention.as_secs_f64());
-        let rows: Vec<Reconciled> =
-            self.run(Mode::Scan, "comparing events with the outbox", counts).await?;
-        let none = Reconciled { events: 0, processed: 0, pending: 0, expired: 0, missing: 0 };
-        let counted = rows.first().copied().unwrap_or(none);
-        if counted.missing == 0 {
-            return Ok((counted, Vec::new()));
+        let mut wanted = self.wanted(selection, retention, &mut progress).await?;
+        let events = wanted.len();
+        let mut counted = Reconciled { events: count(events), ..Reconciled::default() };
+        self.find_in_outbox(&mut wanted, &mut counted, &mut progress).await?;
+        counted.pending += count(wanted.copied.len());
+        for position in std::mem::take(&mut wanted.copied).iter() {
+            wanted.found(position);
         }
-        let missing = query(concat!(
-            "SELECT e.position, e.event_id, e.stream_id, e.stream_version, e.event_type
-             FROM events e
-             WHERE ",
-            selected!(),
-            "
-               AND e.recorded_at >= now() - make_interval(secs => $8)
-               AND NOT EXISTS (SELECT 1 FROM outbox o WHERE o.position = e.position)
-             ORDER BY e.position
-             LIMIT $9"
-        ));
-        let missing =
-            selection.bind(missing).bind(retention.as_secs_f64()).bind(i64::from(examples));
-        Ok((counted, self.run(Mode::Scan, "listing missing events", missing).await?))
+        let mut missing = Vec::new();
+        let lost: Vec<i64> = wanted.young.iter().collect();
+        for page in lost.chunks(10_000) {
+            for event in self.not_expired(page, retention).await? {
+                counted.missing += 1;
+                if missing.len() < examples {
+                    missing.push(event);
+                }
+            }
+        }
+        counted.expired = count(wanted.len()) - counted.missing;
+        Ok((counted, missing))
     }
 
-    /// Counts the events of a selection.
-    ///
-    /// # Errors
-    ///
-    /// When the statement fails.
-    pub async fn count_events(&mut self, selection: &Selection) -> Result<i64, Error> {
-        let count = query(concat!(
-            "SELECT count(*) FROM events e
-             WHERE ",
-            selected!()
-        ));
-        let rows: Vec<(i64,)> =
-            self.run(Mode::Scan, "counting events", selection.bind(count)).await?;
-        Ok(rows.first().map_or(0, |(count,)| *count))
-    }
-
-    /// Puts the next events of a selection into the outbox again, at most `limit`, in global order.
-    /// Returns how many there were, and the position after which to continue; `None` at the end.
-    ///
-    /// # Errors
-    ///
-    /// When the statement fails; then it has put none of them into the outbox.
-    pub async fn republish(
+    async fn wanted(
         &mut self,
         selection: &Selection,
-        limit: u32,
-    ) -> Result<Option<(i64, Position)>, Error> {
-        let copy = query(concat!(
-            "WITH chosen AS MATERIALIZED (
-                 SELECT * FROM events e
-                 WHERE ",
-            selected!(),
-            "
-                 ORDER BY e.position
-                 LIMIT $8
-             ), copied AS (
-                 INSERT INTO outbox (event_id, stream_id, stream_version, position, event_type,
-                                     schema_version, routing_key, payload, metadata, occurred_at,
-                                     recorded_at)
-                 SELECT event_id, stream_id, stream_version, position, event_type, schema_version,
-                        split_part(stream_id, '-', 1) || '.' || event_type, data, metadata,
-                        occurred_at, recorded_at
-                 FROM chosen
-                 ORDER BY position
-             )
-             SELECT count(*), max(position) FROM chosen"
-        ));
-        let copy = selection.bind(copy).bind(i64::from(limit));
-        let rows: Vec<(i64, Option<i64>)> =
-            self.run(Mode::Write, "republishing events", copy).await?;
-        let (count, last) = rows.first().copied().unwrap_or_default();
-        let last = last.map(Position::new).transpose().map_err(|source| Error::Row {
-            table: "events",
-            id: last.unwrap_or_default(),
-            source,
-        })?;
-        Ok(last.map(|last| (count, last)))
+        retention: Duration,
+        progress: &mut impl FnMut(Compared),
+    ) -> Result<Wanted, Error> {
+        let (mut rest, mut wanted) = (selection.clone(), Wanted::default());
+        while let Some(end) = self.page_end(&rest).await? {
+            let page = rest.up_to(end);
+            let read = query(concat!(
+                "SELECT array_agg(page.position) FILTER (WHERE NOT page.old),
+                        array_agg(page.position) FILTER (WHERE page.old)
+                 FROM (SELECT e.position,
+                              e.recorded_at < now() - make_interval(secs => $8) AS old
+                       FROM events e
+                       WHERE ",
+                selected!(),
+                ") AS page"
+            ));
+            let read = page.bind(read).bind(retention.as_secs_f64());
+            let rows: Vec<(Found, Found)> =
+                self.run(Mode::Page, "reading events to compare", read).await?;
+            for (young, old) in rows {
+                wanted.young.extend(positions(young));
+                wanted.old.extend(positions(old));
+            }
+            progress(Compared::Events(wanted.len()));
+            rest.after = Some(end);
+        }
+        Ok(wanted)
     }
 
-    /// Records in `outbox_audit` that an operator republishes events.
-    ///
-    /// # Errors
-    ///
-    /// When the statement fails.
-    pub async fn audit_republish(&mut self, actor: &str, what: &str) -> Result<(), Error> {
-        let limit = self.client_limit();
-        let insert =
-            query("INSERT INTO outbox_audit (actor, action, reason) VALUES ($1, 'republish', $2)")
-                .bind(actor)
-                .bind(what)
-                .execute(&mut self.connection);
-        within(limit, "recording a republication", insert).await.map(drop)
+    /// Walks through the outbox until every wanted event was found.
+    async fn find_in_outbox(
+        &mut self,
+        wanted: &mut Wanted,
+        counted: &mut Reconciled,
+        progress: &mut impl FnMut(Compared),
+    ) -> Result<(), Error> {
+        let mut before = i64::MAX;
+        while wanted.len() > 0 {
+            let read = query(
+                "SELECT min(page.id),
+                        array_agg(page.position) FILTER (WHERE page.processed),
+                        array_agg(page.position) FILTER (WHERE NOT page.processed AND NOT page.copy),
+                        array_agg(page.position) FILTER (WHERE NOT page.processed AND page.copy)
+                 FROM (SELECT id, position, processed_at IS NOT NULL AS processed,
+                              recorded_at IS NOT NULL AS copy
+                       FROM outbox WHERE id < $1 ORDER BY id DESC LIMIT $2) AS page",
+            )
+            .bind(before)
+            .bind(PAGE);
+            let rows: Vec<(Option<i64>, Found, Found, Found)> =
+                self.run(Mode::Page, "comparing events with the outbox", read).await?;
+            let Some((Some(lowest), processed, pending, copies)) = rows.into_iter().next() else {
+                return Ok(());
+            };
+            for position in positions(processed) {
+                counted.processed += i64::from(wanted.found(position));
+            }
+            for position in positions(pending) {
+                counted.pending += i64::from(wanted.found(position));
+            }
+            for position in positions(copies) {
+                if wanted.young.contains(position) || wanted.old.contains(position) {
+                    wanted.copied.insert(position);
+                }
+            }
+            progress(Compared::Wanted(wanted.len()));
+            before = lowest;
+        }
+        Ok(())
+    }
+
+    /// Of events that are not in the outbox, those that are too young to have been deleted there.
+    async fn not_expired(
+        &mut self,
+        positions: &[i64],
+        retention: Duration,
+    ) -> Result<Vec<MissingEvent>, Error> {
+        let query = query(
+            "SELECT position, event_id, stream_id, stream_version, event_type
+             FROM events
+             WHERE position = ANY ($1) AND recorded_at >= now() - make_interval(secs => $2)
+             ORDER BY position",
+        )
+        .bind(positions)
+        .bind(retention.as_secs_f64());
+        self.run(Mode::Page, "listing missing events", query).await
     }
 }
 
-type PgQuery<'q> = Query<'q, Postgres, PgArguments>;
+fn positions(found: Found) -> impl Iterator<Item = i64> {
+    found.into_iter().flatten().flatten()
+}
 
-impl Selection {
-    /// Binds the first seven parameters.
-    fn bind<'q>(&'q self, query: PgQuery<'q>) -> PgQuery<'q> {
-        query
-            .bind(self.after)
-            .bind(self.until)
-            .bind(self.since)
-            .bind(self.before)
-            .bind(&self.event_ids)
-            .bind(&self.streams)
-            .bind(&self.event_types)
-    }
+fn count(number: usize) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
 }

@@ -17,7 +17,7 @@ pub(crate) const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 const GRACE: Duration = Duration::from_secs(1);
 
 /// How long lanes may stay locked after their relay has stopped responding.
-const LOCK_LIMIT: Duration = Duration::from_secs(20);
+pub(crate) const LOCK_LIMIT: Duration = Duration::from_secs(20);
 
 /// Makes the planner use indexes. Right after a bulk load the statistics still describe an empty
 /// table, and the planner would read and sort a million rows for one batch. Each of these queries has
@@ -29,6 +29,22 @@ const BY_INDEX: &str = ";
                  SET LOCAL enable_seqscan = off;
                  SET LOCAL enable_bitmapscan = off;
                  SET LOCAL enable_sort = off;
+                 SET LOCAL jit = off";
+/// Makes the planner read a page of a table in the order of an index, also where statistics describe an empty
+/// table; a bitmap would read all of it before the first row. It
+/// plans for the very parameters: one that leaves its condition out would otherwise hide the index that the
+/// others can use.
+const PAGE_BY_INDEX: &str = ";
+                 SET LOCAL enable_seqscan = off;
+                 SET LOCAL enable_bitmapscan = off;
+                 SET LOCAL plan_cache_mode = force_custom_plan;
+                 SET LOCAL jit = off";
+/// The same for a page that is joined to as many values, by hash or merge.
+const PAGE_BY_HASH: &str = ";
+                 SET LOCAL enable_seqscan = off;
+                 SET LOCAL enable_bitmapscan = off;
+                 SET LOCAL enable_nestloop = off;
+                 SET LOCAL plan_cache_mode = force_custom_plan;
                  SET LOCAL jit = off";
 /// Makes the planner join large tables by hash or merge. With statistics from before a bulk load it
 /// would expect few rows, and read the second table once for each row of the first.
@@ -227,10 +243,16 @@ impl Session {
 pub(crate) enum Mode {
     /// Reads a few rows by an index.
     Read,
+    /// Reads a page of a table.
+    Page,
+    /// Reads a page of a table, and compares it with many values.
+    PageWithValues,
     /// Reads much of a table, and compares it with much of another.
     Scan,
     /// Finds a few rows by an index, and writes.
     WriteByIndex,
+    /// Reads a page of a table, and writes.
+    WritePage,
     /// Writes, and leaves the plan to PostgreSQL.
     Write,
 }
@@ -240,13 +262,15 @@ impl Mode {
     fn planner(self) -> &'static str {
         match self {
             Self::Read | Self::WriteByIndex => BY_INDEX,
+            Self::Page | Self::WritePage => PAGE_BY_INDEX,
+            Self::PageWithValues => PAGE_BY_HASH,
             Self::Scan => NO_NESTED_LOOPS,
             Self::Write => "",
         }
     }
 
     fn writes(self) -> bool {
-        matches!(self, Self::WriteByIndex | Self::Write)
+        matches!(self, Self::WriteByIndex | Self::WritePage | Self::Write)
     }
 }
 

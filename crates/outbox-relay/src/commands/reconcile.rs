@@ -6,20 +6,18 @@ use std::time::Duration;
 use anyhow::anyhow;
 use chrono::{DateTime, Utc};
 use clap::Args;
-use daemon::output::{Format, actor, say};
+use daemon::output::{Format, Progress, actor, counted, say};
 use daemon::{Exit, Failure};
-use event_store::{Fence, MissingEvent, Reconciled, Selection, Session};
+use event_store::{Compared, Fence, MissingEvent, Reconciled, Selection, Session};
 use serde::Serialize;
 use tokio::time::{Instant, sleep, sleep_until};
 use uuid::Uuid;
 
-use super::{failure, open};
+use super::{STATEMENT_LIMIT, failure, open};
 use crate::Settings;
 
-/// How long a statement may take that reads the whole event store and the whole outbox.
-const SCAN_LIMIT: Duration = Duration::from_mins(30);
 /// How many missing events are listed.
-const EXAMPLES: u32 = 20;
+const EXAMPLES: usize = 20;
 
 /// Options that select events of the event store. An event must match all of them.
 #[derive(Args, Debug)]
@@ -75,7 +73,7 @@ impl Events {
             session.refresh_fence(&mut fence).await.map_err(failure)?;
         }
         let head = fence.limit().get();
-        Ok(Selection {
+        let selection = Selection {
             after: self.after,
             until: Some(self.until.map_or(head, |until| until.min(head))),
             since: self.since,
@@ -83,16 +81,18 @@ impl Events {
             event_ids: self.event_ids,
             streams: self.streams,
             event_types: self.event_types,
-        })
+        };
+        session.narrow(selection).await.map_err(failure)
     }
 }
 
 /// Check that every event of the event store is or was in the outbox.
 ///
 /// A trigger puts each appended event into the outbox. An event can be missing there if the trigger
-/// was disabled or rows were deleted by hand. Without options, all events are compared; that reads
-/// both tables completely and can take minutes. Exits with 65 if an event is missing, and lists the
-/// first 20; `outbox-relay republish` publishes them.
+/// was disabled or rows were deleted by hand. Reads the selected events, then the outbox from its newest
+/// row on until each of them was found. Both are read in pages, so it can run beside everything else.
+/// Exits with 65 if an event is missing, and lists the first 20; `outbox-relay republish` publishes
+/// them.
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  outbox-relay reconcile --since 2026-01-31T09:30:00Z")]
 pub(crate) struct Reconcile {
@@ -112,18 +112,27 @@ struct Report {
 
 impl Reconcile {
     pub(crate) async fn run(self, settings: &Settings) -> Result<(), Failure> {
-        let mut session = open(settings, SCAN_LIMIT).await?;
+        let mut session = open(settings, STATEMENT_LIMIT).await?;
         let selection = self.events.select(&mut session).await?;
-        let compared = session.reconcile(&selection, settings.retention, EXAMPLES).await;
-        let (counted, examples) = compared.map_err(failure)?;
+        let mut progress = Progress::begin();
+        let report = |compared| {
+            progress.report(|| match compared {
+                Compared::Events(count) => counted(count, "event read", "events read"),
+                Compared::Wanted(count) => {
+                    counted(count, "event", "events") + " still to be found in the outbox"
+                }
+            });
+        };
+        let compared = session.reconcile(&selection, settings.retention, EXAMPLES, report).await;
+        let (found, examples) = compared.map_err(failure)?;
         session.close().await;
-        self.format.print(&Report { counted, examples }, text)?;
-        match counted.missing {
+        self.format.print(&Report { counted: found, examples }, text)?;
+        match found.missing {
             0 => Ok(()),
             missing => {
                 let error = anyhow!(
-                    "{missing} events are not in the outbox: \
-                     publish them with `outbox-relay republish --event-id ...`"
+                    "{} not in the outbox: publish with `outbox-relay republish --event-id ...`",
+                    counted(missing, "event is", "events are")
                 );
                 Err(Failure::new(Exit::Data, error))
             }
@@ -186,10 +195,13 @@ impl Republish {
                 anyhow!("select events with --stream, --since and so on, or all with --all");
             return Err(Failure::new(Exit::Configuration, error));
         }
-        let mut session = open(settings, SCAN_LIMIT).await?;
+        let mut session = open(settings, STATEMENT_LIMIT).await?;
         let mut selection = self.events.select(&mut session).await?;
         let events = if self.dry_run {
-            session.count_events(&selection).await.map_err(failure)?
+            let mut progress = Progress::begin();
+            let report =
+                |count| progress.report(|| counted(count, "event counted", "events counted"));
+            session.count_events(&selection, report).await.map_err(failure)?
         } else {
             let what = serde_json::to_string(&selection).unwrap_or_default();
             session.audit_republish(&actor(), &what).await.map_err(failure)?;
@@ -197,8 +209,11 @@ impl Republish {
         };
         session.close().await;
         self.format.print(&Republished { events, dry_run: self.dry_run }, |done| {
-            let what = if done.dry_run { "would be published" } else { "are in the outbox" };
-            format!("{} events {what} again", done.events)
+            if done.dry_run {
+                counted(done.events, "event would be", "events would be") + " published again"
+            } else {
+                counted(done.events, "event is", "events are") + " in the outbox again"
+            }
         })
     }
 }
@@ -212,12 +227,14 @@ async fn republish(
     let mut total = 0;
     let mut next = Instant::now();
     while let Some((count, last)) = session.republish(selection, page).await.map_err(|error| {
-        say(&format!("{total} events were put into the outbox before the failure"));
+        let put = counted(total, "event was", "events were");
+        say(&format!("{put} put into the outbox before the failure"));
         failure(error)
     })? {
         total += count;
         selection.after = Some(last.get());
-        next += Duration::from_secs(1) * page / rate;
+        // A page without selected events costs none of the rate.
+        next = next.max(Instant::now()) + Duration::from_secs(count.unsigned_abs()) / rate;
         sleep_until(next).await;
     }
     Ok(total)

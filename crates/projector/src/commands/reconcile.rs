@@ -10,7 +10,7 @@ use daemon::Failure;
 use super::{models, open_mysql, open_store};
 use crate::Settings;
 use crate::heal::{self, Line, Reconciliation};
-use daemon::output::Format;
+use daemon::output::{Format, Progress};
 
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  projector reconcile order_summary --since 24h --bucket 1h")]
@@ -41,7 +41,13 @@ pub(crate) async fn reconcile(settings: &Settings, arguments: &Reconcile) -> Res
     for model in models(settings, projections)? {
         // A tiny bucket would give an endless list.
         let bucket = (*bucket).max(Duration::from_secs(1));
-        all.push(heal::reconcile(&mut session, &mut store, &model, span, bucket).await?);
+        let mut progress = Progress::begin();
+        let report = |position| {
+            progress
+                .report(|| format!("{}: events counted up to position {position}", model.name()));
+        };
+        let found = heal::reconcile(&mut session, &mut store, &model, span, bucket, report).await?;
+        all.push(found);
     }
     store.close().await;
     session.close().await;
