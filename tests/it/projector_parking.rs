@@ -217,6 +217,50 @@ async fn topology_diff_and_apply_restore_missing_queues() {
     .await;
 }
 
+/// The reason of a parked stream is about its event, and names no row. Method: MySQL counts the rows that a
+/// subquery reads too, and says "at row 2" of an insert of one row.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_reason_of_a_parked_stream_names_no_row() {
+    Stack::run(async |stack| {
+        let folder = stack.folder().join("projections");
+        write_projection(
+            &folder,
+            "picked",
+            &[
+                (
+                    "tables.sql",
+                    "CREATE TABLE known (id VARCHAR(255) PRIMARY KEY, name VARCHAR(30));
+                     CREATE TABLE picked (id VARCHAR(255) PRIMARY KEY, name VARCHAR(3))",
+                ),
+                ("Known.sql", "INSERT INTO known (id, name) VALUES (:stream_id, :data.name)"),
+                (
+                    "Picked.sql",
+                    "INSERT INTO picked (id, name)
+                     VALUES (:stream_id, (SELECT k.name FROM known AS k WHERE k.id = :stream_id))",
+                ),
+            ],
+        );
+        let projector = stack.projector(&folder);
+        projector.clone().arg("migrate").succeed().await;
+        let _relay = stack.relay().start_ready().await;
+        let _daemon = projector.start_ready().await;
+        let events = [event("Known", &json!({ "name": "too long" })), event("Picked", &json!({}))];
+        stack.append("order-1", &events).await;
+        let reason = eventually("the stream is parked", async || {
+            let list =
+                projector.clone().args(["parked", "list", "picked", "--json"]).succeed().await;
+            let list: Value = serde_json::from_str(&list).unwrap();
+            list[0]["reason"].as_str().map(str::to_owned)
+        })
+        .await;
+        assert!(
+            reason.ends_with("MySQL refused the statement: Data too long for column 'name' (1406)"),
+            "{reason}"
+        );
+    })
+    .await;
+}
+
 /// A payload reaches the table as data and never as SQL, whatever it contains.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_payload_becomes_sql() {

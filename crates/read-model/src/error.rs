@@ -305,7 +305,7 @@ impl Error {
     fn classified(source: sqlx::Error, refused: impl FnOnce(u16, String) -> Self) -> Self {
         match (&source, number(&source)) {
             (sqlx::Error::Database(error), Some(number)) if !is_transient(number) => {
-                refused(number, without_values(number, error.message()))
+                refused(number, without_values(number, without_row(error.message())))
             }
             (sqlx::Error::Encode(_) | sqlx::Error::Protocol(_), _) => {
                 refused(0, "a value cannot be encoded for MySQL".to_owned())
@@ -321,6 +321,15 @@ pub(crate) fn number(error: &sqlx::Error) -> Option<u16> {
         .as_database_error()
         .and_then(|error| error.try_downcast_ref::<MySqlDatabaseError>())
         .map(MySqlDatabaseError::number)
+}
+
+/// Removes the number of a row from a message of MySQL. MySQL counts the rows that a subquery reads too, so an
+/// insert of one row can fail "at row 2".
+fn without_row(message: &str) -> &str {
+    match message.rsplit_once(" at row ") {
+        Some((text, number)) if number.bytes().all(|byte| byte.is_ascii_digit()) => text,
+        _ => message,
+    }
 }
 
 /// Removes values from a message of MySQL: they come from events, and must not reach a log. Names of
@@ -352,6 +361,17 @@ fn without_values(number: u16, message: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn messages_name_no_row() {
+        for (message, expected) in [
+            ("Data too long for column 'name' at row 2", "Data too long for column 'name'"),
+            ("Column 'name' cannot be null", "Column 'name' cannot be null"),
+            ("Incorrect value: 'a at row 2'", "Incorrect value: 'a at row 2'"),
+        ] {
+            assert_eq!(without_row(message), expected);
+        }
+    }
 
     #[test]
     fn messages_contain_no_values() {
