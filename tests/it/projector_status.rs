@@ -9,8 +9,9 @@ use tokio::time::sleep;
 
 use crate::projector::{TALLY, tested, wait_for};
 
-/// Readiness changes once while a session locks rows of a read model, and once after it. Method: the lock
-/// outlasts several attempts of the projector, of which each ends with a new consumer.
+/// Readiness changes once while a session locks rows of a read model, and once after it. The log has one line
+/// for the beginning, and one for the end. Method: the lock outlasts several attempts of the projector, of
+/// which each ends with a new consumer.
 #[tokio::test(flavor = "multi_thread")]
 async fn readiness_changes_once_while_rows_are_locked() {
     Stack::run(async |stack| {
@@ -42,6 +43,18 @@ async fn readiness_changes_once_while_rows_are_locked() {
         transaction.rollback().await.unwrap();
         daemon.ready().await;
         wait_for(stack, "order-1", "1,2").await;
+        let log = daemon.log();
+        let lines = |message: &str| {
+            let lines =
+                log.lines().filter(|line| line.contains("\"component\":\"projection tally\""));
+            lines.filter(|line| line.contains(message)).collect::<Vec<_>>()
+        };
+        assert_eq!(lines("does not work, trying again").len(), 1, "{log}");
+        let ended = lines("works again");
+        assert_eq!(ended.len(), 1, "{log}");
+        let ended: serde_json::Value = serde_json::from_str(ended[0]).unwrap();
+        assert!(ended["failures"].as_u64() > Some(2), "{ended}");
+        assert!(ended["after_seconds"].as_u64() >= Some(20), "{ended}");
         let since = Instant::now();
         while since.elapsed() < Duration::from_secs(3) {
             assert_eq!(ready().await, Some(true), "not ready after {:?}", since.elapsed());

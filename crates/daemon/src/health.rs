@@ -7,9 +7,12 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::{Value, json};
 
+use crate::lasting::{Lasting, Log};
+
 /// The state of the daemon's components: the servers it depends on, and its own tasks.
 ///
-/// Each state change is logged once, however many tasks notice it.
+/// A failure is logged at its beginning, once for each other reason, at growing intervals, and at its end,
+/// however many tasks notice it and however often.
 #[derive(Clone, Default)]
 pub struct Health(Arc<Mutex<BTreeMap<String, Component>>>);
 
@@ -19,8 +22,8 @@ struct Component {
     failing: BTreeMap<usize, String>,
     /// When its state last changed.
     since: DateTime<Utc>,
-    /// Whether its failure was logged.
-    logged: bool,
+    /// What was logged about its failure.
+    logged: Lasting,
     probes: Vec<ProbeState>,
 }
 
@@ -80,7 +83,8 @@ impl Health {
     /// Why a component fails, and since when; `None` while it works or starts.
     pub fn failure(&self, component: &str) -> Option<(String, DateTime<Utc>)> {
         let components = self.lock();
-        let component = components.get(component).filter(|component| component.logged)?;
+        let component =
+            components.get(component).filter(|component| component.logged.failures() > 0)?;
         let reason = component.failing.values().next()?;
         Some((reason.clone(), component.since))
     }
@@ -138,8 +142,10 @@ impl Probe {
             if component.failing.remove(&self.number).is_some() && component.failing.is_empty() {
                 let after_seconds = (Utc::now() - component.since).num_seconds();
                 component.since = Utc::now();
-                if std::mem::take(&mut component.logged) {
-                    tracing::info!(component = self.component, after_seconds, "works again");
+                let failures = std::mem::take(&mut component.logged).failures();
+                if failures > 0 {
+                    let component = self.component.as_str();
+                    tracing::info!(component, after_seconds, failures, "works again");
                 }
             }
         });
@@ -150,12 +156,27 @@ impl Probe {
         self.update(|component| component.fails(self.number, reason));
     }
 
-    /// Reports that the component does not work now. Logged once, until it works again.
+    /// Reports that the component does not work now.
     pub fn failing(&self, reason: &str) {
         self.update(|component| {
             component.fails(self.number, reason);
-            if !std::mem::replace(&mut component.logged, true) {
-                tracing::warn!(component = self.component, reason, "does not work, trying again");
+            let for_seconds = (Utc::now() - component.since).num_seconds();
+            match component.logged.failed(reason) {
+                Some(Log::Begins) => {
+                    tracing::warn!(
+                        component = self.component,
+                        reason,
+                        "does not work, trying again"
+                    );
+                }
+                Some(Log::Lasts) => tracing::warn!(
+                    component = self.component,
+                    reason,
+                    for_seconds,
+                    failures = component.logged.failures(),
+                    "still does not work, trying again"
+                ),
+                None => {}
             }
         });
     }

@@ -20,6 +20,7 @@
 //! | `lifecycle` | **start here**: [`run`] starts and stops the tasks |
 //! | [`settings`], [`cli`], [`output`] | layers of configuration; options and results of commands |
 //! | `health`, `http` | probes; `/livez`, `/readyz`, `/metrics` |
+//! | `lasting` | when to log a failure that lasts |
 //! | `exit`, [`backoff`], `telemetry` | exit codes; waits between retries; logs |
 
 pub mod backoff;
@@ -29,6 +30,7 @@ mod exit;
 pub mod fuzzing;
 mod health;
 mod http;
+mod lasting;
 mod lifecycle;
 pub mod output;
 pub mod settings;
@@ -37,6 +39,7 @@ mod telemetry;
 pub use exit::{Exit, Failure, chain};
 pub use health::{Health, Probe};
 pub use http::{Endpoint, healthcheck};
+pub use lasting::{Lasting, Log};
 pub use lifecycle::{Tasks, run};
 pub use telemetry::{LogFormat, LogSettings, init_logs};
 

@@ -1,11 +1,12 @@
 //! The maintenance of rebuilds by projectors: continues interrupted ones, reports their progress, and drops
 //! previous tables after `rebuild_retention`.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::Utc;
-use daemon::{Failure, chain};
+use daemon::{Failure, Lasting, chain};
 use read_model::{Databases, Job, JobState, ReadModel, Session};
 use tokio::time::sleep;
 
@@ -21,12 +22,13 @@ pub(crate) async fn maintain(
     models: Vec<Arc<ReadModel>>,
 ) -> Result<(), Failure> {
     let mut maintenance = Maintenance { context: &context, session: None };
+    let mut failing: HashMap<&str, Lasting> = HashMap::new();
     let stop = &context.shutdown;
     while stop.run_until_cancelled(sleep(INTERVAL)).await.is_some() {
         for model in &models {
             match stop.run_until_cancelled(Box::pin(maintenance.check(model))).await {
                 None => return Ok(()),
-                Some(Ok(())) => {}
+                Some(Ok(())) => drop(failing.remove(model.name())),
                 Some(Err(error)) => {
                     maintenance.session = None;
                     let (projection, reason) = (model.name(), chain(&error));
@@ -37,7 +39,7 @@ pub(crate) async fn maintain(
                             reason,
                             "the state of the rebuild was not checked; it is tried again"
                         );
-                    } else {
+                    } else if failing.entry(projection).or_default().failed(&reason).is_some() {
                         tracing::error!(projection, reason, "the interrupted rebuild failed");
                     }
                 }
