@@ -31,6 +31,7 @@ mod projector_rebuild_interrupted;
 mod projector_retry;
 mod projector_scale;
 mod projector_status;
+mod projector_topology;
 mod projector_unreadable;
 mod projector_values;
 mod projector_verify;

@@ -228,24 +228,6 @@ async fn tables_without_their_bookkeeping_are_refused() {
     .await;
 }
 
-/// A queue with other settings ends the projector, because no repetition succeeds.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_queue_with_other_settings_is_reported_once_with_64() {
-    Stack::run(async |stack| {
-        stack.projector(SHOP).arg("migrate").succeed().await;
-        let channel = stack.amqp().await.create_channel().await.unwrap();
-        let durable = lapin::options::QueueDeclareOptions::durable();
-        let name = "projector.order_summary".into();
-        channel.queue_declare(name, durable, <_>::default()).await.unwrap();
-        let output = stack.projector(SHOP).arg("run").fail(64).await;
-        assert!(
-            output.contains("queue projector.order_summary exists in RabbitMQ with other settings"),
-            "{output}"
-        );
-    })
-    .await;
-}
-
 /// No log contains a password or a payload, whatever fails.
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_secret_is_logged() {

@@ -195,28 +195,6 @@ async fn an_update_must_find_its_row_where_the_handler_says_so() {
     .await;
 }
 
-/// `topology diff` reports what the broker lacks, and `topology apply` declares it.
-#[tokio::test(flavor = "multi_thread")]
-async fn topology_diff_and_apply_restore_missing_queues() {
-    Stack::run(async |stack| {
-        let topology = |action: &str| stack.projector(TALLY).args(["topology", action]);
-        let output = topology("diff").fail(1).await;
-        assert!(output.contains("queue projector.tally is missing"), "{output}");
-        topology("apply").succeed().await;
-        let output = topology("diff").succeed().await;
-        assert!(output.contains("projector.tally has no consumer"), "{output}");
-        stack.projector(TALLY).arg("migrate").succeed().await;
-        let _daemon = stack.projector(TALLY).start_ready().await;
-        assert!(topology("diff").succeed().await.contains("no difference"));
-        let channel = stack.amqp().await.create_channel().await.unwrap();
-        let options = lapin::options::QueueDeleteOptions::default();
-        channel.queue_delete("projector.tally.dead".into(), options).await.unwrap();
-        let output = topology("diff").fail(1).await;
-        assert!(output.contains("queue projector.tally.dead is missing"), "{output}");
-    })
-    .await;
-}
-
 /// The reason of a parked stream is about its event, and names no row. Method: MySQL counts the rows that a
 /// subquery reads too, and says "at row 2" of an insert of one row.
 #[tokio::test(flavor = "multi_thread")]

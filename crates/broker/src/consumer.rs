@@ -1,18 +1,28 @@
 //! Consumes a queue.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use domain_events::Message;
 use futures_util::future::try_join_all;
 use futures_util::{FutureExt, StreamExt};
 use lapin::message::Delivery as Received;
-use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions};
+use lapin::options::{
+    BasicAckOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions, QueueDeclareOptions,
+};
+use lapin::protocol::AMQPSoftError;
 use lapin::types::{AMQPValue, DeliveryTag, FieldTable, ShortString};
 use lapin::{BasicProperties, Channel};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
-use crate::connection::{CLOSE_LIMIT, call, short};
+use crate::connection::{CHECK_LIMIT, CLOSE_LIMIT, call, call_within, short};
+use crate::error::is_soft;
 use crate::{Error, properties};
+
+/// How many checks in a row must find the queue of an ended consumer.
+const END_CHECKS: u32 = 5;
+/// The pause after each of them.
+const END_PAUSE: Duration = Duration::from_millis(100);
 
 /// A received message that is not settled yet.
 #[derive(Debug)]
@@ -105,6 +115,8 @@ pub struct Consumer {
     deliveries: lapin::Consumer,
     queue: String,
     unsettled: BTreeSet<DeliveryTag>,
+    /// Whether the broker has ended the consumer. lapin says so only once.
+    ended: bool,
 }
 
 impl Consumer {
@@ -123,28 +135,57 @@ impl Consumer {
         let consume = channel.basic_consume(short(queue)?, "".into(), options, arguments);
         let deliveries = call("consuming", consume).await?;
         let queue = queue.to_owned();
-        Ok(Self { channel, deliveries, queue, unsettled: BTreeSet::new() })
+        Ok(Self { channel, deliveries, queue, unsettled: BTreeSet::new(), ended: false })
     }
 
     /// Waits for a delivery. Returns it with further ones that have arrived, at most `max` in all.
     ///
     /// # Errors
     ///
-    /// When the connection failed, or the broker cancelled the consumer. In the latter case lapin only
-    /// ends the stream of deliveries; channel and connection stay open.
+    /// When the connection failed. When the broker ended the consumer: [`Error::QueueDeleted`] or
+    /// [`Error::Cancelled`].
     ///
     /// # Cancel safety
     ///
     /// Dropping the future loses no delivery.
     pub async fn next(&mut self, max: usize) -> Result<Vec<Delivery>, Error> {
         let mut batch = Vec::new();
-        let first = self.deliveries.next().await;
-        self.take(first, &mut batch)?;
-        while batch.len() < max {
+        if !self.ended {
+            let first = self.deliveries.next().await;
+            self.take(first, &mut batch)?;
+        }
+        while batch.len() < max && !self.ended {
             let Some(next) = self.deliveries.next().now_or_never() else { break };
             self.take(next, &mut batch)?;
         }
-        Ok(batch)
+        if batch.is_empty() { Err(self.end().await) } else { Ok(batch) }
+    }
+
+    /// Why the broker ended the consumer. It gives no reason, but the channel stays open, so the queue can be
+    /// looked up.
+    async fn end(&self) -> Error {
+        // A queue still exists for a moment after its deletion has ended the consumers.
+        for _ in 0..END_CHECKS {
+            match self.exists().await {
+                Ok(true) => sleep(END_PAUSE).await,
+                Ok(false) => return Error::QueueDeleted { queue: self.queue.clone() },
+                Err(error) => return error,
+            }
+        }
+        Error::Cancelled { queue: self.queue.clone() }
+    }
+
+    async fn exists(&self) -> Result<bool, Error> {
+        let options = QueueDeclareOptions { passive: true, ..Default::default() };
+        let declare =
+            self.channel.queue_declare(short(&self.queue)?, options, FieldTable::default());
+        match call_within(CHECK_LIMIT, "checking a queue", declare).await {
+            Ok(_exists) => Ok(true),
+            Err(Error::Call { source, .. }) if is_soft(&source, AMQPSoftError::NOTFOUND) => {
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Whether any delivery is not settled yet.
@@ -195,9 +236,11 @@ impl Consumer {
         received: Option<lapin::Result<Received>>,
         batch: &mut Vec<Delivery>,
     ) -> Result<(), Error> {
-        let received = received
-            .ok_or_else(|| Error::Cancelled { queue: self.queue.clone() })?
-            .map_err(|source| Error::Call { operation: "consuming", source })?;
+        let Some(received) = received else {
+            self.ended = true;
+            return Ok(());
+        };
+        let received = received.map_err(|source| Error::Call { operation: "consuming", source })?;
         self.unsettled.insert(received.delivery_tag);
         let message =
             properties::message(&received.routing_key, &received.properties, received.data);

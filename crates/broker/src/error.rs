@@ -41,19 +41,25 @@ pub enum Error {
     },
     /// A queue or exchange exists with other settings.
     #[error(
-        "{name} exists in RabbitMQ with other settings: delete it there (the event store still has \
-         the events), or configure another name"
+        "{name} exists in RabbitMQ with other settings ({reason}): delete it there (the event store \
+         still has the events), or configure another name"
     )]
     Mismatch {
         /// The queue or exchange.
         name: String,
-        /// The broker's answer, which names the setting.
-        #[source]
-        source: lapin::Error,
+        /// The broker's answer, which names the first setting that differs, with both values.
+        reason: String,
     },
-    /// The broker ended the consumer: its queue was deleted, or its node stopped.
+    /// A queue was deleted while it was consumed.
+    #[error("queue {queue} was deleted in RabbitMQ while it was consumed")]
+    QueueDeleted {
+        /// The queue.
+        queue: String,
+    },
+    /// The broker ended the consumer of a queue that exists.
     #[error(
-        "RabbitMQ cancelled the consumer of queue {queue}: check whether the queue was deleted"
+        "RabbitMQ ended the consumer of queue {queue}, which exists: its node stopped, or the queue was \
+         deleted and declared again"
     )]
     Cancelled {
         /// The queue.
@@ -130,6 +136,17 @@ pub(crate) fn is_refusal(error: &lapin::Error) -> bool {
         ),
         ErrorKind::AuthProviderError(_) => true,
         _ => false,
+    }
+}
+
+/// What the broker answered, without lapin's names for it.
+pub(crate) fn answer(error: &lapin::Error) -> String {
+    match error.kind() {
+        ErrorKind::ProtocolError(error) => {
+            let text = error.get_message().as_str();
+            text.split_once(" - ").map_or(text, |(_code, text)| text).to_owned()
+        }
+        _ => error.to_string(),
     }
 }
 

@@ -29,6 +29,7 @@
 //! | `publisher`, `consumer` | **start here** |
 //! | `dead_letters` | reading and emptying dead-letter queues |
 //! | `topology`, `pattern` | exchanges, queues, bindings; matching routing keys |
+//! | `difference` | comparing exchanges and queues with their definitions |
 //! | `properties` | messages to AMQP properties and back |
 //! | `dial`, `stream`, `frames` | workarounds for lapin 4.12.3 |
 
@@ -36,6 +37,7 @@ mod connection;
 mod consumer;
 mod dead_letters;
 mod dial;
+mod difference;
 mod error;
 mod frames;
 #[cfg(any(test, fuzzing))]
@@ -50,7 +52,8 @@ mod topology;
 pub use connection::{Connection, Options};
 pub use consumer::{Consumer, Delivery, Envelope, Receipt};
 pub use dead_letters::{DeadLetter, DeadLetters};
+pub use difference::{Difference, DifferenceKind};
 pub use error::Error;
 pub use pattern::{InvalidPattern, TopicPattern};
 pub use publisher::{Interrupted, Outcome, Publisher};
-pub use topology::{Binding, Difference, Queue};
+pub use topology::{Binding, Kind, Queue};

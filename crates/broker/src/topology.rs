@@ -12,7 +12,7 @@ use lapin::types::{AMQPValue, FieldTable, LongLongInt};
 use tokio::time::sleep;
 
 use crate::connection::{CHECK_LIMIT, call, call_within, short};
-use crate::error::{is_hard, is_soft};
+use crate::error::{answer, is_hard, is_soft};
 use crate::{Connection, Error};
 
 /// How often a message is delivered before the broker itself dead-letters it.
@@ -47,6 +47,18 @@ pub struct Binding {
     pub key: String,
 }
 
+/// The type of an exchange.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind<'k> {
+    /// Routes by patterns of routing keys.
+    Topic,
+    /// Distributes messages over its queues by a hash of a header.
+    Hash {
+        /// The header.
+        header: &'k str,
+    },
+}
+
 impl Connection {
     /// Declares a durable topic exchange. Without the right to declare it, checks that it exists.
     ///
@@ -54,20 +66,43 @@ impl Connection {
     ///
     /// [`Error::Mismatch`] when it exists with another type or other settings.
     pub async fn declare_exchange(&self, name: &str) -> Result<(), Error> {
-        match self.declare_topic(name, false).await {
-            Err(Error::Call { source, .. }) if is_soft(&source, AMQPSoftError::ACCESSREFUSED) => {
-                self.declare_topic(name, true).await
-            }
-            other => other.map_err(|error| mismatch(&format!("exchange {name}"), error)),
+        match self.declare_as(name, &Kind::Topic).await {
+            Err(error) if error.is_forbidden() => self.require_exchange(name).await,
+            other => other,
         }
     }
 
-    async fn declare_topic(&self, name: &str, passive: bool) -> Result<(), Error> {
+    /// Checks that an exchange exists, whatever its type.
+    pub(crate) async fn require_exchange(&self, name: &str) -> Result<(), Error> {
         let channel = self.channel().await?;
-        let options = ExchangeDeclareOptions { durable: true, passive, ..Default::default() };
+        let options = ExchangeDeclareOptions { passive: true, ..Default::default() };
         let (name, arguments) = (short(name)?, FieldTable::default());
         let declare = channel.exchange_declare(name, ExchangeKind::Topic, options, arguments);
-        call("declaring an exchange", declare).await
+        call("checking an exchange", declare).await
+    }
+
+    /// Declares a durable exchange.
+    pub(crate) async fn declare_as(&self, name: &str, kind: &Kind<'_>) -> Result<(), Error> {
+        let channel = self.channel().await?;
+        let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
+        let mut arguments = FieldTable::default();
+        let wanted = match kind {
+            Kind::Topic => ExchangeKind::Topic,
+            Kind::Hash { header } => {
+                arguments.insert("hash-header".into(), text(header));
+                ExchangeKind::Custom("x-consistent-hash".to_owned())
+            }
+        };
+        let declare = channel.exchange_declare(short(name)?, wanted, options, arguments);
+        match call("declaring an exchange", declare).await {
+            Err(Error::Call { source, .. })
+                if is_hard(&source, AMQPHardError::COMMANDINVALID)
+                    && matches!(kind, Kind::Hash { .. }) =>
+            {
+                Err(Error::Plugin { source })
+            }
+            declared => declared.map_err(|error| mismatch(&format!("exchange {name}"), error)),
+        }
     }
 
     /// Declares a durable exchange that distributes messages over its queues by a hash of a header:
@@ -87,22 +122,11 @@ impl Connection {
         source: &str,
         keys: &[String],
     ) -> Result<(), Error> {
-        let channel = self.channel().await?;
-        let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
-        let mut arguments = FieldTable::default();
-        arguments.insert("hash-header".into(), text(header));
-        let kind = ExchangeKind::Custom("x-consistent-hash".to_owned());
-        let declare = channel.exchange_declare(short(name)?, kind, options, arguments);
-        match call("declaring an exchange", declare).await {
-            Ok(()) => {}
-            Err(Error::Call { source, .. }) if is_soft(&source, AMQPSoftError::ACCESSREFUSED) => {
-                return Ok(());
-            }
-            Err(Error::Call { source, .. }) if is_hard(&source, AMQPHardError::COMMANDINVALID) => {
-                return Err(Error::Plugin { source });
-            }
-            Err(error) => return Err(mismatch(&format!("exchange {name}"), error)),
+        match self.declare_as(name, &Kind::Hash { header }).await {
+            Err(error) if error.is_forbidden() => return Ok(()),
+            declared => declared?,
         }
+        let channel = self.channel().await?;
         for key in keys {
             let bind = channel.exchange_bind(
                 short(name)?,
@@ -234,38 +258,6 @@ impl Connection {
         Ok(())
     }
 
-    /// Compares a queue and its dead-letter queue with their definition.
-    ///
-    /// Bindings are not compared, because AMQP cannot list them; [`Connection::declare_queue`] declares
-    /// them again.
-    ///
-    /// # Errors
-    ///
-    /// When a call fails.
-    pub async fn compare_queue(&self, queue: &Queue) -> Result<Vec<Difference>, Error> {
-        let mut differences = Vec::new();
-        let wanted =
-            [(&queue.dead_letters, dead_letter_arguments()), (&queue.name, arguments(queue))];
-        for (name, arguments) in wanted {
-            let Some(found) = self.look_up(name).await? else {
-                differences.push(Difference::Missing { queue: name.clone() });
-                continue;
-            };
-            match self.declare(name, &arguments).await {
-                Ok(_declared) => {}
-                Err(Error::Mismatch { source, .. }) => {
-                    let reason = source.to_string();
-                    differences.push(Difference::Other { queue: name.clone(), reason });
-                }
-                Err(error) => return Err(error),
-            }
-            if *name == queue.name && found.consumer_count() == 0 {
-                differences.push(Difference::NoConsumer { queue: name.clone() });
-            }
-        }
-        Ok(differences)
-    }
-
     /// How many messages of a queue are ready for delivery, without unsettled ones; `None` when the
     /// queue does not exist.
     ///
@@ -276,7 +268,7 @@ impl Connection {
         Ok(self.look_up(queue).await?.map(|found| found.message_count()))
     }
 
-    async fn look_up(&self, queue: &str) -> Result<Option<lapin::Queue>, Error> {
+    pub(crate) async fn look_up(&self, queue: &str) -> Result<Option<lapin::Queue>, Error> {
         // The broker closes the channel if the queue is missing.
         let channel = self.check_channel().await?;
         let options = QueueDeclareOptions { passive: true, ..Default::default() };
@@ -291,7 +283,7 @@ impl Connection {
     }
 
     /// Declares a queue. Returns false if the login may not declare it, but the queue exists.
-    async fn declare(&self, name: &str, arguments: &FieldTable) -> Result<bool, Error> {
+    pub(crate) async fn declare(&self, name: &str, arguments: &FieldTable) -> Result<bool, Error> {
         let channel = self.channel().await?;
         let options = QueueDeclareOptions::durable();
         let declare = channel.queue_declare(short(name)?, options, arguments.clone());
@@ -310,35 +302,13 @@ impl Connection {
     }
 }
 
-/// A difference between a queue and its definition.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Difference {
-    /// The queue does not exist.
-    Missing {
-        /// The queue.
-        queue: String,
-    },
-    /// The queue has other settings.
-    Other {
-        /// The queue.
-        queue: String,
-        /// The broker's answer, which names the setting.
-        reason: String,
-    },
-    /// The queue has no consumer.
-    NoConsumer {
-        /// The queue.
-        queue: String,
-    },
-}
-
-fn dead_letter_arguments() -> FieldTable {
+pub(crate) fn dead_letter_arguments() -> FieldTable {
     let mut table = FieldTable::default();
     table.insert("x-queue-type".into(), text("quorum"));
     table
 }
 
-fn arguments(queue: &Queue) -> FieldTable {
+pub(crate) fn arguments(queue: &Queue) -> FieldTable {
     let mut table = FieldTable::default();
     for (key, value) in [
         ("x-queue-type", text("quorum")),
@@ -370,7 +340,7 @@ fn text(text: &str) -> AMQPValue {
 fn mismatch(name: &str, error: Error) -> Error {
     match error {
         Error::Call { source, .. } if is_soft(&source, AMQPSoftError::PRECONDITIONFAILED) => {
-            Error::Mismatch { name: name.to_owned(), source }
+            Error::Mismatch { name: name.to_owned(), reason: answer(&source) }
         }
         other => other,
     }

@@ -35,10 +35,12 @@ impl ServerError {
         }
     }
 
-    /// Whether only a change of the configuration helps.
+    /// Whether only a change of the configuration helps. A queue or an exchange with other settings can be
+    /// deleted in RabbitMQ, and its projection goes on then; the others never stop.
     pub(crate) fn is_configuration(&self) -> bool {
         match self {
             Self::ReadModel(error) => error.is_configuration(),
+            Self::Broker(broker::Error::Mismatch { .. }) => false,
             Self::Broker(error) => error.is_configuration(),
             Self::Store(error) => error.is_configuration(),
         }

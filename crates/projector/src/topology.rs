@@ -1,6 +1,6 @@
 //! The exchange, queues and bindings that a projection needs in RabbitMQ.
 
-use broker::{Binding, Connection, Error, Queue};
+use broker::{Binding, Connection, Difference, Error, Kind, Queue};
 use futures_util::future::try_join_all;
 
 use projection::Projection;
@@ -68,6 +68,26 @@ impl Topology {
             new |= connection.declare_queue(queue).await?;
         }
         Ok(new)
+    }
+
+    /// How the exchanges and queues of the broker differ. Bindings are not compared, because AMQP cannot list
+    /// them.
+    pub(crate) async fn compare(&self, connection: &Connection) -> Result<Vec<Difference>, Error> {
+        let source = connection.compare_exchange(&self.source, Kind::Topic).await?;
+        let mut found = Vec::from_iter(source);
+        if let Some(hash) = &self.hash {
+            let kind = Kind::Hash { header: HASHED };
+            found.extend(connection.compare_exchange(hash, kind).await?);
+        }
+        for queue in &self.queues {
+            for difference in connection.compare_queue(queue).await? {
+                // All queues share the dead-letter queue.
+                if !found.contains(&difference) {
+                    found.push(difference);
+                }
+            }
+        }
+        Ok(found)
     }
 
     /// Declares the bindings again.

@@ -1,23 +1,31 @@
 //! `projector topology`.
 
-use broker::{Connection, Difference};
+use broker::{Connection, Difference, DifferenceKind};
 use clap::Subcommand;
 use daemon::{Exit, Failure};
+use serde::Serialize;
 
 use super::{failure, models};
 use crate::Settings;
 use crate::topology::Topology as Wanted;
-use daemon::output::say;
+use daemon::output::{Format, say};
+
+/// What a person should know about bindings, which AMQP cannot list.
+const BINDINGS: &str = "bindings cannot be read over AMQP; `projector topology apply` declares them again, \
+    which changes nothing where they exist";
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum Topology {
-    /// Show missing queues, queues with other settings, and queues without a consumer.
+    /// Show exchanges and queues that are missing or have other settings, and queues without a consumer.
     ///
-    /// Exit code 1 if a queue is missing or has other settings: then messages may get lost.
+    /// Exit code 1 if one is missing or has other settings: then messages may get lost. Bindings are not
+    /// compared, because AMQP cannot list them; `apply` declares them again.
     #[command(after_help = "Example:\n  projector topology diff order_summary")]
     Diff {
         /// The projections. Default: all configured ones.
         projections: Vec<String>,
+        #[command(flatten)]
+        format: Format,
     },
     /// Change the broker: declare the exchanges, queues and bindings that are missing.
     ///
@@ -29,58 +37,107 @@ pub(crate) enum Topology {
     },
 }
 
+/// The differences of a projection.
+#[derive(Serialize)]
+struct Compared {
+    projection: String,
+    differences: Vec<Found>,
+}
+
+/// A difference in the output.
+#[derive(Serialize)]
+struct Found {
+    /// The exchange or queue.
+    object: String,
+    difference: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    /// What to do.
+    remedy: &'static str,
+}
+
 impl Topology {
     pub(crate) async fn run(&self, settings: &Settings) -> Result<(), Failure> {
-        let (Self::Diff { projections } | Self::Apply { projections }) = self;
+        let (Self::Diff { projections, .. } | Self::Apply { projections }) = self;
         let connection = Connection::connect(&settings.broker()?).await.map_err(failure)?;
-        let mut losses = 0;
+        let Settings { queue_prefix, exchange, .. } = settings;
+        let mut compared = Vec::new();
         for model in models(settings, projections)? {
             let projection = &model.projection;
-            let Settings { queue_prefix, exchange, .. } = settings;
             let wanted = Wanted::of(projection, queue_prefix, exchange, projection.partitions);
-            if matches!(self, Self::Apply { .. }) {
-                wanted.declare(&connection).await.map_err(failure)?;
-                say(&format!("{}: exchanges, queues and bindings are declared", model.name()));
-                continue;
+            match self {
+                Self::Apply { .. } => {
+                    wanted.declare(&connection).await.map_err(failure)?;
+                    let name = model.name();
+                    say(&format!("{name}: exchanges, queues and bindings are declared"));
+                }
+                Self::Diff { .. } => {
+                    let found = wanted.compare(&connection).await.map_err(failure)?;
+                    compared.push((model.name().to_owned(), found));
+                }
             }
-            let mut differences = Vec::new();
-            for queue in &wanted.queues {
-                let found = connection.compare_queue(queue).await.map_err(failure)?;
-                differences.extend(
-                    found.into_iter().filter(|new| !differences.contains(new)).collect::<Vec<_>>(),
-                );
-            }
-            losses += differences
-                .iter()
-                .filter(|it| !matches!(it, Difference::NoConsumer { .. }))
-                .count();
-            say(&text(model.name(), &differences));
         }
         connection.close().await;
-        if losses == 0 {
-            Ok(())
-        } else {
-            let error = anyhow::anyhow!(
-                "{losses} queues are missing or have other settings; `projector topology apply` declares missing \
-                 ones"
-            );
-            Err(Failure::new(Exit::Failed, error))
+        match self {
+            Self::Apply { .. } => Ok(()),
+            Self::Diff { format, .. } => report(compared, *format),
         }
     }
 }
 
-fn text(projection: &str, differences: &[Difference]) -> String {
-    if differences.is_empty() {
-        return format!("{projection}: no difference");
+/// Prints differences. Fails if messages may get lost.
+fn report(compared: Vec<(String, Vec<Difference>)>, format: Format) -> Result<(), Failure> {
+    let loses = |found: &Difference| {
+        matches!(found.kind, DifferenceKind::Missing | DifferenceKind::Other { .. })
+    };
+    let losses = compared.iter().flat_map(|(_, found)| found).filter(|it| loses(it)).count();
+    let of = |(projection, found): (String, Vec<Difference>)| Compared {
+        projection,
+        differences: found.into_iter().map(Found::of).collect(),
+    };
+    let compared: Vec<Compared> = compared.into_iter().map(of).collect();
+    format.print(&compared, |compared| {
+        let mut lines: Vec<String> = compared.iter().map(text).collect();
+        lines.push(BINDINGS.to_owned());
+        lines.join("\n")
+    })?;
+    if losses == 0 {
+        return Ok(());
     }
-    let lines = differences.iter().map(|difference| match difference {
-        Difference::Missing { queue } => format!("  queue {queue} is missing"),
-        Difference::Other { queue, reason } => {
-            format!("  queue {queue} has other settings: {reason}")
-        }
-        Difference::NoConsumer { queue } => {
-            format!("  queue {queue} has no consumer; run `projector run`")
-        }
-    });
-    format!("{projection}:\n{}", lines.collect::<Vec<_>>().join("\n"))
+    let error =
+        anyhow::anyhow!("messages may get lost: {losses} of the differences must be removed");
+    Err(Failure::new(Exit::Failed, error))
+}
+
+impl Found {
+    fn of(Difference { object, kind }: Difference) -> Self {
+        let (difference, reason, remedy) = match kind {
+            DifferenceKind::Missing => {
+                ("is missing", None, "`projector topology apply` declares it")
+            }
+            DifferenceKind::Other { reason } => (
+                "has other settings",
+                Some(reason),
+                "delete it in RabbitMQ; a projector declares it again, and the event store still has the events",
+            ),
+            DifferenceKind::Unknown => (
+                "exists, but its settings cannot be compared",
+                None,
+                "use a login that may configure it",
+            ),
+            DifferenceKind::NoConsumer => ("has no consumer", None, "run `projector run`"),
+        };
+        Self { object, difference, reason, remedy }
+    }
+}
+
+fn text(Compared { projection, differences }: &Compared) -> String {
+    if differences.is_empty() {
+        return format!("{projection}: no difference in exchanges and queues");
+    }
+    let line = |Found { object, difference, reason, remedy }: &Found| {
+        let reason = reason.as_ref().map_or_else(String::new, |reason| format!(" ({reason})"));
+        format!("\n  {object} {difference}{reason}: {remedy}")
+    };
+    format!("{projection}:{}", differences.iter().map(line).collect::<String>())
 }
