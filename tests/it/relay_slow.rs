@@ -24,8 +24,17 @@ async fn a_slow_link_carries_every_event() {
         eventually("readiness says how slow the broker is", async || {
             let (_, body) = relay.get("/readyz").await?;
             let report: Value = serde_json::from_str(&body).ok()?;
-            let note = report["components"]["rabbitmq"]["note"].as_str()?;
-            note.contains("the broker confirms").then_some(())
+            let rabbitmq = &report["components"]["rabbitmq"];
+            rabbitmq["note_since"].as_str()?;
+            rabbitmq["note"].as_str()?.contains("the broker confirms").then_some(())
+        })
+        .await;
+        eventually("the status says it too", async || {
+            let output = stack.relay().arg("status").output().await;
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            let said = text.lines().find(|line| line.contains("is slow: the broker confirms"))?;
+            assert!(said.contains("/s since 2"), "{said}");
+            (output.status.code() == Some(1)).then_some(())
         })
         .await;
         within(Duration::from_mins(2), "every event is published", async || {

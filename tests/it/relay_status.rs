@@ -2,7 +2,7 @@
 
 use harness::{Mode, Proxy, Stack, Tap, event, eventually};
 use serde_json::{Value, json};
-use sqlx::{Connection, Executor};
+use sqlx::{AssertSqlSafe, Connection, Executor};
 
 use crate::relay::{all_processed, fill};
 
@@ -40,8 +40,15 @@ async fn the_status_names_the_cause_of_a_backlog() {
         locked.execute("SELECT FROM outbox_lanes FOR UPDATE").await.unwrap();
         let pid: i32 =
             sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut *locked).await.unwrap();
-        let named = format!("pid {pid} (\"a person\") has locked 64 of 64 lanes");
+        let named = format!("pid {pid} (\"a person\") has locked 64 lanes of 64");
         status_says(stack, 3, &named).await;
+        let json = stack.relay().args(["status", "--json"]).fail(3).await;
+        let cause = serde_json::from_str::<Value>(&json).unwrap()["causes"][0].take();
+        assert_eq!((&cause["state"], &cause["cause"]), (&json!("broken"), &json!("lanes_locked")));
+        assert_eq!(cause["object"], format!("pid {pid} (\"a person\")"));
+        let since: chrono::DateTime<chrono::Utc> = cause["since"].as_str().unwrap().parse().unwrap();
+        assert!(since < chrono::Utc::now(), "{cause}");
+        assert!(cause["remedy"].as_str().unwrap().contains(&format!("pg_terminate_backend({pid})")));
         let lanes = async || {
             let (status, body) = relay.get("/readyz").await?;
             let report: Value = serde_json::from_str(&body).ok()?;
@@ -54,6 +61,18 @@ async fn the_status_names_the_cause_of_a_backlog() {
         .await;
         locked.rollback().await.unwrap();
         relay.ready().await;
+        status_says(stack, 0, "state     ok").await;
+
+        let name = format!("it's {}", stack.name());
+        let quoted = name.replace('\'', "''");
+        let prepare = format!(
+            "BEGIN; SELECT FROM outbox_lanes WHERE lane = 7 FOR UPDATE; PREPARE TRANSACTION '{quoted}'"
+        );
+        sqlx::raw_sql(AssertSqlSafe(prepare)).execute(&mut other).await.unwrap();
+        status_says(stack, 3, &format!("{name:?} has locked 1 lane of 64 in outbox_lanes since")).await;
+        let rollback = format!("ROLLBACK PREPARED '{quoted}'");
+        status_says(stack, 3, &rollback).await;
+        sqlx::raw_sql(AssertSqlSafe(rollback)).execute(&mut other).await.unwrap();
         status_says(stack, 0, "state     ok").await;
     })
     .await;

@@ -1,5 +1,6 @@
 //! Events that cannot be published now: the reaction of the relay, and the decisions of operators.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use harness::{Stack, Tap, event, eventually};
@@ -133,6 +134,84 @@ async fn a_retried_event_is_published() {
     .await;
 }
 
+/// An operator retries the streams that wait for one cause, and no others, and sees before how many there are.
+#[tokio::test(flavor = "multi_thread")]
+async fn waiting_streams_are_retried_by_their_cause() {
+    Stack::run(async |stack| {
+        let mut relay = stack
+            .relay()
+            .env("OUTBOX_RELAY__RELAY__RETRY_MIN", "60s")
+            .env("OUTBOX_RELAY__RELAY__RETRY_MAX", "60s")
+            .env("OUTBOX_RELAY__RELAY__MAX_MESSAGE_BYTES", "4000")
+            .env("OUTBOX_RELAY__RELAY__MAX_ATTEMPTS", "1")
+            .start_ready()
+            .await;
+        for stream in ["mail-1", "mail-2", "mail-3"] {
+            stack.append(stream, &[event("Sent", &json!({}))]).await;
+        }
+        stack.append("mail-4", &[event("Opened", &json!({}))]).await;
+        stack.append("order-1", &[event("Placed", &json!({}))]).await;
+        let large = json!({ "text": "x".repeat(5_000) });
+        stack.append("order-2", &[event("Placed", &large)]).await;
+        eventually("all streams wait", async || (holds(stack).await == 6).then_some(())).await;
+        relay.terminate().await;
+        let later = "UPDATE outbox_holds SET until = now() + interval '1 h' WHERE NOT blocked";
+        stack.postgres().await.execute(later).await.unwrap();
+
+        let command = |verb: &str, filter: &[&str]| {
+            stack.relay().args(["parked", verb]).args(filter.iter().copied()).arg("--json")
+        };
+        let listed = async |filter: &[&str]| {
+            let list = command("list", filter).succeed().await;
+            serde_json::from_str::<Vec<Value>>(&list).unwrap().len()
+        };
+        let retried = async |filter: &[&str]| {
+            let report = command("retry", filter).succeed().await;
+            serde_json::from_str::<Value>(&report).unwrap()["streams"].as_i64().unwrap()
+        };
+        for (filter, streams) in [
+            (&["--reason", "unroutable"][..], 5),
+            (&["--reason", "too_large"], 1),
+            (&["--reason", "nacked"], 0),
+            (&["--key", "mail.Sent"], 3),
+            (&["--category", "mail"], 4),
+            (&["--category", "order", "--reason", "unroutable"], 1),
+            (&["--error", "relay.max_message_bytes"], 1),
+        ] {
+            assert_eq!(listed(filter).await, usize::try_from(streams).unwrap(), "{filter:?}");
+            assert_eq!(retried(&[filter, &["--dry-run"]].concat()).await, streams, "{filter:?}");
+        }
+        assert_eq!((listed(&[]).await, listed(&["--all"]).await), (1, 6));
+        assert_eq!(retried(&["--all", "--dry-run"]).await, 1);
+        assert_eq!(audited(stack).await, 0, "a dry run changes nothing");
+
+        let tap = Tap::open(stack).await;
+        relay.restart();
+        relay.ready().await;
+        let text = stack.relay().args(["parked", "retry", "--key", "mail.Sent"]).succeed().await;
+        assert_eq!(text, "3 streams match\n3 streams are retried now\n");
+        let keys = tap.wait_for(3).await.into_iter().map(|seen| seen.stream_id);
+        let keys: BTreeSet<_> = keys.collect();
+        assert_eq!(keys, ["mail-1", "mail-2", "mail-3"].map(String::from).into());
+        assert_eq!((holds(stack).await, audited(stack).await), (3, 3));
+        assert_eq!(retried(&["--category", "order"]).await, 2);
+        tap.wait_for(4).await;
+        eventually("the large event is parked again", async || {
+            (listed(&["--reason", "too_large"]).await == 1 && holds(stack).await == 2).then_some(())
+        })
+        .await;
+        assert_eq!(retried(&["--error", "no queue is bound"]).await, 1);
+        tap.wait_for(5).await;
+        assert_eq!(tap.seen().len(), 5);
+    })
+    .await;
+}
+
+async fn audited(stack: &Stack) -> i64 {
+    let count = "SELECT count(*) FROM outbox_audit WHERE action = 'retry'";
+    sqlx::query_scalar(count).fetch_one(&mut stack.postgres().await).await.unwrap()
+}
+
 /// The setting `discard_unroutable` decides by routing key whether an unroutable event is dropped or
 /// held.
 #[tokio::test(flavor = "multi_thread")]
@@ -152,7 +231,8 @@ async fn unroutable_events_are_dropped_or_held_by_their_routing_key() {
             Some(status["unroutable"][0].clone()).filter(|key| key["streams"] == 2)
         })
         .await;
-        assert_eq!(key, json!({ "routing_key": "order.Placed", "streams": 2, "events": 3 }));
+        assert_eq!((&key["routing_key"], &key["streams"]), (&json!("order.Placed"), &json!(2)));
+        assert_eq!(key["events"], 3);
         assert_eq!(unprocessed(stack).await, 3);
         let text = stack.relay().arg("status").fail(1).await;
         let reason = "no queue is bound for order.Placed: 3 events of 2 streams wait for one";

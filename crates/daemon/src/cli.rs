@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
+use crate::output::Format;
 use crate::settings::{Errors, Layers, Reader, Shown};
 use crate::{Exit, Failure, chain};
 
@@ -57,10 +58,13 @@ impl From<Errors> for Failure {
     }
 }
 
-/// Prints a configuration as TOML, each key with its origin.
-#[expect(clippy::print_stdout, reason = "the result of a command")]
-pub fn print_settings(shown: &[Shown]) {
-    print!("{}", settings_text(shown));
+/// Prints a configuration, each key with its origin, as TOML or JSON.
+///
+/// # Errors
+///
+/// When it cannot be written as JSON.
+pub fn print_settings(shown: &[Shown], format: Format) -> Result<(), Failure> {
+    format.print(&shown, |shown| settings_text(shown))
 }
 
 /// A configuration as TOML, each key with its origin.

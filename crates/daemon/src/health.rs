@@ -28,8 +28,8 @@ struct Component {
 }
 
 struct ProbeState {
-    /// What else there is to say while it works.
-    note: Option<String>,
+    /// What else there is to say while it works, and since when.
+    note: Option<(String, DateTime<Utc>)>,
     /// When it last reported anything.
     last_report: Instant,
     silence_limit: Option<Duration>,
@@ -69,9 +69,12 @@ impl Health {
             ready &= reason.is_none();
             let since = component.since.to_rfc3339_opts(SecondsFormat::Secs, true);
             let state = match reason {
-                None => match component.probes.iter().find_map(|probe| probe.note.as_ref()) {
+                None => match component.note() {
                     None => json!({ "ok": true, "since": since }),
-                    Some(note) => json!({ "ok": true, "since": since, "note": note }),
+                    Some((note, noted)) => {
+                        let noted = noted.to_rfc3339_opts(SecondsFormat::Secs, true);
+                        json!({ "ok": true, "since": since, "note": note, "note_since": noted })
+                    }
                 },
                 Some(reason) => json!({ "ok": false, "since": since, "reason": reason }),
             };
@@ -94,10 +97,9 @@ impl Health {
         self.lock().get(component)?.reason()
     }
 
-    /// What a component says while it works.
-    pub fn note(&self, component: &str) -> Option<String> {
-        let components = self.lock();
-        components.get(component)?.probes.iter().find_map(|probe| probe.note.clone())
+    /// What a component says while it works, and since when.
+    pub fn note(&self, component: &str) -> Option<(String, DateTime<Utc>)> {
+        self.lock().get(component)?.note().cloned()
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Component>> {
@@ -106,6 +108,12 @@ impl Health {
 }
 
 impl Component {
+    /// The note that has lasted longest.
+    fn note(&self) -> Option<&(String, DateTime<Utc>)> {
+        let notes = self.probes.iter().filter_map(|probe| probe.note.as_ref());
+        notes.min_by_key(|(_, since)| *since)
+    }
+
     fn fails(&mut self, probe: usize, reason: &str) {
         if self.failing.is_empty() {
             self.since = Utc::now();
@@ -137,7 +145,8 @@ impl Probe {
     pub fn ok_with(&self, note: Option<String>) {
         self.update(|component| {
             if let Some(probe) = component.probes.get_mut(self.number) {
-                probe.note = note;
+                let since = probe.note.take().map_or_else(Utc::now, |(_, since)| since);
+                probe.note = note.map(|note| (note, since));
             }
             if component.failing.remove(&self.number).is_some() && component.failing.is_empty() {
                 let after_seconds = (Utc::now() - component.since).num_seconds();

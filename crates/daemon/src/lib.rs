@@ -21,9 +21,11 @@
 //! | [`settings`], [`cli`], [`output`] | layers of configuration; options and results of commands |
 //! | `health`, `http` | probes; `/livez`, `/readyz`, `/metrics` |
 //! | `lasting` | when to log a failure that lasts |
+//! | [`cause`] | what `status` concludes |
 //! | `exit`, [`backoff`], `telemetry` | exit codes; waits between retries; logs |
 
 pub mod backoff;
+pub mod cause;
 pub mod cli;
 mod exit;
 #[doc(hidden)]

@@ -69,6 +69,6 @@ pub use selection::Selection;
 pub use session::{Options, Session};
 pub use settle::{Hold, Reason, Settlement};
 pub use status::{
-    Group, LaneLocker, OpenWriter, Rates, Relay, Status, UnroutableKey, WaitingStreams,
+    Group, LaneLocker, OpenTransaction, Rates, Relay, Status, UnroutableKey, WaitingStreams,
 };
 pub use waiting::{Decision, Waiting, WaitingStream};

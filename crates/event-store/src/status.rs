@@ -1,7 +1,11 @@
 //! The state of the outbox, for operators.
 
+use std::fmt;
+
+use chrono::{DateTime, Utc};
 use serde::Serialize;
-use sqlx::query;
+use sqlx::postgres::PgRow;
+use sqlx::{FromRow, Row, query};
 
 use crate::row::from_row;
 use crate::session::Mode;
@@ -32,7 +36,7 @@ pub struct Status {
     /// Insertion and publication in the last 10 s, computed from the newest 100,000 rows.
     pub rates: Rates,
     /// Transactions that hold up the floor of the outbox or a fence of the event store.
-    pub open_writers: Vec<OpenWriter>,
+    pub open_writers: Vec<OpenTransaction>,
     /// The sessions of relays.
     pub relays: Vec<Relay>,
     /// Sessions other than relays that have locked lanes.
@@ -58,20 +62,64 @@ impl Relay {
     pub const NAME: &'static str = "outbox-relay survey";
 }
 
-/// A session that has locked lanes, so that no relay can publish their events.
-#[derive(Debug, Serialize)]
-pub struct LaneLocker {
+/// A transaction that has not ended.
+#[derive(Debug, Clone, Serialize)]
+pub struct OpenTransaction {
     /// The server process; `None` for a prepared transaction.
     pub pid: Option<i32>,
     /// Its `application_name`.
     pub application_name: String,
-    /// How long its transaction has been open, in seconds; `None` without the right to see it.
+    /// The name of a prepared transaction.
+    pub prepared: Option<String>,
+    /// Since when it has been open or prepared; `None` without the right to see it.
+    pub since: Option<DateTime<Utc>>,
+    /// The same as an age in seconds.
     pub age_seconds: Option<f64>,
+}
+
+from_row!(OpenTransaction { pid, application_name, prepared, since, age_seconds });
+
+impl OpenTransaction {
+    /// How to end it.
+    pub fn remedy(&self) -> String {
+        match (self.pid, &self.prepared) {
+            (Some(pid), _) => {
+                format!("end its transaction, or run SELECT pg_terminate_backend({pid})")
+            }
+            (None, Some(name)) => {
+                let name = name.replace('\'', "''");
+                format!("run COMMIT PREPARED '{name}' or ROLLBACK PREPARED '{name}'")
+            }
+            (None, None) => "find it in pg_prepared_xacts, and commit or roll it back".to_owned(),
+        }
+    }
+}
+
+impl fmt::Display for OpenTransaction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.pid, &self.prepared) {
+            (Some(pid), _) => write!(f, "pid {pid} ({:?})", self.application_name),
+            (None, Some(name)) => write!(f, "the prepared transaction {name:?}"),
+            (None, None) => f.write_str("a prepared transaction"),
+        }
+    }
+}
+
+/// A transaction that has locked lanes, so that no relay can publish their events.
+#[derive(Debug, Serialize)]
+pub struct LaneLocker {
+    /// The transaction.
+    #[serde(flatten)]
+    pub transaction: OpenTransaction,
     /// How many lanes it has locked.
     pub lanes: i64,
 }
 
-from_row!(LaneLocker { pid, application_name, age_seconds, lanes });
+impl FromRow<'_, PgRow> for LaneLocker {
+    fn from_row(row: &PgRow) -> Result<Self, sqlx::Error> {
+        Ok(Self { transaction: OpenTransaction::from_row(row)?, lanes: row.try_get("lanes")? })
+    }
+}
 
 /// The number of events of one lane or category.
 #[derive(Debug, Serialize)]
@@ -91,9 +139,11 @@ pub struct WaitingStreams {
     pub parked: bool,
     /// The number of streams.
     pub streams: i64,
+    /// Since when the first of them has waited.
+    pub since: DateTime<Utc>,
 }
 
-from_row!(WaitingStreams { reason, parked, streams });
+from_row!(WaitingStreams { reason, parked, streams, since });
 
 /// A routing key for which no queue is bound.
 #[derive(Debug, Serialize)]
@@ -104,9 +154,11 @@ pub struct UnroutableKey {
     pub streams: i64,
     /// Events of these streams that wait, counted up to 1,000 per stream.
     pub events: i64,
+    /// Since when the first of them has waited.
+    pub since: DateTime<Utc>,
 }
 
-from_row!(UnroutableKey { routing_key, streams, events });
+from_row!(UnroutableKey { routing_key, streams, events, since });
 
 /// Events per second.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
@@ -118,19 +170,6 @@ pub struct Rates {
 }
 
 from_row!(Rates { inserted, published });
-
-/// A transaction that writes to `events` or `outbox`.
-#[derive(Debug, Serialize)]
-pub struct OpenWriter {
-    /// The server process; `None` for a prepared transaction.
-    pub pid: Option<i32>,
-    /// Its `application_name`.
-    pub application_name: String,
-    /// How long it has been open, in seconds; `None` without the right to see it.
-    pub age_seconds: Option<f64>,
-}
-
-from_row!(OpenWriter { pid, application_name, age_seconds });
 
 impl Session {
     /// Reads the state of the outbox.
@@ -188,7 +227,8 @@ impl Session {
     /// When the statement fails.
     pub async fn waiting_streams(&mut self) -> Result<Vec<WaitingStreams>, Error> {
         let query = query(
-            "SELECT reason, blocked AS parked, count(*) AS streams FROM outbox_holds
+            "SELECT reason, blocked AS parked, count(*) AS streams, min(since) AS since
+             FROM outbox_holds
              GROUP BY reason, blocked ORDER BY reason, blocked",
         );
         self.run(Mode::Read, "counting the streams that wait", query).await
@@ -196,7 +236,8 @@ impl Session {
 
     async fn unroutable_keys(&mut self) -> Result<Vec<UnroutableKey>, Error> {
         let query = query(
-            "SELECT o.routing_key, count(*) AS streams, sum(behind.events)::bigint AS events
+            "SELECT o.routing_key, count(*) AS streams, sum(behind.events)::bigint AS events,
+                    min(h.since) AS since
              FROM outbox_holds h
              JOIN outbox o ON o.id = h.outbox_id
              CROSS JOIN LATERAL (
@@ -228,11 +269,16 @@ impl Session {
         Ok(rows.first().copied().unwrap_or_default())
     }
 
-    async fn open_writers(&mut self) -> Result<Vec<OpenWriter>, Error> {
+    async fn open_writers(&mut self) -> Result<Vec<OpenTransaction>, Error> {
         let query = query(
             "SELECT DISTINCT l.pid, coalesce(a.application_name, '') AS application_name,
-                    extract(epoch FROM clock_timestamp() - a.xact_start)::float8 AS age_seconds
-             FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+                    p.gid AS prepared, coalesce(a.xact_start, p.prepared) AS since,
+                    extract(epoch FROM clock_timestamp() - coalesce(a.xact_start, p.prepared))::float8
+                        AS age_seconds
+             FROM pg_locks l
+             LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+             LEFT JOIN pg_prepared_xacts p
+                    ON l.pid IS NULL AND l.virtualtransaction = '-1/' || p.transaction::text
              WHERE l.locktype = 'relation' AND l.mode = 'RowExclusiveLock'
                AND l.relation IN ('events'::regclass, 'outbox'::regclass)
                AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
@@ -263,15 +309,20 @@ impl Session {
     pub async fn lane_lockers(&mut self) -> Result<Vec<LaneLocker>, Error> {
         let query = query(
             "SELECT l.pid, coalesce(a.application_name, '') AS application_name,
-                    extract(epoch FROM clock_timestamp() - a.xact_start)::float8 AS age_seconds,
+                    p.gid AS prepared, coalesce(a.xact_start, p.prepared) AS since,
+                    extract(epoch FROM clock_timestamp() - coalesce(a.xact_start, p.prepared))::float8
+                        AS age_seconds,
                     count(*) AS lanes
              FROM outbox_lanes o
              JOIN pg_locks l ON l.locktype = 'transactionid' AND l.granted
                             AND l.transactionid = o.xmax
              LEFT JOIN pg_stat_activity a ON a.pid = l.pid
-             WHERE a.application_name IS DISTINCT FROM 'outbox-relay worker'
+             LEFT JOIN pg_prepared_xacts p ON l.pid IS NULL AND p.transaction = l.transactionid
+             -- A command holds a lane for a moment, which is all that others can see of it.
+             WHERE coalesce(a.application_name, '')
+                       NOT IN ('outbox-relay worker', 'outbox-relay command')
                AND (a.xact_start IS NULL OR a.xact_start < clock_timestamp() - interval '2 s')
-             GROUP BY l.pid, a.application_name, a.xact_start
+             GROUP BY l.pid, a.application_name, p.gid, a.xact_start, p.prepared
              ORDER BY count(*) DESC, l.pid",
         );
         self.run(Mode::Scan, "reading who has locked lanes", query).await

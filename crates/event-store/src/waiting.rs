@@ -4,14 +4,20 @@
 //! *parked*. Commands too change a hold only under the lock of its lane, because a worker that has
 //! claimed the lane may be publishing the event.
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 use serde::Serialize;
-use sqlx::{Postgres, Transaction, query, query_as};
+use sqlx::{FromRow, Postgres, Transaction, query, query_as};
 use uuid::Uuid;
 
 use crate::row::from_row;
-use crate::session::{Mode, within};
-use crate::{Error, OutboxId, Session};
+use crate::selection::PgQuery;
+use crate::session::{LOCK_LIMIT, Mode, within};
+use crate::{Error, Lane, OutboxId, Reason, Session};
+
+/// How many streams of a lane are retried in one transaction.
+const RETRIED_AT_ONCE: i64 = 10_000;
 
 /// A stream that waits, and the event that it waits for.
 #[derive(Debug, Clone, Serialize)]
@@ -63,20 +69,55 @@ from_row!(WaitingStream {
     events
 });
 
-/// Which waiting streams to list.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Waiting {
-    /// Those that wait for a decision.
-    Parked,
-    /// All waiting streams.
-    All,
+/// Which waiting streams are meant. A stream must match every field that is set; the default is all.
+#[derive(Debug, Clone, Default)]
+pub struct Waiting {
     /// The one that waits for this event.
-    For(OutboxId),
+    pub id: Option<OutboxId>,
+    /// Only those that wait for a decision.
+    pub parked: bool,
+    /// Why they wait.
+    pub reason: Option<Reason>,
+    /// The routing key of the event that they wait for.
+    pub routing_key: Option<String>,
+    /// The first word of its routing key.
+    pub category: Option<String>,
+    /// A part of [`WaitingStream::last_error`].
+    pub error: Option<String>,
+}
+
+/// The SQL condition of [`Waiting`] on a hold `h` and its outbox row `o`. Its values are the first six
+/// parameters.
+macro_rules! meant {
+    () => {
+        "($1::bigint IS NULL OR h.outbox_id = $1)
+               AND (h.blocked OR NOT $2)
+               AND ($3::text IS NULL OR h.reason = $3)
+               AND ($4::text IS NULL OR o.routing_key = $4)
+               AND ($5::text IS NULL OR split_part(o.routing_key, '.', 1) = $5)
+               AND ($6::text IS NULL OR strpos(h.last_error, $6) > 0)
+               AND o.processed_at IS NULL"
+    };
 }
 
 impl Waiting {
-    /// At most this many streams are returned.
+    /// At most this many streams are listed.
     pub const LIMIT: usize = 1_000;
+
+    /// The stream that waits for an event.
+    pub fn of(id: OutboxId) -> Self {
+        Self { id: Some(id), ..Self::default() }
+    }
+
+    fn bind<'q>(&'q self, query: PgQuery<'q>) -> PgQuery<'q> {
+        query
+            .bind(self.id.map(|id| id.0))
+            .bind(self.parked)
+            .bind(self.reason.map(Reason::as_str))
+            .bind(&self.routing_key)
+            .bind(&self.category)
+            .bind(&self.error)
+    }
 }
 
 /// A decision of an operator, recorded in `outbox_audit`.
@@ -94,8 +135,8 @@ impl Session {
     /// # Errors
     ///
     /// When the statement fails.
-    pub async fn waiting(&mut self, which: Waiting) -> Result<Vec<WaitingStream>, Error> {
-        let query = query(
+    pub async fn waiting(&mut self, which: &Waiting) -> Result<Vec<WaitingStream>, Error> {
+        let query = query(concat!(
             "SELECT o.id, h.stream_key, h.blocked AS parked, h.reason, h.last_error, h.attempts, h.since,
                     nullif(h.until, 'infinity') AS until, o.event_id, o.stream_version,
                     o.event_type, o.routing_key, octet_length(o.payload::text) AS bytes,
@@ -110,15 +151,86 @@ impl Session {
                      LIMIT 1000
                  ) AS counted
              ) AS behind
-             WHERE ($1::bigint IS NULL OR h.outbox_id = $1) AND (h.blocked OR NOT $2)
-               AND o.processed_at IS NULL
+             WHERE ",
+            meant!(),
+            "
              ORDER BY h.since, h.stream_key
-             LIMIT $3",
-        )
-        .bind(if let Waiting::For(id) = which { Some(id.0) } else { None })
-        .bind(which == Waiting::Parked)
-        .bind(i64::try_from(Waiting::LIMIT).unwrap_or(i64::MAX));
+             LIMIT $7"
+        ));
+        let query = which.bind(query).bind(i64::try_from(Waiting::LIMIT).unwrap_or(i64::MAX));
         self.run(Mode::Read, "reading the streams that wait", query).await
+    }
+
+    /// Counts the streams that wait, by lane.
+    ///
+    /// # Errors
+    ///
+    /// When the statement fails.
+    pub async fn count_waiting(&mut self, which: &Waiting) -> Result<Vec<(Lane, i64)>, Error> {
+        let count = query(concat!(
+            "SELECT h.lane, count(*)
+             FROM outbox_holds h JOIN outbox o ON o.id = h.outbox_id
+             WHERE ",
+            meant!(),
+            "
+             GROUP BY h.lane
+             ORDER BY h.lane"
+        ));
+        let rows: Vec<(i16, i64)> =
+            self.run(Mode::Read, "counting the streams that wait", which.bind(count)).await?;
+        Ok(rows.into_iter().map(|(lane, streams)| (Lane(lane), streams)).collect())
+    }
+
+    /// Makes the waiting streams of one lane retry their events, like [`Session::retry`]. Returns how many
+    /// there were.
+    ///
+    /// # Errors
+    ///
+    /// When a statement fails. Then some of them may be retried.
+    pub async fn retry_lane(
+        &mut self,
+        lane: Lane,
+        which: &Waiting,
+        decision: Decision<'_>,
+    ) -> Result<u64, Error> {
+        let (limit, mut total, mut after) = (self.client_limit(), 0, String::new());
+        loop {
+            let mut transaction = self.begin_claim().await?;
+            lock_lane(&mut transaction, limit, lane.0).await?;
+            let retry = query(concat!(
+                "WITH chosen AS MATERIALIZED (
+                     SELECT h.stream_key, o.id, o.event_id, o.stream_id, o.event_type
+                     FROM outbox_holds h JOIN outbox o ON o.id = h.outbox_id
+                     WHERE h.lane = $7 AND h.stream_key > $8
+                       AND ",
+                meant!(),
+                "
+                     ORDER BY h.stream_key
+                     LIMIT $9
+                 ), audited AS (
+                     INSERT INTO outbox_audit
+                         (actor, action, outbox_id, event_id, stream_id, event_type, reason)
+                     SELECT $10, 'retry', id, event_id, stream_id, event_type, $11 FROM chosen
+                 ), retried AS (
+                     UPDATE outbox_holds h
+                     SET blocked = false, attempts = least(h.attempts, 1), until = now()
+                     FROM chosen WHERE h.stream_key = chosen.stream_key
+                 )
+                 SELECT count(*), max(stream_key) FROM chosen"
+            ));
+            let retry = which.bind(retry).bind(lane.0).bind(&after).bind(RETRIED_AT_ONCE);
+            let retry = retry.bind(decision.actor).bind(decision.reason);
+            let retried = retry.fetch_one(&mut *transaction);
+            let row = within(limit, "retrying the events of a lane", retried).await?;
+            within(limit, "retrying the events of a lane", transaction.commit()).await?;
+            let (count, last) = <(i64, Option<String>)>::from_row(&row)
+                .map_err(|source| Error::statement("retrying the events of a lane", source))?;
+            total += count.unsigned_abs();
+            match last {
+                Some(last) if count == RETRIED_AT_ONCE => after = last,
+                _ => return Ok(total),
+            }
+        }
     }
 
     /// The payload of an event that a stream waits for.
@@ -184,32 +296,57 @@ impl Session {
     async fn lock_waiting(&mut self, id: OutboxId) -> Result<Transaction<'_, Postgres>, Error> {
         let limit = self.client_limit();
         let mut transaction = self.begin_claim().await?;
-        let lock = query_as(
-            "SELECT l.lane FROM outbox_lanes l
-             WHERE l.lane = (SELECT h.lane FROM outbox_holds h WHERE h.outbox_id = $1)
-             FOR UPDATE",
-        )
-        .bind(id.0)
-        .fetch_optional(&mut *transaction);
-        let locked: Option<(i16,)> = within(limit, "locking the lane of the event", lock).await?;
-        // In a further statement: while this one waited for the lock, a relay may have published the event.
-        let check = query_as("SELECT lane FROM outbox_holds WHERE outbox_id = $1")
-            .bind(id.0)
-            .fetch_optional(&mut *transaction);
-        let found: Option<(i16,)> =
-            within(limit, "checking that the event still waits", check).await?;
-        if locked.is_some() && found == locked {
-            Ok(transaction)
-        } else {
-            within(limit, "releasing the lane", transaction.rollback()).await?;
-            Err(Error::NotWaiting { id: id.0 })
+        let lane = lane_of(&mut transaction, limit, id).await?;
+        if let Some(lane) = lane {
+            lock_lane(&mut transaction, limit, lane).await?;
+            // While the lock was awaited, a relay may have published the event.
+            if lane_of(&mut transaction, limit, id).await? == Some(lane) {
+                return Ok(transaction);
+            }
         }
+        within(limit, "releasing the lane", transaction.rollback()).await?;
+        Err(Error::NotWaiting { id: id.0 })
     }
+}
+
+async fn lane_of(
+    transaction: &mut Transaction<'_, Postgres>,
+    limit: Duration,
+    id: OutboxId,
+) -> Result<Option<i16>, Error> {
+    let read = query_as("SELECT lane FROM outbox_holds WHERE outbox_id = $1")
+        .bind(id.0)
+        .fetch_optional(&mut **transaction);
+    let found: Option<(i16,)> = within(limit, "checking that the event waits", read).await?;
+    Ok(found.map(|(lane,)| lane))
+}
+
+/// Waits for the lock of a lane. A relay may hold it for [`LOCK_LIMIT`], which is longer than a statement of
+/// a claim may take.
+async fn lock_lane(
+    transaction: &mut Transaction<'_, Postgres>,
+    limit: Duration,
+    lane: i16,
+) -> Result<(), Error> {
+    let patience = (LOCK_LIMIT + Duration::from_secs(5)).as_millis().to_string();
+    let before: (String,) = {
+        let read = query_as("SELECT current_setting('statement_timeout')");
+        within(limit, "reading the limits of a claim", read.fetch_one(&mut **transaction)).await?
+    };
+    let set = "SELECT set_config('statement_timeout', $1, true)";
+    let wait = query(set).bind(&patience).execute(&mut **transaction);
+    within(limit, "locking a lane", wait).await?;
+    let lock = query("SELECT FROM outbox_lanes WHERE lane = $1 FOR UPDATE")
+        .bind(lane)
+        .execute(&mut **transaction);
+    within(limit, "locking a lane", lock).await?;
+    let restore = query(set).bind(&before.0).execute(&mut **transaction);
+    within(limit, "locking a lane", restore).await.map(drop)
 }
 
 async fn audit(
     transaction: &mut Transaction<'_, Postgres>,
-    limit: std::time::Duration,
+    limit: Duration,
     action: &str,
     id: OutboxId,
     decision: Decision<'_>,

@@ -96,7 +96,10 @@ enum ConfigCommand {
     ///
     /// Passwords are hidden. Prints every error in the settings at once.
     #[command(after_help = "Example:\n  outbox-relay config show --config relay.toml")]
-    Show,
+    Show {
+        #[command(flatten)]
+        format: Format,
+    },
 }
 
 /// Runs the program.
@@ -126,10 +129,7 @@ pub fn main() -> ExitCode {
         Command::Parked(command) => finish(command.run(&settings)),
         Command::Reconcile(command) => finish(command.run(&settings)),
         Command::Republish(command) => finish(command.run(&settings)),
-        Command::Config(ConfigCommand::Show) => {
-            print_settings(&shown);
-            ExitCode::SUCCESS
-        }
+        Command::Config(ConfigCommand::Show { format }) => end(print_settings(&shown, format)),
         Command::Healthcheck => end(healthcheck(settings.http_listen)),
     }
 }
@@ -166,6 +166,37 @@ mod tests {
             command.get_subcommands().for_each(check);
         }
         check(&Arguments::command());
+    }
+
+    /// A script can read what a command reports.
+    #[test]
+    fn every_command_that_reports_has_json() {
+        fn check(command: &clap::Command) {
+            let has_json = command.get_arguments().any(|argument| argument.get_id() == "json");
+            let acts = ["run", "migrate", "healthcheck"].contains(&command.get_name());
+            let is_leaf = command.get_subcommands().next().is_none();
+            assert_eq!(has_json, is_leaf && !acts, "{}", command.get_name());
+            command.get_subcommands().for_each(check);
+        }
+        check(&Arguments::command());
+    }
+
+    /// Single events, a filter and all parked streams exclude each other.
+    #[test]
+    fn a_retry_names_what_it_means() {
+        let parse = |text: &str| {
+            let words = ["outbox-relay", "parked", "retry"].into_iter().chain(text.split(' '));
+            Arguments::try_parse_from(words.filter(|word| !word.is_empty())).is_ok()
+        };
+        for right in
+            ["1 2", "--all", "--reason nacked", "--key a.B --category a --error full --dry-run"]
+        {
+            assert!(parse(right), "{right}");
+        }
+        for wrong in ["", "--dry-run", "1 --all", "1 --key a.B", "--all --key a.B", "1 --dry-run"] {
+            assert!(!parse(wrong), "{wrong}");
+        }
+        assert!(!parse("--reason delayed"), "a delayed event waits for its time");
     }
 
     /// `blocked` was the name of `parked` in earlier releases.

@@ -5,11 +5,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use chrono::SecondsFormat;
+use daemon::cause::time;
 use daemon::{Failure, Health, Probe, chain};
-use event_store::{Fence, Lane, LaneLocker, OutboxId, Relay, Rows, Session};
+use event_store::{Fence, Lane, OutboxId, Relay, Rows, Session};
 use tokio::time::sleep;
 
+use crate::commands::of_locker;
 use crate::context::Context;
 
 /// Pause between rounds while the floor moves.
@@ -169,14 +170,9 @@ impl<'c> Surveyor<'c> {
     async fn check_lockers(&mut self, session: &mut Session) -> Result<(), event_store::Error> {
         match session.lane_lockers().await?.first() {
             None => self.lanes_probe.ok(),
-            Some(LaneLocker { pid, application_name, lanes, .. }) => {
-                let session = pid.map_or_else(
-                    || "a prepared transaction".to_owned(),
-                    |pid| format!("pid {pid} ({application_name:?})"),
-                );
-                self.lanes_probe.failing(&format!(
-                    "{session} has locked {lanes} of 64 lanes in outbox_lanes: end its transaction"
-                ));
+            Some(locker) => {
+                let cause = of_locker(locker);
+                self.lanes_probe.failing(&cause.line());
             }
         }
         Ok(())
@@ -185,13 +181,14 @@ impl<'c> Surveyor<'c> {
     /// Shows the state of the broker in the name of the session, for `outbox-relay status`.
     async fn show(&mut self, session: &mut Session) -> Result<(), event_store::Error> {
         let state = match self.health.failure("rabbitmq") {
-            Some((_, since)) => {
-                format!(": no RabbitMQ since {}", since.to_rfc3339_opts(SecondsFormat::Secs, true))
-            }
-            None if self.health.note("rabbitmq").is_some() => {
-                format!(": RabbitMQ confirms {:.1}/s", self.context.metrics.confirms.rate())
-            }
-            None => String::new(),
+            Some((_, since)) => format!(": no RabbitMQ since {}", time(since)),
+            None => match self.health.note("rabbitmq") {
+                Some((_, since)) => {
+                    let rate = self.context.metrics.confirms.rate();
+                    format!(": slow {rate:.1}/s since {}", time(since))
+                }
+                None => String::new(),
+            },
         };
         let name = format!("{}{state}", Relay::NAME);
         if self.shown.as_ref() != Some(&name) {

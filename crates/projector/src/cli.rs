@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use daemon::cli::{Common, end, print_settings};
+use daemon::output::Format;
 use daemon::{Failure, healthcheck, init_logs};
 
 use read_model::Registry;
@@ -128,7 +129,10 @@ struct OneProjection {
 enum ConfigCommand {
     /// Print every key with its value and its origin. Secrets are hidden.
     #[command(after_help = "Example:\n  projector --config projector.toml config show")]
-    Show,
+    Show {
+        #[command(flatten)]
+        format: Format,
+    },
 }
 
 /// Runs the program.
@@ -202,10 +206,7 @@ pub fn main_with(code: Registry) -> ExitCode {
             end(block_on(cleanup(&settings, &projection)))
         }
         Command::Topology(command) => end(block_on(command.run(&settings))),
-        Command::Config(ConfigCommand::Show) => {
-            print_settings(&shown);
-            ExitCode::SUCCESS
-        }
+        Command::Config(ConfigCommand::Show { format }) => end(print_settings(&shown, format)),
         Command::Healthcheck => end(healthcheck(settings.http_listen)),
     }
 }

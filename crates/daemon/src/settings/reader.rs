@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use secrecy::SecretString;
+use serde::Serialize;
 use toml::Value;
 use url::Url;
 
@@ -36,7 +37,7 @@ pub struct Reader {
 }
 
 /// A key with its value and its origin, for `config show`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Shown {
     /// `section.key`.
     pub key: &'static str,

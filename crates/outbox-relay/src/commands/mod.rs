@@ -14,6 +14,7 @@ use event_store::{Error, Session};
 
 use crate::Settings;
 
+pub(crate) use causes::of_locker;
 pub(crate) use parked::Parked;
 pub(crate) use reconcile::{Reconcile, Republish};
 pub(crate) use status::status;

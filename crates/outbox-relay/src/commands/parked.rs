@@ -3,10 +3,10 @@
 use std::fmt::Write;
 
 use chrono::SecondsFormat;
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 use daemon::Failure;
-use daemon::output::{Format, actor, say};
-use event_store::{Decision, Error, OutboxId, Session, Waiting, WaitingStream};
+use daemon::output::{Format, actor, counted, say};
+use event_store::{Decision, Error, OutboxId, Reason, Session, Waiting, WaitingStream};
 use serde::Serialize;
 
 use super::{STATEMENT_LIMIT, failure, open};
@@ -18,11 +18,16 @@ pub(crate) enum Parked {
     ///
     /// The number in the first column identifies the event for show, retry and skip. Lists up to
     /// 1,000 streams, those that have waited longest first.
-    #[command(after_help = "Example:\n  outbox-relay parked list --all")]
+    #[command(
+        after_help = "Example:\n  outbox-relay parked list --all\n  outbox-relay parked list --reason \
+                      unroutable --category mail"
+    )]
     List {
         /// Also list held streams, which the relay retries without a decision.
         #[arg(long)]
         all: bool,
+        #[command(flatten)]
+        filter: Filter,
         #[command(flatten)]
         format: Format,
     },
@@ -42,14 +47,27 @@ pub(crate) enum Parked {
     /// The stream of a retried event continues if the event can be published. If it fails again, the
     /// relay tries it up to `relay.max_attempts` times, and then parks the stream again. The decision
     /// is recorded in `outbox_audit`.
-    #[command(after_help = "Example:\n  outbox-relay parked retry 4711 4712")]
+    ///
+    /// With --reason, --key, --category or --error, the events of all streams that match are retried:
+    /// of parked ones, and of held ones, which the relay would retry later by itself.
+    #[command(
+        after_help = "Example:\n  outbox-relay parked retry 4711 4712\n  outbox-relay parked retry \
+                      --reason unroutable --key mail.Sent --dry-run"
+    )]
     Retry {
         /// The numbers of the events in `outbox-relay parked list`.
-        #[arg(required_unless_present = "all")]
+        #[arg(required_unless_present_any = ["all", "filter"], conflicts_with = "filter")]
         ids: Vec<i64>,
         /// Retry the events of all parked streams.
-        #[arg(long, conflicts_with = "ids")]
+        #[arg(long, conflicts_with_all = ["ids", "filter"])]
         all: bool,
+        #[command(flatten)]
+        filter: Filter,
+        /// Only count the streams.
+        #[arg(long, conflicts_with = "ids")]
+        dry_run: bool,
+        #[command(flatten)]
+        format: Format,
     },
     /// Skip an event: the relay never publishes it, and its stream continues with the next event.
     ///
@@ -64,7 +82,65 @@ pub(crate) enum Parked {
         /// Why; recorded in `outbox_audit` with your name and the time.
         #[arg(long, value_parser = clap::builder::NonEmptyStringValueParser::new())]
         reason: String,
+        #[command(flatten)]
+        format: Format,
     },
+}
+
+/// Which waiting streams are meant, by the event that they wait for. A stream must match all options.
+#[derive(Args, Debug)]
+#[group(id = "filter", multiple = true)]
+pub(crate) struct Filter {
+    /// Streams that wait for this reason: unroutable, nacked, `too_large` or refused.
+    #[arg(long, value_parser = reason)]
+    reason: Option<Reason>,
+    /// Streams whose event has this routing key.
+    #[arg(long)]
+    key: Option<String>,
+    /// Streams of this category, the first word of the routing key.
+    #[arg(long)]
+    category: Option<String>,
+    /// Streams whose error contains this text.
+    #[arg(long, value_name = "TEXT")]
+    error: Option<String>,
+}
+
+impl Filter {
+    fn is_empty(&self) -> bool {
+        self.reason.is_none()
+            && self.key.is_none()
+            && self.category.is_none()
+            && self.error.is_none()
+    }
+
+    /// What a filter means: without one, the parked streams.
+    fn waiting(self) -> Waiting {
+        let parked = self.is_empty();
+        let Self { reason, key: routing_key, category, error } = self;
+        Waiting { id: None, parked, reason, routing_key, category, error }
+    }
+}
+
+/// A delayed event cannot be retried: it waits for its time.
+fn reason(name: &str) -> Result<Reason, String> {
+    let retried = Reason::ALL.into_iter().filter(|reason| *reason != Reason::Delayed);
+    let names: Vec<&str> = retried.clone().map(Reason::as_str).collect();
+    let found = retried.into_iter().find(|reason| reason.as_str() == name);
+    found.ok_or_else(|| format!("expected one of {}", names.join(", ")))
+}
+
+/// How many streams were retried.
+#[derive(Serialize)]
+struct Retried {
+    /// The streams that matched.
+    streams: u64,
+    dry_run: bool,
+}
+
+#[derive(Serialize)]
+struct Skipped {
+    id: i64,
+    reason: String,
 }
 
 #[derive(Serialize)]
@@ -79,30 +155,41 @@ impl Parked {
     pub(crate) async fn run(self, settings: &Settings) -> Result<(), Failure> {
         let mut session = open(settings, STATEMENT_LIMIT).await?;
         match self {
-            Self::List { all, format } => {
-                let which = if all { Waiting::All } else { Waiting::Parked };
-                let streams = session.waiting(which).await.map_err(failure)?;
-                format.print(&streams, |streams| table(streams, which))?;
+            Self::List { all, filter, format } => {
+                let mut which = filter.waiting();
+                which.parked &= !all;
+                let streams = session.waiting(&which).await.map_err(failure)?;
+                format.print(&streams, |streams| table(streams, which.parked))?;
             }
             Self::Show { id, payload, format } => {
                 let shown = show(&mut session, id, payload).await.map_err(failure)?;
                 format.print(&shown, details)?;
             }
-            Self::Retry { ids, all } => {
-                if all {
-                    retry_all(&mut session).await.map_err(failure)?;
-                }
-                let mut result = Ok(());
-                for id in ids {
-                    // A failure for one event does not prevent the retry of the others.
-                    result = result.and(retry(&mut session, id).await);
-                }
+            Self::Retry { ids, all: _, filter, dry_run, format } => {
+                let (streams, result) = if ids.is_empty() {
+                    let which = filter.waiting();
+                    let retried = retry_matching(&mut session, &which, dry_run, format).await;
+                    (retried.map_err(failure)?, Ok(()))
+                } else {
+                    retry(&mut session, &ids).await
+                };
+                let retried = Retried { streams, dry_run };
+                format.print(&retried, |retried| {
+                    let streams = retried.streams;
+                    if dry_run {
+                        counted(streams, "stream would be retried", "streams would be retried")
+                    } else {
+                        counted(streams, "stream is retried now", "streams are retried now")
+                    }
+                })?;
                 result.map_err(failure)?;
             }
-            Self::Skip { id, reason } => {
+            Self::Skip { id, reason, format } => {
                 let decision = Decision { actor: &actor(), reason: Some(&reason) };
                 session.skip(OutboxId::from(id), decision).await.map_err(failure)?;
-                say(&format!("event {id} is skipped; its stream continues"));
+                format.print(&Skipped { id, reason }, |skipped| {
+                    format!("event {} is skipped; its stream continues", skipped.id)
+                })?;
             }
         }
         session.close().await;
@@ -110,38 +197,51 @@ impl Parked {
     }
 }
 
-async fn retry(session: &mut Session, id: i64) -> Result<(), Error> {
-    session.retry(OutboxId::from(id), Decision { actor: &actor(), reason: None }).await?;
-    say(&format!("event {id} will be retried now"));
-    Ok(())
+/// Retries single events. A failure for one does not prevent the retry of the others.
+async fn retry(session: &mut Session, ids: &[i64]) -> (u64, Result<(), Error>) {
+    let (mut retried, mut result) = (0, Ok(()));
+    for id in ids {
+        let decision = Decision { actor: &actor(), reason: None };
+        let one = session.retry(OutboxId::from(*id), decision).await;
+        retried += u64::from(one.is_ok());
+        result = result.and(one);
+    }
+    (retried, result)
 }
 
-async fn retry_all(session: &mut Session) -> Result<(), Error> {
-    loop {
-        let streams = session.waiting(Waiting::Parked).await?;
-        for stream in &streams {
-            match retry(session, stream.id).await {
-                Ok(()) | Err(Error::NotWaiting { .. }) => {}
-                Err(other) => return Err(other),
-            }
-        }
-        if streams.len() < Waiting::LIMIT {
-            return Ok(());
-        }
+async fn retry_matching(
+    session: &mut Session,
+    which: &Waiting,
+    dry_run: bool,
+    format: Format,
+) -> Result<u64, Error> {
+    let lanes = session.count_waiting(which).await?;
+    let matching: u64 = lanes.iter().map(|(_, streams)| streams.unsigned_abs()).sum();
+    if dry_run {
+        return Ok(matching);
     }
+    if !format.json {
+        say(&counted(matching, "stream matches", "streams match"));
+    }
+    let mut retried = 0;
+    for (lane, _) in lanes {
+        let decision = Decision { actor: &actor(), reason: None };
+        retried += session.retry_lane(lane, which, decision).await?;
+    }
+    Ok(retried)
 }
 
 async fn show(session: &mut Session, id: i64, payload: bool) -> Result<Shown, Error> {
-    let found = session.waiting(Waiting::For(OutboxId::from(id))).await?.pop();
+    let found = session.waiting(&Waiting::of(OutboxId::from(id))).await?.pop();
     let stream = found.ok_or(Error::NotWaiting { id })?;
     let payload =
         if payload { Some(session.waiting_payload(OutboxId::from(id)).await?) } else { None };
     Ok(Shown { stream, payload })
 }
 
-fn table(streams: &[WaitingStream], which: Waiting) -> String {
+fn table(streams: &[WaitingStream], parked: bool) -> String {
     if streams.is_empty() {
-        let state = if which == Waiting::Parked { "parked" } else { "waiting" };
+        let state = if parked { "parked" } else { "waiting" };
         return format!("no stream is {state}");
     }
     let more = streams.len() >= Waiting::LIMIT;
@@ -178,7 +278,7 @@ fn details(shown: &Shown) -> String {
         payload.as_ref().map_or_else(String::new, |payload| format!("\npayload   {payload}"));
     format!(
         "event     {} ({}), {} bytes\nstream    {}{version}\nkey       {}\nerror     {}: {}\n\
-         attempts  {}, the stream waits since {}\nwaiting   {} events, this one included\n\
+         attempts  {}, the stream waits since {}\nwaiting   {}, this one included\n\
          the stream {next}{payload}",
         stream.event_id,
         stream.event_type,
@@ -189,6 +289,6 @@ fn details(shown: &Shown) -> String {
         stream.last_error,
         stream.attempts,
         time(stream.since),
-        stream.events,
+        counted(stream.events, "event", "events"),
     )
 }

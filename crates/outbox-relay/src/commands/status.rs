@@ -2,12 +2,13 @@
 
 use std::fmt::Write;
 
-use daemon::output::Format;
+use daemon::cause::{Cause, State};
+use daemon::output::{Format, counted};
 use daemon::{Exit, Failure};
 use event_store::{Backlog, Group, Status};
 use serde::Serialize;
 
-use super::causes::{Cause, State, causes};
+use super::causes::causes;
 use super::{STATEMENT_LIMIT, failure, open};
 use crate::Settings;
 
@@ -30,23 +31,14 @@ pub(crate) async fn status(settings: &Settings, format: Format) -> Result<Exit, 
     let causes = causes(&status);
     let state = causes.first().map_or(State::Ok, |cause| cause.state);
     format.print(&Report { state, causes, status }, text)?;
-    Ok(match state {
-        State::Ok => Exit::Done,
-        State::Attention => Exit::Failed,
-        State::Broken => Exit::Broken,
-    })
+    Ok(state.exit())
 }
 
 fn text(report: &Report) -> String {
     let mut text = String::new();
-    let word = match report.state {
-        State::Ok => "ok",
-        State::Attention => "attention",
-        State::Broken => "broken",
-    };
-    writeln!(text, "state     {word}").expect("writing to a String cannot fail");
+    writeln!(text, "state     {}", report.state.word()).expect("writing to a String cannot fail");
     for cause in &report.causes {
-        writeln!(text, "- {}", cause.text).expect("writing to a String cannot fail");
+        writeln!(text, "- {}", cause.line()).expect("writing to a String cannot fail");
     }
     write_text(&mut text, &report.status).expect("writing to a String cannot fail");
     text
@@ -83,18 +75,12 @@ fn write_text(text: &mut String, status: &Status) -> std::fmt::Result {
     }
     for streams in &status.waiting {
         let state = if streams.parked { "parked" } else { "waiting" };
-        writeln!(text, "{state:<9} {} streams: {}", streams.streams, streams.reason)?;
+        let number = counted(streams.streams, "stream", "streams");
+        writeln!(text, "{state:<9} {number}: {}", streams.reason)?;
     }
     for writer in &status.open_writers {
-        let pid = writer
-            .pid
-            .map_or_else(|| "prepared transaction".to_owned(), |pid| format!("pid {pid}"));
         let age = writer.age_seconds.map_or_else(String::new, |age| format!(" for {age:.0} s"));
-        writeln!(
-            text,
-            "open      a transaction holds up the fence{age}: {pid} {:?}",
-            writer.application_name
-        )?;
+        writeln!(text, "open      a transaction holds up the fence{age}: {writer}")?;
     }
     if status.waiting.iter().any(|streams| streams.parked) {
         writeln!(text, "`outbox-relay parked list` shows the streams that need a decision")?;
