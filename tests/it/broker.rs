@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use broker::{Binding, Connection, Options, Outcome, Queue};
+use broker::{Binding, Connection, Declared, Options, Outcome, Queue};
 use domain_events::{HeaderValue, Message};
 use futures_util::future::join_all;
 use harness::{Mode, Proxy, Side, Stack, eventually};
@@ -185,7 +185,7 @@ async fn a_batch_arrives_in_its_order() {
         declare(stack, &[("good", false)]).await;
         let connection = stack.broker().await;
         let mut publisher = connection.publisher(EXCHANGE, LIMIT).await.unwrap();
-        let mut consumer = connection.consumer("good", 2_000, 0).await.unwrap();
+        let mut consumer = connection.consumer("good", 2_000).await.unwrap();
         for _ in 0..3 {
             let batch: Vec<_> = (0..1_500).map(|number| message("good", number)).collect();
             publisher.publish(&batch).await.unwrap();
@@ -214,7 +214,7 @@ async fn deliveries_can_be_settled_in_any_order() {
         let mut publisher = connection.publisher(EXCHANGE, LIMIT).await.unwrap();
         let batch: Vec<_> = (0..10).map(|number| message("good", number)).collect();
         publisher.publish(&batch).await.unwrap();
-        let mut consumer = connection.consumer("good", 100, 0).await.unwrap();
+        let mut consumer = connection.consumer("good", 100).await.unwrap();
         let mut deliveries = Vec::new();
         while deliveries.len() < 10 {
             deliveries.extend(consumer.next(10).await.unwrap());
@@ -232,7 +232,7 @@ async fn deliveries_can_be_settled_in_any_order() {
         consumer.ack(ack).await.unwrap();
         consumer.give_back(back).await.unwrap();
         drop(consumer);
-        let mut consumer = connection.consumer("good", 100, 0).await.unwrap();
+        let mut consumer = connection.consumer("good", 100).await.unwrap();
         let mut left = Vec::new();
         while left.len() < 5 {
             left.extend(consumer.next(10).await.unwrap().into_iter().map(|d| d.message.body));
@@ -254,10 +254,31 @@ async fn declaring_twice_is_harmless_and_other_settings_are_reported() {
             dead_letters: format!("{name}.dead"),
             bindings: vec![Binding { exchange: EXCHANGE.to_owned(), key: "order.#".to_owned() }],
         };
-        assert!(connection.declare_queue(&queue("one")).await.unwrap(), "the queue is new");
-        assert!(!connection.declare_queue(&queue("one")).await.unwrap(), "the queue exists");
+        assert!(connection.declare_queue(&queue("one")).await.unwrap().is_new, "the queue is new");
+        let again = connection.declare_queue(&queue("one")).await.unwrap();
+        assert_eq!(again, Declared { is_new: false, is_patient: false });
         assert_eq!(connection.ready_messages("one").await.unwrap(), Some(0));
         assert_eq!(connection.ready_messages("none").await.unwrap(), None);
+
+        // As versions before the limit for disconnected consumers have declared it.
+        let mut earlier = FieldTable::default();
+        let text = |text: &str| AMQPValue::LongString(text.into());
+        for (key, value) in [
+            ("x-queue-type", text("quorum")),
+            ("x-single-active-consumer", AMQPValue::Boolean(true)),
+            ("x-delivery-limit", AMQPValue::LongLongInt(1_000)),
+            ("x-dead-letter-exchange", text("")),
+            ("x-dead-letter-routing-key", text("old.dead")),
+            ("x-dead-letter-strategy", text("at-least-once")),
+            ("x-overflow", text("reject-publish")),
+        ] {
+            earlier.insert(key.into(), value);
+        }
+        let channel = stack.amqp().await.create_channel().await.unwrap();
+        let durable = QueueDeclareOptions::durable();
+        channel.queue_declare("old".into(), durable, earlier).await.unwrap();
+        let kept = connection.declare_queue(&queue("old")).await.unwrap();
+        assert_eq!(kept, Declared { is_new: false, is_patient: true });
 
         declare(stack, &[("two", false)]).await;
         let error = connection.declare_queue(&queue("two")).await.unwrap_err();
@@ -284,7 +305,7 @@ async fn only_an_empty_queue_is_deleted() {
             assert!(matches!(error, broker::Error::NotEmpty { .. }), "{error}");
         };
         refused().await;
-        let mut consumer = connection.consumer("one", 10, 0).await.unwrap();
+        let mut consumer = connection.consumer("one", 10).await.unwrap();
         let delivered = consumer.next(10).await.unwrap();
         assert_eq!(connection.ready_messages("one").await.unwrap(), Some(0));
         refused().await;

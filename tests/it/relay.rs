@@ -263,7 +263,7 @@ async fn a_plain_integration_event_is_published() {
             )
             .await
             .unwrap();
-        let mut consumer = connection.consumer("mail", 10, 0).await.unwrap();
+        let mut consumer = connection.consumer("mail", 10).await.unwrap();
         let delivery = consumer.next(1).await.unwrap().remove(0);
         let received = delivery.message.decode().unwrap();
         assert_eq!(received.event_type.as_str(), "MailRequested");

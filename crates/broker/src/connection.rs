@@ -118,19 +118,14 @@ impl Connection {
     /// Starts a consumer of a queue, on a channel of its own, with at most `prefetch` unsettled
     /// deliveries.
     ///
-    /// If the queue has a single active consumer, that is the one with the highest `priority`. A
-    /// consumer with a higher priority takes over once the present one has settled its deliveries.
+    /// If the queue has a single active consumer, the others wait in the order in which they started. The
+    /// first of them becomes active when the active one has ended.
     ///
     /// # Errors
     ///
     /// When the queue does not exist, or the login may not read it.
-    pub async fn consumer(
-        &self,
-        queue: &str,
-        prefetch: u16,
-        priority: i32,
-    ) -> Result<Consumer, Error> {
-        Consumer::start(self.channel().await?, queue, prefetch, priority).await
+    pub async fn consumer(&self, queue: &str, prefetch: u16) -> Result<Consumer, Error> {
+        Consumer::start(self.channel().await?, queue, prefetch).await
     }
 
     /// Closes the connection, and waits up to 2 s for the answer. After an answer, the broker has

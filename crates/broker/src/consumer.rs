@@ -120,18 +120,13 @@ pub struct Consumer {
 }
 
 impl Consumer {
-    pub(crate) async fn start(
-        channel: Channel,
-        queue: &str,
-        prefetch: u16,
-        priority: i32,
-    ) -> Result<Self, Error> {
+    pub(crate) async fn start(channel: Channel, queue: &str, prefetch: u16) -> Result<Self, Error> {
         // Before consuming, because the limit does not apply to deliveries already on their way.
         let qos = channel.basic_qos(prefetch, BasicQosOptions::default());
         call("setting the prefetch", qos).await?;
-        let mut arguments = FieldTable::default();
-        arguments.insert("x-priority".into(), AMQPValue::LongInt(priority));
-        let options = BasicConsumeOptions::default();
+        // No priority: a consumer with a higher one than an active consumer on a dead node leaves a queue of
+        // RabbitMQ 4.3 without an active consumer for good.
+        let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
         let consume = channel.basic_consume(short(queue)?, "".into(), options, arguments);
         let deliveries = call("consuming", consume).await?;
         let queue = queue.to_owned();

@@ -6,7 +6,7 @@
 use lapin::protocol::AMQPSoftError;
 
 use crate::error::is_soft;
-use crate::topology::{Kind, Queue, arguments, dead_letter_arguments};
+use crate::topology::{Kind, Queue, dead_letter_arguments};
 use crate::{Connection, Error};
 
 /// A difference between an exchange or a queue and its definition.
@@ -31,6 +31,9 @@ pub enum DifferenceKind {
     /// It exists, but its settings cannot be compared: AMQP compares them when it is declared again, and the
     /// login may not declare it.
     Unknown,
+    /// The queue waits 60 s for a consumer whose node of the cluster has died, because an earlier version
+    /// declared it.
+    Patient,
     /// It has no consumer.
     NoConsumer,
 }
@@ -69,18 +72,22 @@ impl Connection {
     /// When a call fails.
     pub async fn compare_queue(&self, queue: &Queue) -> Result<Vec<Difference>, Error> {
         let mut differences = Vec::new();
-        let wanted =
-            [(&queue.dead_letters, dead_letter_arguments()), (&queue.name, arguments(queue))];
-        for (name, arguments) in wanted {
+        for name in [&queue.dead_letters, &queue.name] {
             let mut differs =
                 |kind| differences.push(Difference { object: format!("queue {name}"), kind });
             let Some(found) = self.look_up(name).await? else {
                 differs(DifferenceKind::Missing);
                 continue;
             };
-            match self.declare(name, &arguments).await {
-                Ok(true) => {}
-                Ok(false) => differs(DifferenceKind::Unknown),
+            let declared = if *name == queue.name {
+                self.declare_or_keep(queue).await
+            } else {
+                self.declare(name, &dead_letter_arguments()).await.map(|owned| (owned, false))
+            };
+            match declared {
+                Ok((true, false)) => {}
+                Ok((true, true)) => differs(DifferenceKind::Patient),
+                Ok((false, _)) => differs(DifferenceKind::Unknown),
                 Err(Error::Mismatch { reason, .. }) => differs(DifferenceKind::Other { reason }),
                 Err(error) => return Err(error),
             }

@@ -65,6 +65,15 @@ pub enum Error {
         /// The queue.
         queue: String,
     },
+    /// The broker does not know a consumer that this program has started.
+    #[error(
+        "RabbitMQ has lost queue {queue} or its consumers, although this instance consumes it; the queue is \
+         declared and consumed again"
+    )]
+    NotConsumed {
+        /// The queue.
+        queue: String,
+    },
     /// The broker did not accept a message for a dead-letter queue.
     #[error("RabbitMQ did not accept a message for the dead-letter queue {queue}")]
     NotDeadLettered {

@@ -56,4 +56,4 @@ pub use difference::{Difference, DifferenceKind};
 pub use error::Error;
 pub use pattern::{InvalidPattern, TopicPattern};
 pub use publisher::{Interrupted, Outcome, Publisher};
-pub use topology::{Binding, Kind, Queue};
+pub use topology::{Binding, Declared, Kind, Queue};

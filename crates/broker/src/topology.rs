@@ -21,6 +21,10 @@ use crate::{Connection, Error};
 /// default of 20 would empty a healthy queue after twenty crashes in a row.
 const DELIVERY_LIMIT: LongLongInt = 1_000;
 
+/// How long a queue waits for a consumer whose node of the cluster has died, before another consumer becomes
+/// active; in milliseconds. RabbitMQ's default is 60 s. Versions before 4.3 do not know the argument.
+const DISCONNECTED_LIMIT: LongLongInt = 5_000;
+
 /// How many checks in a row must find a queue empty before it is deleted. RabbitMQ also reports 0
 /// messages when the leader of a quorum queue does not answer within 250 ms.
 const EMPTY_CHECKS: u32 = 3;
@@ -222,20 +226,35 @@ impl Connection {
 
     /// Declares a queue, its dead-letter queue and its bindings. The exchanges must exist.
     ///
-    /// Returns whether the queue is new, so that it lacks earlier messages.
-    ///
     /// # Errors
     ///
     /// [`Error::Mismatch`] when one of the queues exists with other settings.
-    pub async fn declare_queue(&self, queue: &Queue) -> Result<bool, Error> {
-        let new = self.ready_messages(&queue.name).await?.is_none();
+    pub async fn declare_queue(&self, queue: &Queue) -> Result<Declared, Error> {
+        let is_new = self.ready_messages(&queue.name).await?.is_none();
         self.declare(&queue.dead_letters, &dead_letter_arguments()).await?;
-        if !self.declare(&queue.name, &arguments(queue)).await? {
-            // Without the right to declare a queue: the owner who declared it has bound it too.
-            return Ok(new);
+        let (owned, is_patient) = self.declare_or_keep(queue).await?;
+        // Without the right to declare a queue: the owner who declared it has bound it too.
+        if owned {
+            self.bind(queue).await?;
         }
-        self.bind(queue).await?;
-        Ok(new)
+        Ok(Declared { is_new, is_patient })
+    }
+
+    /// Declares a queue. If it exists without [`DISCONNECTED_LIMIT`], keeps it. Returns whether the login may
+    /// declare it, and whether it has no such limit.
+    pub(crate) async fn declare_or_keep(&self, queue: &Queue) -> Result<(bool, bool), Error> {
+        match self.declare(&queue.name, &arguments(queue)).await {
+            Ok(owned) => Ok((owned, false)),
+            Err(error @ Error::Mismatch { .. }) => {
+                let earlier = arguments_of_earlier_versions(queue);
+                match self.declare(&queue.name, &earlier).await {
+                    Ok(owned) => Ok((owned, true)),
+                    Err(Error::Mismatch { .. }) => Err(error),
+                    Err(other) => Err(other),
+                }
+            }
+            Err(other) => Err(other),
+        }
     }
 
     /// Declares the bindings of a queue, which must exist.
@@ -266,6 +285,15 @@ impl Connection {
     /// When the call fails.
     pub async fn ready_messages(&self, queue: &str) -> Result<Option<u32>, Error> {
         Ok(self.look_up(queue).await?.map(|found| found.message_count()))
+    }
+
+    /// How many consumers a queue has; `None` when the queue does not exist.
+    ///
+    /// # Errors
+    ///
+    /// When the call fails.
+    pub async fn consumers(&self, queue: &str) -> Result<Option<u32>, Error> {
+        Ok(self.look_up(queue).await?.map(|found| found.consumer_count()))
     }
 
     pub(crate) async fn look_up(&self, queue: &str) -> Result<Option<lapin::Queue>, Error> {
@@ -302,13 +330,30 @@ impl Connection {
     }
 }
 
+/// The result of [`Connection::declare_queue`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Declared {
+    /// Whether the queue is new, so that it lacks earlier messages.
+    pub is_new: bool,
+    /// Whether an earlier version declared the queue without a limit for disconnected consumers. Only a policy can
+    /// add the limit, or a new queue.
+    pub is_patient: bool,
+}
+
 pub(crate) fn dead_letter_arguments() -> FieldTable {
     let mut table = FieldTable::default();
     table.insert("x-queue-type".into(), text("quorum"));
     table
 }
 
-pub(crate) fn arguments(queue: &Queue) -> FieldTable {
+fn arguments(queue: &Queue) -> FieldTable {
+    let mut table = arguments_of_earlier_versions(queue);
+    let limit = AMQPValue::LongLongInt(DISCONNECTED_LIMIT);
+    table.insert("x-consumer-disconnected-timeout".into(), limit);
+    table
+}
+
+fn arguments_of_earlier_versions(queue: &Queue) -> FieldTable {
     let mut table = FieldTable::default();
     for (key, value) in [
         ("x-queue-type", text("quorum")),

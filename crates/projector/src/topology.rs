@@ -63,11 +63,19 @@ impl Topology {
         if let Some(hash) = &self.hash {
             connection.declare_hash_exchange(hash, HASHED, &self.source, &self.keys).await?;
         }
-        let mut new = false;
+        let mut is_new = false;
         for queue in &self.queues {
-            new |= connection.declare_queue(queue).await?;
+            let declared = connection.declare_queue(queue).await?;
+            is_new |= declared.is_new;
+            if declared.is_patient {
+                tracing::info!(
+                    queue = queue.name,
+                    "an earlier version declared this queue: after the crash of its cluster node it may stand still \
+                     for 60 s. OPERATIONS.md says under \"Queues\" how to change that"
+                );
+            }
         }
-        Ok(new)
+        Ok(is_new)
     }
 
     /// How the exchanges and queues of the broker differ. Bindings are not compared, because AMQP cannot list

@@ -35,6 +35,16 @@ pub(crate) enum Topology {
         /// The projections. Default: all configured ones.
         projections: Vec<String>,
     },
+    /// Delete the queues of a projection with their messages. Running projectors declare them again at once, and
+    /// apply the events of the deleted messages from the event store.
+    ///
+    /// This is the last remedy for a queue that delivers to no instance. Use it only while all nodes of the
+    /// RabbitMQ cluster run.
+    #[command(after_help = "Example:\n  projector topology reset order_summary")]
+    Reset {
+        /// The projection.
+        projection: String,
+    },
 }
 
 /// The differences of a projection.
@@ -58,8 +68,11 @@ struct Found {
 
 impl Topology {
     pub(crate) async fn run(&self, settings: &Settings) -> Result<(), Failure> {
-        let (Self::Diff { projections, .. } | Self::Apply { projections }) = self;
         let connection = Connection::connect(&settings.broker()?).await.map_err(failure)?;
+        let projections = match self {
+            Self::Diff { projections, .. } | Self::Apply { projections } => projections,
+            Self::Reset { projection } => std::slice::from_ref(projection),
+        };
         let Settings { queue_prefix, exchange, .. } = settings;
         let mut compared = Vec::new();
         for model in models(settings, projections)? {
@@ -71,6 +84,7 @@ impl Topology {
                     let name = model.name();
                     say(&format!("{name}: exchanges, queues and bindings are declared"));
                 }
+                Self::Reset { .. } => reset(&connection, &wanted).await?,
                 Self::Diff { .. } => {
                     let found = wanted.compare(&connection).await.map_err(failure)?;
                     compared.push((model.name().to_owned(), found));
@@ -79,10 +93,22 @@ impl Topology {
         }
         connection.close().await;
         match self {
-            Self::Apply { .. } => Ok(()),
+            Self::Apply { .. } | Self::Reset { .. } => Ok(()),
             Self::Diff { format, .. } => report(compared, *format),
         }
     }
+}
+
+/// Deletes the queues of a projection.
+async fn reset(connection: &Connection, wanted: &Wanted) -> Result<(), Failure> {
+    for queue in &wanted.queues {
+        connection.delete_queue(&queue.name).await.map_err(failure)?;
+        say(&format!(
+            "queue {} is deleted; running projectors declare it again, and apply its events from the event store",
+            queue.name
+        ));
+    }
+    Ok(())
 }
 
 /// Prints differences. Fails if messages may get lost.
@@ -124,6 +150,11 @@ impl Found {
                 "exists, but its settings cannot be compared",
                 None,
                 "use a login that may configure it",
+            ),
+            DifferenceKind::Patient => (
+                "waits 60 s, not 5 s, for a consumer whose cluster node has died",
+                Some("an earlier version declared it".to_owned()),
+                "set a policy, as OPERATIONS.md says under \"Queues\"",
             ),
             DifferenceKind::NoConsumer => ("has no consumer", None, "run `projector run`"),
         };

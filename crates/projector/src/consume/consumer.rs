@@ -78,13 +78,11 @@ impl<'c> Consumer<'c> {
     pub(super) async fn open(
         projection: ConnectedProjection<'c>,
         (number, queue): (usize, &Queue),
-        priority: i32,
         activity: watch::Sender<Activity>,
     ) -> Result<Self, Error> {
         let ConnectedProjection { context, model, connection, gaps: probe, batches } = projection;
         let (prefetch, retry_max) = (context.settings.prefetch, context.settings.retry_max);
-        let deliveries =
-            Deliveries::open(connection, &context.broker, queue, prefetch, priority).await?;
+        let deliveries = Deliveries::open(connection, &context.broker, queue, prefetch).await?;
         Ok(Self {
             context,
             model,

@@ -26,10 +26,9 @@ impl Deliveries {
         options: &Options,
         queue: &Queue,
         prefetch: u16,
-        priority: i32,
     ) -> Result<Self, Error> {
         Ok(Self {
-            consumer: connection.consumer(&queue.name, prefetch, priority).await?,
+            consumer: connection.consumer(&queue.name, prefetch).await?,
             options: options.clone(),
             dead_letters: None,
             dead_letter_queue: queue.dead_letters.clone(),

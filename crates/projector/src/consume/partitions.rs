@@ -1,12 +1,16 @@
 //! The queues of a projection, shared by its instances.
 //!
-//! Every instance consumes every queue. The broker delivers to the consumer with the highest priority; the
-//! others wait. So when an instance dies, another one receives its messages at once.
+//! Every instance consumes every queue. The broker delivers to one consumer, the active one; the others wait in
+//! the order in which they started. So when an instance dies, another one receives its messages.
 //!
-//! Each instance computes the queue assignment from recent heartbeats (`assignment`). To take a queue over, it
-//! consumes the queue again with a higher priority than any before. The broker hands the queue over after the
-//! previous consumer has settled its deliveries. Only the distribution of the load depends on the assignment.
+//! Each instance computes the queue assignment from recent heartbeats (`assignment`). An instance that receives
+//! the messages of a queue that is assigned to another one gives way: it settles its deliveries, and starts to
+//! consume again behind the others. Only the distribution of the load depends on the assignment.
+//!
+//! Consumers have no priorities. RabbitMQ 4.3 leaves a queue without an active consumer for good when a consumer
+//! with a higher priority joins while the active one sits on a dead node of the cluster.
 
+use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -26,9 +30,14 @@ use crate::topology::Topology;
 const HEARTBEAT: Duration = Duration::from_millis(500);
 /// An instance holds a queue for this long after the last delivery.
 const HOLDS: Duration = Duration::from_millis(1_500);
-/// How long to wait for another instance to hand a queue over, before taking it over once more. The other
-/// instance may be busy with a long batch.
-const TAKE_AGAIN: Duration = Duration::from_secs(10);
+/// The shortest time between two times that an instance gives way in one queue: instances may differ in the
+/// assignment for a while.
+const GIVE_WAY_PAUSE: Duration = Duration::from_secs(2);
+/// How often an instance asks the broker whether its queues have consumers.
+const PRESENCE_CHECK: Duration = Duration::from_secs(5);
+/// A queue counts as not consumed after this many checks in a row. RabbitMQ also reports 0 consumers when the
+/// leader of a queue is slow to answer, and instances give way now and then.
+const ABSENT_CHECKS: u32 = 3;
 
 /// The queues of one projection, on one connection.
 pub(super) struct Partitions<'p> {
@@ -40,18 +49,20 @@ pub(super) struct Partitions<'p> {
 
 /// The state of one queue for the task that distributes the load.
 struct QueueSlot {
-    /// The priority to consume with. A change makes the consumer start again.
-    priority: watch::Sender<i32>,
+    /// A change makes the consumer start again, behind those of the other instances.
+    turn: watch::Sender<()>,
     activity: watch::Receiver<Activity>,
     opened: Instant,
-    /// Since when the queue is assigned to this instance, or when it was last taken over.
-    assigned_since: Mutex<Option<Instant>>,
+    /// When this instance last gave way.
+    gave_way: Mutex<Option<Instant>>,
 }
 
 impl QueueSlot {
     fn is_held(&self) -> bool {
         let Activity { last_delivery, unsettled } = *self.activity.borrow();
-        unsettled || last_delivery.is_some_and(|at| at.elapsed() < HOLDS)
+        let gave_way = *self.gave_way.lock().unwrap_or_else(PoisonError::into_inner);
+        let since = |at: &Instant| gave_way.is_none_or(|gave_way| *at > gave_way);
+        unsettled || last_delivery.filter(since).is_some_and(|at| at.elapsed() < HOLDS)
     }
 
     /// Whether the queue has brought nothing for [`QUIET`].
@@ -60,22 +71,16 @@ impl QueueSlot {
         !unsettled && last_delivery.unwrap_or(self.opened).elapsed() >= QUIET
     }
 
-    /// Records the assignment of the queue. Returns whether this instance must take the queue over.
-    ///
-    /// `contested` means that another instance holds the queue.
-    fn must_take(&self, assigned: bool, contested: bool) -> bool {
-        let mut since = self.assigned_since.lock().unwrap_or_else(PoisonError::into_inner);
-        // An instance that loses a queue keeps consuming until another one takes the queue over.
-        let Some(at) = since.filter(|_| assigned) else {
-            *since = assigned.then(Instant::now);
-            return assigned;
-        };
-        // The others may have missed heartbeats of this instance and taken the queue over.
-        let lost = contested && !self.is_held() && at.elapsed() > TAKE_AGAIN;
-        if lost {
-            *since = Some(Instant::now());
+    /// Lets another instance have the queue, if this one holds it.
+    fn give_way(&self) {
+        if !self.is_held() {
+            return;
         }
-        lost
+        let mut last = self.gave_way.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.is_none_or(|at| at.elapsed() > GIVE_WAY_PAUSE) {
+            *last = Some(Instant::now());
+            self.turn.send_replace(());
+        }
     }
 }
 
@@ -87,36 +92,55 @@ impl Partitions<'_> {
         let mut slots = Vec::new();
         let mut queues = Vec::new();
         for number in 0..self.topology.queues.len() {
-            let (priority, wanted) = watch::channel(0);
+            let (turn, turns) = watch::channel(());
             let (sender, activity) = watch::channel(Activity::default());
-            let (opened, assigned_since) = (Instant::now(), Mutex::default());
-            slots.push(QueueSlot { priority, activity, opened, assigned_since });
-            queues.push(self.follow_or_stop_all(number, wanted, sender, &stop));
+            let (opened, gave_way) = (Instant::now(), Mutex::default());
+            slots.push(QueueSlot { turn, activity, opened, gave_way });
+            queues.push(self.follow_or_stop_all(number, turns, sender, &stop));
         }
-        // Done before the first queue is consumed: otherwise a new priority would make consumers start again.
-        let mut session = None;
-        if let Err(error) = self.distribute_once(&mut session, &slots).await {
-            tracing::debug!(
-                error = chain(&error),
-                "the queue assignment was not updated; it is tried again"
-            );
-        }
-        let (distributed, results) = tokio::join!(
-            self.distribute(session, &slots, &stop),
+        let (distributed, present, results) = tokio::join!(
+            self.distribute(&slots, &stop),
+            self.require_consumers(&stop),
             futures_util::future::join_all(queues)
         );
-        results.into_iter().chain([distributed]).collect()
+        results.into_iter().chain([distributed, present]).collect()
+    }
+
+    /// Fails when a queue has no consumer any more, or does not exist, although this instance consumes it.
+    ///
+    /// RabbitMQ cancels the consumers of a deleted queue, but not always: not when the queue was deleted while a
+    /// node of its cluster was down.
+    async fn require_consumers(&self, stop: &CancellationToken) -> Result<(), Error> {
+        let mut absent: HashMap<&str, u32> = HashMap::new();
+        while stop.run_until_cancelled(sleep(PRESENCE_CHECK)).await.is_some() {
+            for queue in &self.topology.queues {
+                let consumers = self.projection.connection.consumers(&queue.name);
+                let Some(found) = stop.run_until_cancelled(consumers).await else { return Ok(()) };
+                let checks = absent.entry(&queue.name).or_default();
+                match found {
+                    Ok(Some(1..)) => *checks = 0,
+                    // Says nothing about the queue. A lost connection is noticed by the consumers.
+                    Err(broker::Error::Timeout { .. } | broker::Error::Lost) => {}
+                    Ok(_) | Err(_) => *checks += 1,
+                }
+                if *checks >= ABSENT_CHECKS {
+                    stop.cancel();
+                    return Err(broker::Error::NotConsumed { queue: queue.name.clone() }.into());
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Follows one queue. Its end stops all others.
     async fn follow_or_stop_all(
         &self,
         number: usize,
-        wanted: watch::Receiver<i32>,
+        turns: watch::Receiver<()>,
         activity: watch::Sender<Activity>,
         stop: &CancellationToken,
     ) -> Result<(), Error> {
-        let result = self.follow_one(number, wanted, &activity, stop).await;
+        let result = self.follow_one(number, turns, &activity, stop).await;
         stop.cancel();
         result
     }
@@ -124,15 +148,14 @@ impl Partitions<'_> {
     async fn follow_one(
         &self,
         number: usize,
-        mut wanted: watch::Receiver<i32>,
+        mut turns: watch::Receiver<()>,
         activity: &watch::Sender<Activity>,
         stop: &CancellationToken,
     ) -> Result<(), Error> {
         let queue = &self.topology.queues[number];
         while !stop.is_cancelled() {
-            let priority = *wanted.borrow_and_update();
-            let queue = (number, queue);
-            let open = Consumer::open(self.projection, queue, priority, activity.clone());
+            turns.mark_unchanged();
+            let open = Consumer::open(self.projection, (number, queue), activity.clone());
             let Some(consumer) = stop.run_until_cancelled(open).await else { break };
             let mut consumer = consumer?;
             if let Some(ready) = self.ready {
@@ -141,7 +164,7 @@ impl Partitions<'_> {
             let again = stop.child_token();
             let changed = async {
                 // This cannot fail: the sender outlives this future.
-                drop(wanted.changed().await);
+                drop(turns.changed().await);
                 again.cancel();
                 std::future::pending::<()>().await;
             };
@@ -159,16 +182,13 @@ impl Partitions<'_> {
         Ok(())
     }
 
-    /// Records heartbeats and takes over the queues that are assigned to this instance, until `stop`. Stops
+    /// Records heartbeats and gives way in the queues that are assigned to other instances, until `stop`. Stops
     /// all consumers when the projection is paused, or when other files or tables are in service.
-    async fn distribute(
-        &self,
-        mut session: Option<Session>,
-        slots: &[QueueSlot],
-        stop: &CancellationToken,
-    ) -> Result<(), Error> {
-        let mut result = Ok(());
-        while stop.run_until_cancelled(sleep(HEARTBEAT)).await.is_some() {
+    async fn distribute(&self, slots: &[QueueSlot], stop: &CancellationToken) -> Result<(), Error> {
+        let (mut session, mut result) = (None, Ok(()));
+        let mut pause = Duration::ZERO;
+        while stop.run_until_cancelled(sleep(pause)).await.is_some() {
+            pause = HEARTBEAT;
             match stop.run_until_cancelled(self.distribute_once(&mut session, slots)).await {
                 None => break,
                 Some(Ok(())) => {}
@@ -232,12 +252,9 @@ impl Partitions<'_> {
         }
         let instances = connected.heartbeat(&model.ledger, &own).await?;
         let ids: Vec<_> = instances.iter().map(|instance| instance.id).collect();
-        for ((number, slot), holder) in (1_u16..).zip(slots).zip(assign(&ids, partitions)) {
-            let others = instances.iter().filter(|other| other.id != own.id);
-            let contested = others.clone().any(|other| other.partitions.contains(&number));
-            if slot.must_take(holder == own.id, contested) {
-                let priority = connected.next_priority(&self.projection.model.ledger).await?;
-                slot.priority.send_replace(priority);
+        for (slot, holder) in slots.iter().zip(assign(&ids, partitions)) {
+            if holder != own.id {
+                slot.give_way();
             }
         }
         *session = Some(connected);

@@ -1,9 +1,8 @@
-//! Finds and repairs lost events, stuck queues and parked streams.
+//! Finds and repairs lost events and parked streams, and reports stuck queues.
 
 mod parked;
 mod reconcile;
 mod state;
-mod stuck_queues;
 mod sweeper;
 mod unserved;
 

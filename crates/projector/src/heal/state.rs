@@ -32,8 +32,6 @@ pub(super) struct State {
     /// When the queues last had no message that may still be delivered.
     pub(super) drained: Option<Instant>,
     pub(super) unserved: Unserved,
-    /// When and why a stuck queue could not be deleted.
-    pub(super) undeleted: Option<(Instant, String)>,
     pub(super) probe: Probe,
     pub(super) queues: Probe,
 }
@@ -52,7 +50,6 @@ impl State {
             lagging: HashMap::new(),
             drained: None,
             unserved,
-            undeleted: None,
             probe,
             queues,
         }
@@ -69,22 +66,22 @@ impl State {
     /// Resets the state of the queues, when their messages could not be counted.
     pub(super) fn forget_queues(&mut self) {
         self.unserved.forget();
-        self.undeleted = None;
         self.queues.ok();
     }
 
-    /// Reports in `/readyz` which stuck queues could not be deleted, and why.
+    /// Reports in `/readyz` which queues are stuck.
     pub(super) fn report_stuck(&self, queues: &[&str]) {
-        let Some((_at, reason)) = &self.undeleted else {
+        if queues.is_empty() {
             self.queues.ok();
             return;
-        };
+        }
+        let (queues, name) = (queues.join(", "), self.model.name());
         self.queues.failing(&format!(
-            "RabbitMQ delivers the messages of {} to no instance, although every instance consumes it; its \
-             events are applied from the event store instead. The projector could not delete the queue: \
-             {reason}. Restart all projectors of this projection; OPERATIONS.md has more remedies under \
-             \"Queues\"",
-            queues.join(", ")
+            "RabbitMQ has delivered no message of {queues} to any instance for {} s, although instances consume it; \
+             its events are applied from the event store instead. Look for a dead node of the cluster or a consumer \
+             of another program; the last remedy is `projector topology reset {name}`. OPERATIONS.md has more \
+             under \"Queues\"",
+            self.unserved.limit().as_secs()
         ));
     }
 

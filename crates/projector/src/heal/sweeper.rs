@@ -16,7 +16,6 @@ use read_model::{Files, Instance, Lock, ReadModel, Session};
 use tokio::time::sleep;
 
 use super::state::State;
-use super::stuck_queues::delete_stuck;
 use super::unserved::Unserved;
 use crate::Settings;
 use crate::context::Context;
@@ -177,7 +176,7 @@ impl Sweeper<'_> {
         Err(Error::StoreWentBack { checkpoint, decided })
     }
 
-    /// Deletes stuck queues, and records whether the queues may still deliver messages.
+    /// Reports stuck queues, and records whether the queues may still deliver messages.
     async fn check_queues(
         &mut self,
         state: &mut State,
@@ -197,7 +196,8 @@ impl Sweeper<'_> {
             state.drained = Some(Instant::now());
         }
         let topology = self.topology(&state.model);
-        delete_stuck(&mut self.connection, &topology, state, &stuck).await;
+        let names = stuck.iter().map(|number| topology.queues[*number].name.as_str());
+        state.report_stuck(&names.collect::<Vec<_>>());
         Ok(())
     }
 

@@ -12,9 +12,9 @@ const UNSERVED_MIN: Duration = Duration::from_secs(40);
 
 /// Queues that have messages and deliver to no instance, and since when.
 ///
-/// After a crash, RabbitMQ 4.3 may keep treating a pre-crash consumer as the single active consumer
-/// indefinitely. Quorum queues have been stuck like this for other reasons too (rabbitmq-server issues 1825
-/// and 17317). Such a queue only grows.
+/// Quorum queues have been stuck like this by errors of RabbitMQ (rabbitmq-server issues 1825 and 17317), and a
+/// consumer of another program has the same effect. Such a queue only grows. It is reported and not deleted: AMQP
+/// does not tell whether the cluster is whole, and a queue that is deleted while a node is down may be lost.
 #[derive(Debug, Clone)]
 pub(crate) struct Unserved {
     /// How long a queue may deliver to no instance before it is stuck.
@@ -68,9 +68,9 @@ impl Unserved {
         stuck
     }
 
-    /// Starts over with a queue that is about to be deleted.
-    pub(crate) fn restart(&mut self, number: usize) {
-        self.queues.remove(&number);
+    /// How long a queue may deliver to no instance before it is stuck.
+    pub(crate) fn limit(&self) -> Duration {
+        self.limit
     }
 
     /// Starts over with all queues, after messages could not be counted.
@@ -105,8 +105,6 @@ mod tests {
         assert_eq!(unserved.stuck(&[7, 0], &none, after(60)), [0]);
         assert_eq!(unserved.stuck(&[7, 5], &none, after(61)), [0]);
         assert_eq!(unserved.stuck(&[7, 5], &none, after(121)), [0, 1]);
-        unserved.restart(0);
-        assert_eq!(unserved.stuck(&[7, 5], &none, after(122)), [1]);
         unserved.forget();
         assert!(unserved.stuck(&[7, 5], &none, after(123)).is_empty());
     }

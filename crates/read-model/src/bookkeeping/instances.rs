@@ -96,23 +96,6 @@ impl Session {
         within("deleting the heartbeat", leave).await.map(drop)
     }
 
-    /// Returns a consumer priority that is higher than all earlier ones, so that the new consumer takes
-    /// over the queue.
-    ///
-    /// # Errors
-    ///
-    /// When MySQL fails.
-    pub async fn next_priority(&mut self, ledger: &Ledger) -> Result<i32, Error> {
-        let raise = query(
-            "UPDATE projector_projections SET priority = LAST_INSERT_ID(priority + 1)
-             WHERE name = ?",
-        )
-        .bind(ledger.projection())
-        .execute(&mut self.connection);
-        let done = within("taking a priority", raise).await?;
-        Ok(i32::try_from(done.last_insert_id()).unwrap_or(i32::MAX))
-    }
-
     /// The recorded number of queues; `None` if none was recorded.
     ///
     /// # Errors
