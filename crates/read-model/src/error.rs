@@ -9,9 +9,8 @@ use sqlx::mysql::MySqlDatabaseError;
 use domain_events::InvalidId;
 use projection::Statement;
 
-use crate::error_codes::{
-    ER_BAD_FIELD_ERROR, ER_NO_SUCH_TABLE, ER_PARSE_ERROR, ER_WRONG_VALUE_COUNT_ON_ROW, is_transient,
-};
+use crate::error_codes::{ER_NO_SUCH_TABLE, is_transient};
+use crate::redaction::without_values;
 
 /// A failure of MySQL. No variant carries a payload, a password or a URL.
 #[derive(Debug, thiserror::Error)]
@@ -279,7 +278,7 @@ impl Error {
 
     /// The error of a statement that did not find as many rows as its directive requires.
     pub(crate) fn unexpected_rows(statement: &Statement, found: u64, wanted: u64) -> Self {
-        let message = format!("found {found} rows, and its directive says rows = {wanted}");
+        let message = format!("rows = {found}, and its directive says rows = {wanted}");
         Self::refused(statement, 0, message)
     }
 
@@ -305,7 +304,7 @@ impl Error {
     fn classified(source: sqlx::Error, refused: impl FnOnce(u16, String) -> Self) -> Self {
         match (&source, number(&source)) {
             (sqlx::Error::Database(error), Some(number)) if !is_transient(number) => {
-                refused(number, without_values(number, without_row(error.message())))
+                refused(number, without_values(number, error.message()))
             }
             (sqlx::Error::Encode(_) | sqlx::Error::Protocol(_), _) => {
                 refused(0, "a value cannot be encoded for MySQL".to_owned())
@@ -321,91 +320,4 @@ pub(crate) fn number(error: &sqlx::Error) -> Option<u16> {
         .as_database_error()
         .and_then(|error| error.try_downcast_ref::<MySqlDatabaseError>())
         .map(MySqlDatabaseError::number)
-}
-
-/// Removes the number of a row from a message of MySQL. MySQL counts the rows that a subquery reads too, so an
-/// insert of one row can fail "at row 2".
-fn without_row(message: &str) -> &str {
-    match message.rsplit_once(" at row ") {
-        Some((text, number)) if number.bytes().all(|byte| byte.is_ascii_digit()) => text,
-        _ => message,
-    }
-}
-
-/// Removes values from a message of MySQL: they come from events, and must not reach a log. Names of
-/// tables, columns and keys remain.
-fn without_values(number: u16, message: &str) -> String {
-    // These messages quote the handler, not the event.
-    let about_handler = matches!(
-        number,
-        ER_BAD_FIELD_ERROR | ER_PARSE_ERROR | ER_WRONG_VALUE_COUNT_ON_ROW | ER_NO_SUCH_TABLE
-    );
-    let (Some(first), Some(last)) = (message.find('\''), message.rfind('\'')) else {
-        return message.to_owned();
-    };
-    let before = &message[..first];
-    let names = ["column", "key", "constraint", "table", "field", "function"];
-    let last_word = before.trim_end().rsplit(' ').next().unwrap_or_default().to_lowercase();
-    let only_a_name = names.contains(&last_word.as_str()) && message.matches('\'').count() == 2;
-    if about_handler || only_a_name {
-        return message.to_owned();
-    }
-    // "Duplicate entry 'value' for key 'name'": the value may contain quotes, but the name is always last.
-    let after = match message.rfind("' for ") {
-        Some(end) if end > first => &message[end..],
-        _ => &message[last..],
-    };
-    format!("{before}'…{after}")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn messages_name_no_row() {
-        for (message, expected) in [
-            ("Data too long for column 'name' at row 2", "Data too long for column 'name'"),
-            ("Column 'name' cannot be null", "Column 'name' cannot be null"),
-            ("Incorrect value: 'a at row 2'", "Incorrect value: 'a at row 2'"),
-        ] {
-            assert_eq!(without_row(message), expected);
-        }
-    }
-
-    #[test]
-    fn messages_contain_no_values() {
-        for (number, message, expected) in [
-            (
-                1062,
-                "Duplicate entry 'alice@example.org' for key 'orders.PRIMARY'",
-                "Duplicate entry '…' for key 'orders.PRIMARY'",
-            ),
-            (
-                1062,
-                "Duplicate entry 'it's' for key 'mine' for key 'orders.PRIMARY'",
-                "Duplicate entry '…' for key 'orders.PRIMARY'",
-            ),
-            (
-                1292,
-                "Incorrect datetime value: '2026-13-01' for column 'paid_at' at row 1",
-                "Incorrect datetime value: '…' for column 'paid_at' at row 1",
-            ),
-            (
-                1292,
-                "Truncated incorrect DOUBLE value: 'a'b'c'",
-                "Truncated incorrect DOUBLE value: '…'",
-            ),
-            (1048, "Column 'name' cannot be null", "Column 'name' cannot be null"),
-            (
-                1406,
-                "Data too long for column 'name' at row 1",
-                "Data too long for column 'name' at row 1",
-            ),
-            (1054, "Unknown column 'nam' in 'field list'", "Unknown column 'nam' in 'field list'"),
-            (1365, "Division by 0", "Division by 0"),
-        ] {
-            assert_eq!(without_values(number, message), expected);
-        }
-    }
 }

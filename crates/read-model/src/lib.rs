@@ -25,6 +25,7 @@ mod error_codes;
 #[doc(hidden)]
 pub mod fuzzing;
 mod migrator;
+mod redaction;
 mod rust_projection;
 mod schema;
 mod session;
