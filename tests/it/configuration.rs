@@ -168,7 +168,7 @@ async fn a_mistake_in_a_projection_is_reported_with_file_and_line_and_65() {
 
         fs::remove_file(folder.join("orders/B.sql")).unwrap();
         write("A.sql", "INSERT INTO orders (id, n)\nVALUES (:stream_id,\n        :data.n)");
-        assert!(check.succeed().await.contains("1 projections: ok"));
+        assert!(check.succeed().await.contains("1 projection: ok"));
         let databases: i64 = sqlx::query_scalar(
             "SELECT count(*) FROM information_schema.schemata WHERE schema_name LIKE ?",
         )

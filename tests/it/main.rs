@@ -24,6 +24,7 @@ mod projector_history;
 mod projector_loss;
 mod projector_migrate;
 mod projector_order;
+mod projector_output;
 mod projector_parking;
 mod projector_queues;
 mod projector_rebuild;

@@ -191,10 +191,10 @@ async fn a_conflict_parks_its_stream_and_names_both_events() {
             (projector.metric(series).await > 0.5).then_some(())
         })
         .await;
-        let command = |arguments: [&str; 3]| {
+        let command = |arguments: &[&str]| {
             stack.projector(TALLY).arg("parked").args(arguments.iter().copied())
         };
-        let shown = command(["show", "tally", "order-1"]).succeed().await;
+        let shown = command(&["show", "tally", "order-1", "--json"]).succeed().await;
         let shown: Value = serde_json::from_str(&shown).unwrap();
         assert_eq!(shown["kind"], "conflict");
         assert_eq!(shown["event_id"], other_id);
@@ -205,7 +205,7 @@ async fn a_conflict_parks_its_stream_and_names_both_events() {
         publish(stack, "order-1", &[3]).await;
         sleep(Duration::from_millis(300)).await;
         assert_eq!(applied(stack, "order-1").await.as_deref(), Some("1,2"), "the stream waits");
-        command(["retry", "tally", "order-1"]).succeed().await;
+        command(&["retry", "tally", "order-1"]).succeed().await;
         wait_for(stack, "order-1", "1,2,3").await;
     })
     .await;
@@ -237,7 +237,7 @@ async fn a_poison_event_holds_only_its_stream() {
         .await;
         assert!(list.contains("Tested.sql:1:1: MySQL refused the statement"), "{list}");
         let output = parked(&["retry", "tally", "--all"]).fail(1).await;
-        assert!(output.contains("1 streams stay parked"), "{output}");
+        assert!(output.contains("1 stream stays parked"), "{output}");
 
         let widen = "ALTER TABLE tally MODIFY total DECIMAL(40, 2) NOT NULL";
         stack.mysql().await.execute(widen).await.unwrap();

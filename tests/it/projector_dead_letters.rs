@@ -48,7 +48,10 @@ async fn dead_letters_are_listed_replayed_and_discarded() {
             assert!(reason.contains("another program has published it"), "{reason}");
         }
         let real_id = real.message_id.clone().unwrap();
-        let shown = dead(&["show", "tally", &real_id, "--payload"]).succeed().await;
+        let text = dead(&["show", "tally", &real_id]).succeed().await;
+        assert!(text.contains("header    stream_id: \"order-1\""), "{text}");
+        assert!(!text.contains("payload"), "{text}");
+        let shown = dead(&["show", "tally", &real_id, "--payload", "--json"]).succeed().await;
         let shown: Value = serde_json::from_str(&shown).unwrap();
         assert_eq!(shown["payload"], String::from_utf8(real.body.clone()).unwrap());
         assert_eq!(shown["headers"]["stream_id"], "order-1");

@@ -207,7 +207,7 @@ async fn a_skipped_event_stays_left_out() {
         append(stack, "order-1", 1).await;
         is_parked(&one, "order-1  version 2").await;
         let output = one.clone().args(["rebuild", "start", "steps"]).fail(1).await;
-        assert!(output.contains("1 streams cannot be applied"), "{output}");
+        assert!(output.contains("1 stream cannot be applied"), "{output}");
         let skip = ["parked", "skip", "steps", "order-1", "--reason", "made by a test"];
         one.clone().args(skip).succeed().await;
         assert_eq!(steps(stack).await, Some(2));
@@ -242,7 +242,7 @@ async fn a_skipped_event_stays_left_out() {
         let other = "UPDATE projector_skips SET event_id = UUID_TO_BIN(UUID()) WHERE version = 2";
         stack.mysql().await.execute(other).await.unwrap();
         let output = ten.clone().args(["rebuild", "start", "steps"]).fail(1).await;
-        assert!(output.contains("1 streams cannot be applied"), "{output}");
+        assert!(output.contains("1 stream cannot be applied"), "{output}");
         drop_databases(stack).await;
     })
     .await;

@@ -187,7 +187,7 @@ async fn an_update_must_find_its_row_where_the_handler_says_so() {
         .await;
         let list = projector.clone().args(["parked", "list", "tally"]).succeed().await;
         assert!(list.contains("order-7  version 1"), "{list}");
-        assert!(list.contains("Tested.sql:2:14: found 0 rows, and its directive says rows = 1"), "{list}");
+        assert!(list.contains("Tested.sql:2:14: rows = 0, and its directive says rows = 1"), "{list}");
         mysql.execute("INSERT INTO tally VALUES ('order-7', 0, 0, '0')").await.unwrap();
         projector.args(["parked", "retry", "tally", "order-7"]).succeed().await;
         wait_for(stack, "order-7", "0,1").await;

@@ -166,7 +166,7 @@ async fn check_warns_about_keys_and_times() {
         assert!(sku.contains("key column sku") && sku.contains("'a' and 'a '"), "{sku}");
         assert!(at.starts_with("Kept.sql:1: kept.at rounds :occurred_at"), "{at}");
         assert!(day.contains("kept.day is a DATE") && day.contains("DATE(:recorded_at)"), "{day}");
-        assert!(output.contains("1 projections: ok"), "{output}");
+        assert!(output.contains("1 projection: ok"), "{output}");
     })
     .await;
 }

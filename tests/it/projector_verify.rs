@@ -231,7 +231,7 @@ async fn a_dry_run_reports_the_effect_of_a_rebuild() {
         let dry = stack.projector(TALLY).args(["rebuild", "tally", "--dry-run"]);
         let output = dry.fail(1).await;
         assert!(output.contains("103 events in"), "{output}");
-        assert!(output.contains("no handler for Unheard: 1 events have no effect"), "{output}");
+        assert!(output.contains("no handler for Unheard: 1 event has no effect"), "{output}");
         assert!(
             output.contains("2 streams would be parked, for example order-2 at version 2"),
             "{output}"

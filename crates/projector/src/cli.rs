@@ -239,4 +239,36 @@ mod tests {
         }
         check(&Arguments::command());
     }
+
+    /// Commands that only act. Their result is that they were done, which the exit code says.
+    const ACTIONS: [&str; 13] = [
+        "run",
+        "migrate",
+        "pause",
+        "resume",
+        "adopt",
+        "rollback",
+        "drop-old",
+        "rebuild cancel",
+        "rebuild rollback",
+        "rebuild cleanup",
+        "topology apply",
+        "healthcheck",
+        "help",
+    ];
+
+    #[test]
+    fn every_command_that_reports_has_json() {
+        fn check(command: &clap::Command, path: &str) {
+            for inner in command.get_subcommands() {
+                let path = format!("{path} {}", inner.get_name());
+                check(inner, path.trim());
+            }
+            if command.get_subcommands().next().is_none() && !ACTIONS.contains(&path) {
+                let json = command.get_arguments().any(|it| it.get_long() == Some("json"));
+                assert!(json, "`projector {path}` reports, and has no --json");
+            }
+        }
+        check(&Arguments::command(), "");
+    }
 }

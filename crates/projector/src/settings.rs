@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use daemon::output::counted;
 use daemon::settings::{Errors, MYSQL, POSTGRESQL, RABBITMQ, Reader, Shown};
 use daemon::{Exit, Failure, LogSettings};
 use projection::Fault;
@@ -129,10 +130,7 @@ impl Settings {
 /// One failure that lists all mistakes.
 pub(crate) fn mistakes(faults: &[Fault]) -> Failure {
     let lines: Vec<_> = faults.iter().map(|fault| format!("  {fault}")).collect();
-    let count = match faults.len() {
-        1 => "1 mistake".to_owned(),
-        several => format!("{several} mistakes"),
-    };
+    let count = counted(faults.len(), "mistake", "mistakes");
     Failure::new(Exit::Data, anyhow::anyhow!("{count} in the projections:\n{}", lines.join("\n")))
 }
 

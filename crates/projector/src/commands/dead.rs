@@ -5,13 +5,15 @@ use std::fmt::Write;
 use broker::{Connection, DeadLetter, DeadLetters};
 use clap::{Args, Subcommand};
 use daemon::{Exit, Failure};
+use domain_events::HeaderValue;
 use read_model::ReadModel;
 use serde::Serialize;
+use serde_json::{Map, Value};
 
 use super::{failure, model, open_mysql};
 use crate::Settings;
 use crate::topology::Topology;
-use daemon::output::{Format, actor, say};
+use daemon::output::{Format, actor, counted};
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum Dead {
@@ -28,7 +30,7 @@ pub(crate) enum Dead {
         #[command(flatten)]
         format: Format,
     },
-    /// Show one dead letter with its headers, as JSON.
+    /// Show one dead letter with its headers.
     #[command(
         after_help = "Example:\n  projector dead show order_summary 018c2c1e-7d4d-7a3b-9f52-8f1f3a3c2b10 --payload"
     )]
@@ -40,6 +42,8 @@ pub(crate) enum Dead {
         /// Print the body too.
         #[arg(long)]
         payload: bool,
+        #[command(flatten)]
+        format: Format,
     },
     /// Put dead letters back into the queue of the projection, after their cause was removed.
     ///
@@ -52,6 +56,8 @@ pub(crate) enum Dead {
         projection: String,
         #[command(flatten)]
         chosen: Chosen,
+        #[command(flatten)]
+        format: Format,
     },
     /// Delete dead letters.
     ///
@@ -67,6 +73,8 @@ pub(crate) enum Dead {
         /// The reason. The table `projector_audit` records it with your name and the time.
         #[arg(long, value_parser = clap::builder::NonEmptyStringValueParser::new())]
         reason: String,
+        #[command(flatten)]
+        format: Format,
     },
 }
 
@@ -190,12 +198,17 @@ impl Dead {
             Self::List { projection, limit, format } => {
                 list(settings, projection, *limit, *format).await
             }
-            Self::Show { projection, id, payload } => {
-                show(settings, projection, id, *payload).await
+            Self::Show { projection, id, payload, format } => {
+                let shown = show(settings, projection, id, *payload).await?;
+                format.print(&shown, details)
             }
-            Self::Replay { projection, chosen } => settle(settings, projection, chosen, None).await,
-            Self::Discard { projection, chosen, reason } => {
-                settle(settings, projection, chosen, Some(reason)).await
+            Self::Replay { projection, chosen, format } => {
+                let settled = settle(settings, projection, chosen, None).await?;
+                format.print(&settled, Settled::text)
+            }
+            Self::Discard { projection, chosen, reason, format } => {
+                let settled = settle(settings, projection, chosen, Some(reason)).await?;
+                format.print(&settled, Settled::text)
             }
         }
     }
@@ -225,7 +238,8 @@ fn text(listed: &[Listed], count: u32) -> String {
     let mut text = listed.iter().fold(String::new(), |mut text, letter| {
         let id = letter.message_id.as_deref().unwrap_or("(no message id)");
         let kind = letter.event_type.as_deref().unwrap_or("(no type)");
-        writeln!(text, "{id}  {kind}  {} bytes\n    {}", letter.bytes, letter.reason)
+        let bytes = counted(letter.bytes, "byte", "bytes");
+        writeln!(text, "{id}  {kind}  {bytes}\n    {}", letter.reason)
             .expect("writing to a String cannot fail");
         text
     });
@@ -242,37 +256,78 @@ async fn show(
     projection: &str,
     id: &str,
     payload: bool,
-) -> Result<(), Failure> {
+) -> Result<Shown, Failure> {
     let mut queue = Queue::open(settings, projection).await?;
     let mut found = None;
     let keep = |letter: &DeadLetter| {
         if letter.message.message_id.as_deref() == Some(id) {
-            found = Some(shown(letter, payload));
+            found = Some(Shown::of(letter, payload));
         }
         Action::Keep
     };
     queue.each(u32::MAX, keep).await?;
     queue.close().await;
-    let found = found.ok_or_else(|| none(projection))?;
-    say(&format!("{found:#}"));
-    Ok(())
+    found.ok_or_else(|| none(projection))
 }
 
-fn shown(letter: &DeadLetter, payload: bool) -> serde_json::Value {
-    let mut shown = serde_json::json!(Listed::of(letter));
-    let headers = letter.message.headers.iter().map(|(name, value)| {
-        let value = match value {
-            domain_events::HeaderValue::Text(text) => text.as_str().into(),
-            domain_events::HeaderValue::Integer(number) => (*number).into(),
-            domain_events::HeaderValue::Other => serde_json::Value::Null,
-        };
-        (name.to_string(), value)
-    });
-    shown["headers"] = headers.collect::<serde_json::Map<_, _>>().into();
-    if payload {
-        shown["payload"] = String::from_utf8_lossy(&letter.message.body).into();
+/// A dead letter with its headers.
+#[derive(Serialize)]
+struct Shown {
+    #[serde(flatten)]
+    letter: Listed,
+    headers: Map<String, Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    payload: Option<String>,
+}
+
+impl Shown {
+    fn of(letter: &DeadLetter, payload: bool) -> Self {
+        let headers = letter.message.headers.iter().map(|(name, value)| {
+            let value = match value {
+                HeaderValue::Text(text) => text.as_str().into(),
+                HeaderValue::Integer(number) => (*number).into(),
+                HeaderValue::Other => Value::Null,
+            };
+            (name.to_string(), value)
+        });
+        let body = || String::from_utf8_lossy(&letter.message.body).into_owned();
+        Self { letter: Listed::of(letter), headers: headers.collect(), payload: payload.then(body) }
     }
-    shown
+}
+
+fn details(Shown { letter, headers, payload }: &Shown) -> String {
+    let unknown = |text: &Option<String>| text.clone().unwrap_or_else(|| "unknown".to_owned());
+    let mut text = format!(
+        "message   {} ({}), {}\nreason    {}\nqueue     {}\nkey       {}",
+        unknown(&letter.message_id),
+        unknown(&letter.event_type),
+        counted(letter.bytes, "byte", "bytes"),
+        letter.reason,
+        unknown(&letter.queue),
+        unknown(&letter.routing_key),
+    );
+    for (name, value) in headers {
+        write!(text, "\nheader    {name}: {value}").expect("writing to a String cannot fail");
+    }
+    if let Some(payload) = payload {
+        write!(text, "\npayload   {payload}").expect("writing to a String cannot fail");
+    }
+    text
+}
+
+/// The dead letters that were replayed or discarded.
+#[derive(Serialize)]
+struct Settled {
+    action: &'static str,
+    /// Their message ids.
+    messages: Vec<String>,
+}
+
+impl Settled {
+    fn text(&self) -> String {
+        let letters = counted(self.messages.len(), "dead letter was", "dead letters were");
+        format!("{letters} {}", self.action)
+    }
 }
 
 /// Discards dead letters if there is a reason, and replays them otherwise.
@@ -281,38 +336,37 @@ async fn settle(
     projection: &str,
     chosen: &Chosen,
     discard: Option<&str>,
-) -> Result<(), Failure> {
+) -> Result<Settled, Failure> {
     // First, so that nothing changes while MySQL, which records the decision, is away.
     let mut session = open_mysql(settings).await?;
     let mut queue = Queue::open(settings, projection).await?;
-    let mut ids = Vec::new();
+    let mut messages = Vec::new();
     let decide = |letter: &DeadLetter| {
         if !chosen.has(letter) {
             return Action::Keep;
         }
         let id = letter.message.message_id.clone();
-        ids.push(id.unwrap_or_else(|| "(no message id)".to_owned()));
+        messages.push(id.unwrap_or_else(|| "(no message id)".to_owned()));
         if discard.is_some() { Action::Discard } else { Action::Replay }
     };
     let done = queue.each(u32::MAX, decide).await;
-    let (action, text) = match discard {
-        Some(_) => ("dead discard", "deleted"),
-        None => ("dead replay", "put back into the queue"),
+    let (recorded, action) = match discard {
+        Some(_) => ("dead discard", "discarded"),
+        None => ("dead replay", "replayed"),
     };
     let actor = actor();
-    for id in &ids {
+    for id in &messages {
         let reason = format!("message {id}: {}", discard.unwrap_or("replayed"));
-        let audited = session.audit(&queue.model.ledger, None, action, &reason, &actor);
+        let audited = session.audit(&queue.model.ledger, None, recorded, &reason, &actor);
         audited.await.map_err(failure)?;
     }
     queue.close().await;
     session.close().await;
     done?;
-    if ids.is_empty() {
+    if messages.is_empty() {
         return Err(none(projection));
     }
-    say(&format!("{} dead letters {text}", ids.len()));
-    Ok(())
+    Ok(Settled { action, messages })
 }
 
 fn none(projection: &str) -> Failure {

@@ -7,12 +7,13 @@ use clap::Subcommand;
 use daemon::{Exit, Failure};
 use domain_events::StreamRange;
 use read_model::{ParkedStream, ReadModel, Session, SkippedEvent};
+use serde::Serialize;
 
 use super::{failure, model, open_mysql, open_store};
 use crate::Settings;
 use crate::error::Error as WorkError;
 use crate::heal::{Decision, ParkedError, retry_or_skip};
-use daemon::output::{Format, actor, say};
+use daemon::output::{Format, actor, counted, say};
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum Parked {
@@ -34,6 +35,8 @@ pub(crate) enum Parked {
         /// Print the payload of the event too.
         #[arg(long)]
         payload: bool,
+        #[command(flatten)]
+        format: Format,
     },
     /// Read parked streams from the event store and apply them, beginning with the event that stopped them.
     ///
@@ -54,6 +57,8 @@ pub(crate) enum Parked {
         /// Retry the streams whose reason contains this text.
         #[arg(long, value_name = "TEXT", conflicts_with = "streams")]
         error: Option<String>,
+        #[command(flatten)]
+        format: Format,
     },
     /// Leave out the event that stopped a stream, and apply the later events. Rebuilds leave it out too.
     #[command(
@@ -68,6 +73,8 @@ pub(crate) enum Parked {
         /// The reason. The table `projector_audit` records it with your name and the time.
         #[arg(long, value_parser = clap::builder::NonEmptyStringValueParser::new())]
         reason: String,
+        #[command(flatten)]
+        format: Format,
     },
     /// List the events that were left out, by whom, and why.
     #[command(after_help = "Example:\n  projector parked skipped order_summary")]
@@ -96,14 +103,18 @@ impl Parked {
                 session.close().await;
                 format.print(&skipped, |skipped| list_skipped(skipped))
             }
-            Self::Show { projection, stream, payload } => {
-                show(settings, projection, stream, *payload).await
+            Self::Show { projection, stream, payload, format } => {
+                let shown = show(settings, projection, stream, *payload).await?;
+                format.print(&shown, details)
             }
-            Self::Retry { projection, streams, all: _, error } => {
-                retry(settings, projection, streams, error.as_deref()).await
+            Self::Retry { projection, streams, all: _, error, format } => {
+                let retried = retry(settings, projection, streams, error.as_deref()).await?;
+                format.print(&retried, Retried::text)?;
+                retried.result()
             }
-            Self::Skip { projection, stream, reason } => {
-                skip(settings, projection, stream, reason).await
+            Self::Skip { projection, stream, reason, format } => {
+                let skipped = skip(settings, projection, stream, reason).await?;
+                format.print(&skipped, Skipped::text)
             }
         }
     }
@@ -117,8 +128,12 @@ fn list(parked: &[ParkedStream]) -> String {
         let since = stream.parked_at.to_rfc3339_opts(SecondsFormat::Secs, true);
         writeln!(
             text,
-            "{}  version {}  {}  {} times, since {since}\n    {}",
-            stream.stream_id, stream.version, stream.event_type, stream.attempts, stream.reason
+            "{}  version {}  {}  {}, since {since}\n    {}",
+            stream.stream_id,
+            stream.version,
+            stream.event_type,
+            counted(stream.attempts, "attempt", "attempts"),
+            stream.reason
         )
         .expect("writing to a String cannot fail");
         text
@@ -154,28 +169,87 @@ async fn find(
     })
 }
 
+/// A parked stream with the event that stopped it.
+#[derive(Serialize)]
+struct Shown {
+    #[serde(flatten)]
+    stream: ParkedStream,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    payload: Option<String>,
+}
+
 async fn show(
     settings: &Settings,
     projection: &str,
     stream: &str,
     payload: bool,
-) -> Result<(), Failure> {
+) -> Result<Shown, Failure> {
     let model = model(settings, projection)?;
     let mut session = open_mysql(settings).await?;
-    let parked = find(&mut session, &model, stream).await?;
+    let stream = find(&mut session, &model, stream).await?;
     session.close().await;
-    let mut shown =
-        serde_json::to_value(&parked).map_err(|error| Failure::new(Exit::Failed, error))?;
-    if payload {
-        let mut store = open_store(settings).await?;
-        let (stream_id, version) = (parked.stream_id, parked.version);
-        let wanted = StreamRange { stream_id, from: version, to: version };
-        let events = store.read_streams(&[wanted], 1).await.map_err(failure)?;
-        store.close().await;
-        shown["payload"] = events.first().map(|event| event.data.as_str()).into();
+    if !payload {
+        return Ok(Shown { stream, payload: None });
     }
-    say(&format!("{shown:#}"));
-    Ok(())
+    let mut store = open_store(settings).await?;
+    let (stream_id, version) = (stream.stream_id.clone(), stream.version);
+    let wanted = StreamRange { stream_id, from: version, to: version };
+    let events = store.read_streams(&[wanted], 1).await.map_err(failure)?;
+    store.close().await;
+    let payload = events.first().map(|event| event.data.as_str().to_owned());
+    Ok(Shown { stream, payload })
+}
+
+fn details(Shown { stream, payload }: &Shown) -> String {
+    let ParkedStream { stream_id, version, event_id, event_type, reason, attempts, .. } = stream;
+    let position = stream.position.map_or_else(|| "unknown".to_owned(), |it| it.get().to_string());
+    let attempts = counted(attempts, "attempt", "attempts");
+    let since = stream.parked_at.to_rfc3339_opts(SecondsFormat::Secs, true);
+    let applied = stream.applied_event_id;
+    let applied = applied.map_or_else(String::new, |id| format!("\napplied   {id}"));
+    let payload = payload.as_ref().map_or_else(String::new, |it| format!("\npayload   {it}"));
+    format!(
+        "stream    {stream_id}\nevent     {event_id} ({event_type}), version {version}{applied}\n\
+         position  {position}\nreason    {reason}\nparked    since {since}, {attempts}{payload}"
+    )
+}
+
+/// The result of a retry.
+#[derive(Default, Serialize)]
+struct Retried {
+    /// The number of streams that go on.
+    resumed: usize,
+    /// Those that stay parked.
+    parked: Vec<StillParked>,
+}
+
+#[derive(Serialize)]
+struct StillParked {
+    stream: String,
+    reason: String,
+}
+
+impl Retried {
+    fn text(&self) -> String {
+        let stays = |StillParked { stream, reason }: &StillParked| {
+            format!("{stream} stays parked: {reason}\n")
+        };
+        let resumed = counted(self.resumed, "stream goes on", "streams go on");
+        let left = counted(self.parked.len(), "stays parked", "stay parked");
+        format!("{}{resumed}, {left}", self.parked.iter().map(stays).collect::<String>())
+    }
+
+    /// Fails if a stream stays parked.
+    fn result(&self) -> Result<(), Failure> {
+        if self.parked.is_empty() {
+            return Ok(());
+        }
+        let error = anyhow::anyhow!(
+            "{}; fix the handlers and retry, or run `projector parked skip`",
+            counted(self.parked.len(), "stream stays parked", "streams stay parked")
+        );
+        Err(Failure::new(Exit::Failed, error))
+    }
 }
 
 async fn retry(
@@ -183,7 +257,7 @@ async fn retry(
     projection: &str,
     streams: &[String],
     error: Option<&str>,
-) -> Result<(), Failure> {
+) -> Result<Retried, Failure> {
     let model = model(settings, projection)?;
     let mut session = open_mysql(settings).await?;
     model.prepare(&mut session).await.map_err(failure)?;
@@ -197,46 +271,61 @@ async fn retry(
         chosen.retain(|stream| error.is_none_or(|text| stream.reason.contains(text)));
     }
     let mut store = open_store(settings).await?;
-    let (mut resumed, mut left) = (0, 0);
+    let mut retried = Retried::default();
     for stream in &chosen {
+        let mut stays = |reason| {
+            retried.parked.push(StillParked { stream: stream.stream_id.to_string(), reason });
+        };
         match retry_or_skip(&mut session, &model, &mut store, stream, Decision::Retry).await {
             Ok(part) => {
                 let actor = actor();
                 let audited = session.audit(&model.ledger, Some(stream), "retry", "", &actor);
                 audited.await.map_err(failure)?;
                 match part.parked {
-                    None => resumed += 1,
+                    None => retried.resumed += 1,
                     Some(parked) => {
-                        left += 1;
-                        say(&format!(
-                            "{} stays parked at version {}: {}",
-                            parked.stream_id, parked.version, parked.reason
-                        ));
+                        stays(format!("version {}: {}", parked.version, parked.reason));
                     }
                 }
             }
             // Another retry was faster.
-            Err(ParkedError::NotParked { .. }) => resumed += 1,
+            Err(ParkedError::NotParked { .. }) => retried.resumed += 1,
             Err(
                 error
                 @ (ParkedError::WrongEvent { .. } | ParkedError::Work(WorkError::Hole { .. })),
-            ) => {
-                left += 1;
-                say(&error.to_string());
-            }
+            ) => stays(error.to_string()),
             Err(error) => return Err(error.into()),
         }
     }
     store.close().await;
     session.close().await;
-    say(&format!("{resumed} streams go on, {left} stay parked"));
-    if left == 0 {
-        Ok(())
-    } else {
-        let error = anyhow::anyhow!(
-            "{left} streams stay parked; fix their handlers and retry, or run `projector parked skip`"
-        );
-        Err(Failure::new(Exit::Failed, error))
+    Ok(retried)
+}
+
+/// The result of a skip.
+#[derive(Serialize)]
+struct Skipped {
+    stream: String,
+    event_id: String,
+    /// The number of later events that were applied.
+    applied: usize,
+    /// Why the stream is parked again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parked: Option<String>,
+}
+
+impl Skipped {
+    fn text(&self) -> String {
+        let Self { stream, event_id, applied, parked } = self;
+        match parked {
+            None => format!(
+                "event {event_id} is skipped, and {} applied: {stream} goes on",
+                counted(applied, "later event is", "later events are")
+            ),
+            Some(reason) => {
+                format!("event {event_id} is skipped; {stream} is parked again at {reason}")
+            }
+        }
     }
 }
 
@@ -245,7 +334,7 @@ async fn skip(
     projection: &str,
     stream: &str,
     reason: &str,
-) -> Result<(), Failure> {
+) -> Result<Skipped, Failure> {
     let model = model(settings, projection)?;
     let mut session = open_mysql(settings).await?;
     model.prepare(&mut session).await.map_err(failure)?;
@@ -256,18 +345,12 @@ async fn skip(
     let part = retry_or_skip(&mut session, &model, &mut store, &stream, decision).await?;
     store.close().await;
     session.close().await;
-    let (event, id) = (stream.event_id, &stream.stream_id);
-    say(&match part.parked {
-        None => format!(
-            "event {event} is skipped, and {} later events are applied: {id} goes on",
-            part.applied
-        ),
-        Some(parked) => format!(
-            "event {event} is skipped; {id} is parked again at version {}: {}",
-            parked.version, parked.reason
-        ),
-    });
-    Ok(())
+    Ok(Skipped {
+        stream: stream.stream_id.to_string(),
+        event_id: stream.event_id.to_string(),
+        applied: part.applied,
+        parked: part.parked.map(|it| format!("version {}: {}", it.version, it.reason)),
+    })
 }
 
 /// Pauses a projection.

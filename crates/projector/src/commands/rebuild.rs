@@ -14,7 +14,7 @@ use super::{failure, model, models, open_mysql};
 use crate::Settings;
 use crate::context::host;
 use crate::rebuild::{Folded, Rebuilder, Report, text};
-use daemon::output::{Format, say};
+use daemon::output::{Format, counted, say};
 
 /// An action, or a name: `rebuild NAME` is the short form of `rebuild start NAME`.
 #[derive(Args, Debug)]
@@ -217,9 +217,10 @@ fn line(folded: &Folded) -> String {
         (0, None) => {
             format!("{stream_id}: the event store has no such stream; its rows were removed")
         }
-        (events, None) => format!("{stream_id}: {events} events"),
+        (events, None) => format!("{stream_id}: {}", counted(events, "event", "events")),
         (events, Some(parked)) => format!(
-            "{stream_id}: {events} events, then parked at version {}: {}",
+            "{stream_id}: {}, then parked at version {}: {}",
+            counted(events, "event", "events"),
             parked.version.get(),
             parked.reason
         ),

@@ -94,13 +94,16 @@ impl<'l> Case<'l> {
                 repaired.map(drop).map_err(Into::into)
             }
             Step::Retry { files } => {
-                let (streams, error) = (Vec::new(), None);
-                let retry = Parked::Retry { projection: name, streams, all: true, error };
+                let (streams, error, format) = (Vec::new(), None, Format::default());
+                let retry = Parked::Retry { projection: name, streams, all: true, error, format };
                 retry.run(&self.settings[files]).await
             }
             Step::Skip { files, stream } => {
                 let (stream, reason) = (self.stream(stream), "a test".to_owned());
-                Parked::Skip { projection: name, stream, reason }.run(&self.settings[files]).await
+                let format = Format::default();
+                Parked::Skip { projection: name, stream, reason, format }
+                    .run(&self.settings[files])
+                    .await
             }
             Step::Fold { files, stream } => {
                 let streams = [StreamId::new(self.stream(stream)).unwrap()];

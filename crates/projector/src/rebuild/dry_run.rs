@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Instant;
 
+use daemon::output::counted;
 use read_model::{ParkedReason, Session};
 use serde::Serialize;
 
@@ -33,17 +34,20 @@ impl fmt::Display for DryRun {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { events, seconds, unhandled, parked } = self;
         let rate = f64::from(u32::try_from(*events).unwrap_or(u32::MAX)) / seconds.max(0.001);
+        let events = counted(events, "event", "events");
         writeln!(
             f,
-            "{events} events in {seconds:.1} s, {rate:.0} events/s; a rebuild takes about as long"
+            "{events} in {seconds:.1} s, {rate:.0} events/s; a rebuild takes about as long"
         )?;
         for (event_type, count) in unhandled {
-            writeln!(f, "no handler for {event_type}: {count} events have no effect")?;
+            let count = counted(count, "event has", "events have");
+            writeln!(f, "no handler for {event_type}: {count} no effect")?;
         }
         for ParkedReason { reason, streams, first_stream, first_version, .. } in parked {
+            let streams = counted(streams, "stream", "streams");
             writeln!(
                 f,
-                "{streams} streams would be parked, for example {first_stream} at version {first_version}: \
+                "{streams} would be parked, for example {first_stream} at version {first_version}: \
                  {reason}"
             )?;
         }

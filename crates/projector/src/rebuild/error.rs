@@ -1,5 +1,6 @@
 //! Errors of rebuilds and comparisons.
 
+use daemon::output::counted;
 use daemon::{Exit, Failure};
 use read_model::ApplyError;
 
@@ -132,8 +133,9 @@ pub(crate) enum Error {
     },
     /// The new handlers cannot apply all events.
     #[error(
-        "{parked} streams cannot be applied by these handlers, for example because: {reason}. The tables \
-         were not swapped. Fix the handlers and rebuild again, or accept parked streams with --allow-parked"
+        "{} cannot be applied by these handlers, for example because: {reason}. The tables were not swapped. \
+         Fix the handlers and rebuild again, or accept parked streams with --allow-parked",
+        counted(parked, "stream", "streams")
     )]
     Parked {
         /// The number of streams.

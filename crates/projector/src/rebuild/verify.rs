@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use daemon::output::counted;
 use domain_events::{Position, StreamId, StreamVersion};
 use projection::plan::{Head, Last};
 use read_model::{Admitted, Comparison, Drift, ReadModel, Rows, Session};
@@ -244,7 +245,8 @@ impl Verification<'_> {
             return Ok(Vec::new());
         }
         report.say(&format!(
-            "{suspects} rows differ or have just changed; they are compared again while no batch is applied"
+            "{} or changed just now; compared again while no batch is applied",
+            counted(suspects, "row differs", "rows differ")
         ));
         self.catch_up_streams().await?;
         let Self { session, store, live, expected, .. } = self;

@@ -2,16 +2,18 @@
 
 use std::fmt;
 
+use serde::Serialize;
 use sqlx::mysql::MySqlRow;
 use sqlx::{AssertSqlSafe, Row, query, query_scalar};
 
 use crate::session::within;
 use crate::{Error, Session};
 
-/// Rows of a table as text. `Display` aligns the columns.
+/// Rows of a table, each value as text. `Display` aligns the columns.
+#[derive(Serialize)]
 pub struct Rows {
     columns: Vec<String>,
-    rows: Vec<Vec<String>>,
+    rows: Vec<Vec<Option<String>>>,
 }
 
 impl Session {
@@ -33,13 +35,13 @@ impl Session {
         }
         let texts: Vec<_> = columns
             .iter()
-            .map(|name| format!("COALESCE(CAST(`{}` AS CHAR), 'NULL')", name.replace('`', "``")))
+            .map(|name| format!("CAST(`{}` AS CHAR)", name.replace('`', "``")))
             .collect();
         let sql = format!("SELECT {} FROM `{table}` LIMIT {limit}", texts.join(", "));
         let select = query(AssertSqlSafe(sql)).persistent(false);
         let rows = within("reading rows", select.fetch_all(&mut self.connection)).await?;
         let text_of = |row: &MySqlRow| {
-            (0..columns.len()).map(|index| row.try_get(index)).collect::<Result<Vec<String>, _>>()
+            (0..columns.len()).map(|index| row.try_get(index)).collect::<Result<Vec<_>, _>>()
         };
         let rows: Result<_, _> = rows.iter().map(text_of).collect();
         Ok(Rows { rows: rows.map_err(|error| Error::of("reading rows", error))?, columns })
@@ -48,14 +50,18 @@ impl Session {
 
 impl fmt::Display for Rows {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rows = self.rows.iter().map(|row| {
+            row.iter().map(|cell| cell.as_deref().unwrap_or("NULL")).collect::<Vec<&str>>()
+        });
+        let columns = self.columns.iter().map(String::as_str).collect();
+        let lines: Vec<Vec<&str>> = std::iter::once(columns).chain(rows).collect();
         let width = |column: usize| {
-            let cells = self.rows.iter().map(|row| row[column].chars().count());
-            cells.chain([self.columns[column].chars().count()]).max().unwrap_or(0)
+            lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0)
         };
         let widths: Vec<_> = (0..self.columns.len()).map(width).collect();
-        for row in std::iter::once(&self.columns).chain(&self.rows) {
+        for line in &lines {
             write!(f, " ")?;
-            for (cell, width) in row.iter().zip(&widths) {
+            for (cell, width) in line.iter().zip(&widths) {
                 write!(f, " {cell:<width$} ")?;
             }
             writeln!(f)?;
