@@ -131,8 +131,9 @@ async fn a_storm_of_500_poison_events_pauses_the_projection() {
         .await;
         let status = projector.clone().args(["status", "--json"]).output().await;
         let status: Value = serde_json::from_slice(&status.stdout).unwrap();
-        assert_eq!(status[0]["state"], "paused");
-        assert!(status[0]["parked"].as_i64().unwrap() <= 100, "{status:#}");
+        let status = &status["projections"][0];
+        assert_eq!(status["state"], "paused");
+        assert!(status["parked"].as_i64().unwrap() <= 100, "{status:#}");
         append_to(stack, 500, 2, &json!({ "n": 1 })).await;
 
         daemon.terminate().await;

@@ -266,6 +266,10 @@ async fn a_long_reader_delays_only_the_swap() {
         let mut holder = stack.mysql().await;
         let mut transaction = holder.begin().await.unwrap();
         transaction.execute("SELECT * FROM tally LIMIT 1").await.unwrap();
+        let reader: u64 = sqlx::query_scalar("SELECT CONNECTION_ID()")
+            .fetch_one(&mut *transaction)
+            .await
+            .unwrap();
         let rebuild = stack.projector(TALLY).args(["rebuild", "tally"]);
         let reading = async {
             sleep(Duration::from_secs(1)).await;
@@ -279,13 +283,20 @@ async fn a_long_reader_delays_only_the_swap() {
                 mysql.execute("SELECT COUNT(*) FROM tally").await.unwrap();
                 slowest = slowest.max(read.elapsed());
             }
+            eventually("the status names the reader", async || {
+                let status = stack.projector(TALLY).arg("status").try_run().await.1;
+                let swap = "the swap of a rebuild waits: MySQL session";
+                status.contains(&format!("{swap} {reader}")).then_some(())
+            })
+            .await;
             append_version(stack, 2).await;
             all_at(stack, 2).await;
             transaction.rollback().await.unwrap();
             slowest
         };
         let (output, slowest) = tokio::join!(rebuild.succeed(), reading);
-        assert!(output.contains("a reader holds a table"), "{output}");
+        let named = format!("MySQL session {reader}");
+        assert!(output.contains("a reader holds a table") && output.contains(&named), "{output}");
         println!("slowest of the other readers: {slowest:?}");
         assert!(slowest < Duration::from_secs(2));
         append_version(stack, 3).await;

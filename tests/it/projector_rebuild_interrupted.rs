@@ -107,7 +107,7 @@ async fn a_projector_continues_an_interrupted_rebuild() {
             eventually("the rebuild has ended", async || {
                 let status = stack.projector(TALLY).args(["status", "--json"]);
                 let status: Value = serde_json::from_str(&status.try_run().await.1).unwrap();
-                (status[0]["rebuild"]["state"] == "done").then_some(())
+                (status["projections"][0]["rebuild"]["state"] == "done").then_some(())
             })
             .await;
             all_at(stack, 1).await;

@@ -22,7 +22,7 @@ fn events(default: usize) -> usize {
 async fn status(stack: &Stack, folder: &str) -> Value {
     let output = stack.projector(folder).arg("status").arg("--json").output().await;
     let status: Value = serde_json::from_slice(&output.stdout).unwrap();
-    status[0].clone()
+    status["projections"][0].clone()
 }
 
 /// Waits until each of this number of instances receives an even share of the queues.

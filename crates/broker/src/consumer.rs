@@ -183,9 +183,9 @@ impl Consumer {
         }
     }
 
-    /// Whether any delivery is not settled yet.
-    pub fn has_unsettled(&self) -> bool {
-        !self.unsettled.is_empty()
+    /// The number of deliveries that are not settled yet.
+    pub fn unsettled(&self) -> usize {
+        self.unsettled.len()
     }
 
     /// Acknowledges deliveries, so that the broker deletes the messages.

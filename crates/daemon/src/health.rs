@@ -35,6 +35,20 @@ struct ProbeState {
     silence_limit: Option<Duration>,
 }
 
+/// A component that does not work now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failing {
+    /// Its name.
+    pub component: String,
+    /// Why.
+    pub reason: String,
+    /// Since when.
+    pub since: DateTime<Utc>,
+}
+
+/// The reason of a probe that has not reported yet.
+const STARTING: &str = "starting";
+
 /// Reports the state of one component. Several probes can report on the same component, which is
 /// healthy if all of them say so.
 pub struct Probe {
@@ -55,7 +69,7 @@ impl Health {
             .or_insert_with(|| Component { since: Utc::now(), ..Component::default() });
         let number = entry.probes.len();
         entry.probes.push(ProbeState { note: None, last_report: Instant::now(), silence_limit });
-        entry.failing.insert(number, "starting".to_owned());
+        entry.failing.insert(number, STARTING.to_owned());
         Probe { health: self.clone(), component: component.to_owned(), number }
     }
 
@@ -95,6 +109,16 @@ impl Health {
     /// Why a component is not ready; `None` while it works.
     pub fn reason(&self, component: &str) -> Option<String> {
         self.lock().get(component)?.reason()
+    }
+
+    /// All components that do not work now, or are not ready, without those that start.
+    pub fn failing(&self) -> Vec<Failing> {
+        let components = self.lock();
+        let failing = components.iter().filter_map(|(name, component)| {
+            let reason = component.reason().filter(|reason| reason != STARTING)?;
+            Some(Failing { component: name.clone(), reason, since: component.since })
+        });
+        failing.collect()
     }
 
     /// What a component says while it works, and since when.

@@ -39,7 +39,7 @@ pub mod settings;
 mod telemetry;
 
 pub use exit::{Exit, Failure, chain};
-pub use health::{Health, Probe};
+pub use health::{Failing, Health, Probe};
 pub use http::{Endpoint, healthcheck};
 pub use lasting::{Lasting, Log};
 pub use lifecycle::{Tasks, run};

@@ -55,7 +55,7 @@ mod status;
 mod waiting;
 
 pub use append::Append;
-pub use backlog::{Backlog, Rows};
+pub use backlog::{Backlog, Rows, Unpublished};
 pub use claim::{Claim, ClaimLimits, Entry, Lane, OutboxId};
 pub use counts::{Bucket, Lacking, Reach};
 pub use error::Error;
@@ -69,6 +69,7 @@ pub use selection::Selection;
 pub use session::{Options, Session};
 pub use settle::{Hold, Reason, Settlement};
 pub use status::{
-    Group, LaneLocker, OpenTransaction, Rates, Relay, Status, UnroutableKey, WaitingStreams,
+    Group, LaneLocker, OpenTransaction, Rates, Relay, RelayReport, Status, UnroutableKey,
+    WaitingStreams,
 };
 pub use waiting::{Decision, Waiting, WaitingStream};

@@ -60,6 +60,30 @@ from_row!(Relay { pid, application_name, client });
 impl Relay {
     /// The `application_name` of a relay's survey, before what it reports.
     pub const NAME: &'static str = "outbox-relay survey";
+
+    /// What the relay reports of the broker; `None` if all is well, or if another session of it does.
+    pub fn report(&self) -> Option<RelayReport<'_>> {
+        let report = self.application_name.strip_prefix(Self::NAME)?.strip_prefix(": ")?;
+        let (report, since) = report.rsplit_once(" since ")?;
+        let since = DateTime::parse_from_rfc3339(since).ok().map(|since| since.with_timezone(&Utc));
+        Some(RelayReport { slow: report.strip_prefix("slow "), since })
+    }
+}
+
+/// What a relay reports of the broker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RelayReport<'r> {
+    /// How many events per second the broker confirms; `None` if the relay cannot publish at all.
+    pub slow: Option<&'r str>,
+    /// Since when.
+    pub since: Option<DateTime<Utc>>,
+}
+
+impl fmt::Display for Relay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let host = self.client.as_deref().unwrap_or("this host");
+        write!(f, "the relay on {host} (session {} in PostgreSQL)", self.pid)
+    }
 }
 
 /// A transaction that has not ended.
@@ -269,7 +293,13 @@ impl Session {
         Ok(rows.first().copied().unwrap_or_default())
     }
 
-    async fn open_writers(&mut self) -> Result<Vec<OpenTransaction>, Error> {
+    /// Transactions that have been open for a second, and hold up the floor of the outbox or a fence of the event
+    /// store.
+    ///
+    /// # Errors
+    ///
+    /// When the statement fails.
+    pub async fn open_writers(&mut self) -> Result<Vec<OpenTransaction>, Error> {
         let query = query(
             "SELECT DISTINCT l.pid, coalesce(a.application_name, '') AS application_name,
                     p.gid AS prepared, coalesce(a.xact_start, p.prepared) AS since,
@@ -288,7 +318,12 @@ impl Session {
         self.run(Mode::Read, "reading the open writers", query).await
     }
 
-    async fn relays(&mut self) -> Result<Vec<Relay>, Error> {
+    /// The sessions of the relays that are connected.
+    ///
+    /// # Errors
+    ///
+    /// When the statement fails.
+    pub async fn relays(&mut self) -> Result<Vec<Relay>, Error> {
         // A pooler may keep the session of a relay that has ended, and lend that of a running one to others.
         // Each relay does something every second.
         let query = query(

@@ -23,7 +23,7 @@ use crate::{Servers, Settings};
 /// To read a URL from a file, set `PROJECTOR__MYSQL__URL_FILE`. `config/default.toml` describes
 /// every key.
 ///
-/// Exit codes: 0 done or stopped by a signal, 1 failure, 2 wrong command line, 64 wrong
+/// Exit codes: 0 done or stopped by a signal, 1 failure, 2 wrong command line, 3 `status` says broken, 64 wrong
 /// configuration, 65 a mistake in a projection, 69 server not reachable, 77 login refused.
 #[derive(Parser)]
 #[command(
@@ -53,9 +53,10 @@ enum Command {
     Check(Check),
     /// Print the first rows of a projection's tables.
     Show(Show),
-    /// Show the lag and the parked streams of each projection, and which instance serves which queue.
+    /// Show why read models do not keep up, and the state of each projection.
     ///
-    /// Exit code 1 if a projection does not follow its queues or has a parked stream.
+    /// Exit code 1 if something needs attention, 3 if a read model is not kept up to date. A server that does
+    /// not answer is named.
     Status(Status),
     /// List parked streams, and retry or skip the event that stopped each of them.
     ///
@@ -184,7 +185,10 @@ pub fn main_with(code: Registry) -> ExitCode {
         Command::Migrate => end(block_on(migrate(&settings))),
         Command::Check(arguments) => end(block_on(check(&settings, &arguments))),
         Command::Show(arguments) => end(block_on(show(&settings, &arguments))),
-        Command::Status(arguments) => answer(block_on(status(&settings, &arguments))),
+        Command::Status(arguments) => match block_on(status(&settings, &arguments)) {
+            Ok(exit) => exit.into(),
+            Err(failure) => end(Err(failure)),
+        },
         Command::Verify(arguments) => answer(block_on(verify(&settings, &arguments))),
         Command::Reconcile(arguments) => answer(block_on(reconcile(&settings, &arguments))),
         Command::Parked(command) => end(block_on(command.run(&settings))),

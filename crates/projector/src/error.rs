@@ -35,6 +35,11 @@ impl ServerError {
         }
     }
 
+    /// Whether a statement has waited in MySQL for a lock for too long.
+    pub(crate) fn is_lock_wait(&self) -> bool {
+        matches!(self, Self::ReadModel(error) if error.is_lock_wait())
+    }
+
     /// Whether only a change of the configuration helps. A queue or an exchange with other settings can be
     /// deleted in RabbitMQ, and its projection goes on then; the others never stop.
     pub(crate) fn is_configuration(&self) -> bool {

@@ -11,6 +11,7 @@
 //!   queues, retries parked streams, and compares how many events were appended, published and applied.
 //! - `history` reads the event store: it applies history in order, brings single streams up to date, and
 //!   measures the lag.
+//! - `survey` finds who holds locks for which batches wait, and whether a relay publishes.
 //! - `rebuild` builds a read model beside the live one and swaps the two. It also verifies read models.
 //! - `commands` are the operators' commands, and the endpoint that waits for an event; `cli` parses them, and
 //!   `output` prints their results.
@@ -43,6 +44,7 @@ mod model_test;
 mod rebuild;
 mod run;
 mod settings;
+mod survey;
 mod topology;
 
 pub use domain_events;

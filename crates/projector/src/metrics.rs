@@ -2,6 +2,7 @@
 
 use std::sync::atomic::AtomicU64;
 
+use event_store::Unpublished;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -60,6 +61,8 @@ pub(crate) struct Metrics {
     rebuild_rate: Family<Labels<1>, Gauge>,
     missing_events: Family<Labels<1>, Gauge>,
     dead_letters: Family<Labels<1>, Gauge>,
+    unpublished_events: Gauge,
+    oldest_unpublished_age_seconds: Gauge<f64, AtomicU64>,
 }
 
 impl Metrics {
@@ -84,6 +87,8 @@ impl Metrics {
             rebuild_rate: Family::default(),
             missing_events: Family::default(),
             dead_letters: Family::default(),
+            unpublished_events: Gauge::default(),
+            oldest_unpublished_age_seconds: Gauge::default(),
         };
         let registry = registry.sub_registry_with_prefix("projector");
         let version = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
@@ -139,14 +144,25 @@ impl Metrics {
         registry.register("paused", "1 while the projection is paused", self.paused.clone());
         registry.register(
             "lag_events",
-            "Events that are published and not applied, without parked streams",
+            "Events that are stored and not applied, without parked streams",
             self.lag_events.clone(),
         );
         registry.register_with_unit(
             "lag",
-            "Age of the oldest event that is published and not applied",
+            "Age of the oldest event that is stored and not applied",
             Unit::Seconds,
             self.lag_seconds.clone(),
+        );
+        registry.register(
+            "unpublished_events",
+            "Events that wait for a relay, counted up to 100,000",
+            self.unpublished_events.clone(),
+        );
+        registry.register_with_unit(
+            "oldest_unpublished_age",
+            "Age of the oldest event that waits for a relay",
+            Unit::Seconds,
+            self.oldest_unpublished_age_seconds.clone(),
         );
         registry.register(
             "checkpoint_position",
@@ -240,6 +256,11 @@ impl Metrics {
 
     pub(crate) fn dead_letters(&self, projection: &str, messages: u32) {
         self.dead_letters.get_or_create(&[label(projection)]).set(i64::from(messages));
+    }
+
+    pub(crate) fn unpublished(&self, unpublished: &Unpublished) {
+        self.unpublished_events.set(unpublished.pending);
+        self.oldest_unpublished_age_seconds.set(unpublished.oldest_age_seconds);
     }
 
     pub(crate) fn missing(&self, projection: &str, events: i64) {

@@ -9,11 +9,12 @@ use uuid::Uuid;
 
 use crate::Settings;
 use crate::commands::wait_endpoint;
-use crate::consume::supervise;
+use crate::consume::{Batches, supervise};
 use crate::context::Context;
 use crate::heal::{reconcile_hourly, sweep};
 use crate::metrics::Metrics;
 use crate::rebuild::maintain;
+use crate::survey::{Surveyed, survey};
 
 /// Starts the projector's tasks. They wait for servers that are down.
 ///
@@ -34,13 +35,19 @@ pub async fn run(settings: Settings, tasks: &mut Tasks) -> Result<(), Failure> {
         settings,
     });
     let models: Vec<_> = definitions.into_iter().map(|it| Arc::new(ReadModel::new(it))).collect();
+    let mut surveyed: Vec<Surveyed> = Vec::new();
     for model in &models {
-        let task = supervise(Arc::clone(&context), Arc::clone(model), health.clone());
-        tasks.spawn(format!("projection {}", model.name()), task);
+        let component = format!("projection {}", model.name());
+        // On the component of the supervisor: it fails without interruption while consumers come and go.
+        let batches = Arc::new(Batches::new(health.probe(&component, None)));
+        surveyed.push((Arc::clone(model), Arc::clone(&batches)));
+        let task = supervise(Arc::clone(&context), Arc::clone(model), batches, health.clone());
+        tasks.spawn(component, task);
     }
     let count = models.len();
     let routes = wait_endpoint(&context, &models, health.clone());
     tasks.spawn("sweeper", sweep(Arc::clone(&context), models.clone(), health.clone()));
+    tasks.spawn("survey", survey(Arc::clone(&context), surveyed, health.clone()));
     tasks.spawn("reconciliation", reconcile_hourly(Arc::clone(&context), models.clone()));
     tasks.spawn("rebuilds", maintain(Arc::clone(&context), models));
     let endpoint = Endpoint::bind(context.settings.http_listen, health, registry).await?;

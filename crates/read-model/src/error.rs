@@ -9,7 +9,7 @@ use sqlx::mysql::MySqlDatabaseError;
 use domain_events::InvalidId;
 use projection::Statement;
 
-use crate::error_codes::{ER_NO_SUCH_TABLE, is_transient};
+use crate::error_codes::{ER_LOCK_WAIT_TIMEOUT, ER_NO_SUCH_TABLE, is_transient};
 use crate::redaction::without_values;
 
 /// A failure of MySQL. No variant carries a payload, a password or a URL.
@@ -118,6 +118,19 @@ pub enum Error {
         /// The host and process of the instance.
         host: String,
     },
+    /// A row of `projector_reports` has a value that this program does not know.
+    #[error(
+        "the row of {host} in projector_reports cannot be read: does a newer projector use this database?"
+    )]
+    Report {
+        /// The host and process of the projector.
+        host: String,
+    },
+    /// The login may not see locks.
+    #[error(
+        "this login may not see which session holds a lock: GRANT SELECT ON performance_schema.* to it"
+    )]
+    LocksHidden,
     /// The tables of a projection do not match its bookkeeping or its files.
     #[error("projection {projection}: {reason}")]
     Tables {
@@ -260,6 +273,11 @@ impl Error {
                 | Self::Transient { .. }
                 | Self::Overtaken
         )
+    }
+
+    /// Whether a statement has waited for a lock for too long.
+    pub fn is_lock_wait(&self) -> bool {
+        matches!(self, Self::Transient { source, .. } if number(source) == Some(ER_LOCK_WAIT_TIMEOUT))
     }
 
     /// The error of one of this program's own statements.

@@ -12,6 +12,7 @@ pub(crate) const ER_BAD_FIELD_ERROR: u16 = 1054;
 pub(crate) const ER_DUP_FIELDNAME: u16 = 1060;
 pub(crate) const ER_PARSE_ERROR: u16 = 1064;
 pub(crate) const ER_WRONG_VALUE_COUNT_ON_ROW: u16 = 1136;
+pub(crate) const ER_TABLEACCESS_DENIED_ERROR: u16 = 1142;
 pub(crate) const ER_NO_SUCH_TABLE: u16 = 1146;
 pub(crate) const ER_LOCK_WAIT_TIMEOUT: u16 = 1205;
 pub(crate) const ER_LOCK_DEADLOCK: u16 = 1213;

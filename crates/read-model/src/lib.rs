@@ -18,6 +18,7 @@ mod apply;
 mod batch;
 mod batching;
 mod binding;
+mod blockers;
 mod bookkeeping;
 mod error;
 mod error_codes;
@@ -36,9 +37,11 @@ pub use apply::{
 };
 pub use batch::{Batch, Committed};
 pub use batching::{Forms, TableInfo};
+pub use blockers::Blocker;
 pub use bookkeeping::{
-    Checkpoint, Gate, Instance, Job, JobState, Ledger, Lock, LockMode, Options as RebuildOptions,
-    ParkKind, ParkedReason, ParkedStream, Progress, Service, SkippedEvent, Skips, StoredDefinition,
+    Checkpoint, Failing, Gate, Instance, Job, JobState, Ledger, Lock, LockMode,
+    Options as RebuildOptions, ParkKind, ParkedReason, ParkedStream, Progress, QueueUse, Report,
+    Run, Service, SkippedEvent, Skips, StoredDefinition,
 };
 pub use error::{Error, Refusal};
 pub use rust_projection::{CodeError, Registry, RustProjection, ServerError, Tables};

@@ -1,9 +1,10 @@
 //! Why events are not published: what `outbox-relay status` concludes.
 
-use chrono::{DateTime, Utc};
 use daemon::cause::{Cause, State};
 use daemon::output::counted;
-use event_store::{LaneLocker, OpenTransaction, Relay, Status, UnroutableKey, WaitingStreams};
+use event_store::{
+    LaneLocker, OpenTransaction, Relay, RelayReport, Status, UnroutableKey, WaitingStreams,
+};
 
 /// A transaction that has been open for so long is worth a look.
 const LONG_TRANSACTION_SECONDS: f64 = 60.0;
@@ -36,12 +37,9 @@ pub(crate) fn causes(status: &Status) -> Vec<Cause> {
 }
 
 fn of_relay(relay: &Relay) -> Option<Cause> {
-    let report = relay.application_name.strip_prefix(Relay::NAME)?.strip_prefix(": ")?;
-    let (report, since) = report.rsplit_once(" since ")?;
-    let since = DateTime::parse_from_rfc3339(since).ok().map(|since| since.with_timezone(&Utc));
-    let host = relay.client.as_deref().unwrap_or("this host");
-    let object = format!("the relay on {host} (session {} in PostgreSQL)", relay.pid);
-    let (state, cause, text, remedy) = match report.strip_prefix("slow ") {
+    let RelayReport { slow, since } = relay.report()?;
+    let object = relay.to_string();
+    let (state, cause, text, remedy) = match slow {
         Some(rate) => (
             State::Attention,
             "broker_slow",
@@ -124,6 +122,7 @@ fn of_waiting(waiting: &WaitingStreams) -> Option<Cause> {
 
 #[cfg(test)]
 mod tests {
+    use chrono::{DateTime, Utc};
     use event_store::Rates;
 
     use super::*;

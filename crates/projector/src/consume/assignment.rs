@@ -8,7 +8,7 @@ use uuid::Uuid;
 /// partitions move when an instance joins or leaves. The order of `instances` does not matter.
 ///
 /// Returns nothing if there is no instance.
-pub(super) fn assign(instances: &[Uuid], partitions: u16) -> Vec<Uuid> {
+pub(crate) fn assign(instances: &[Uuid], partitions: u16) -> Vec<Uuid> {
     if instances.is_empty() {
         return Vec::new();
     }

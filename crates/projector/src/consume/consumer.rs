@@ -81,6 +81,7 @@ impl<'c> Consumer<'c> {
         activity: watch::Sender<Activity>,
     ) -> Result<Self, Error> {
         let ConnectedProjection { context, model, connection, gaps: probe, batches } = projection;
+        batches.opened(number);
         let (prefetch, retry_max) = (context.settings.prefetch, context.settings.retry_max);
         let deliveries = Deliveries::open(connection, &context.broker, queue, prefetch).await?;
         Ok(Self {
@@ -107,8 +108,9 @@ impl<'c> Consumer<'c> {
     pub(crate) async fn follow(&mut self, stop: &CancellationToken) -> Result<(), Error> {
         loop {
             self.start();
-            let unsettled = self.deliveries.has_unsettled();
-            self.activity.send_modify(|activity| activity.unsettled = unsettled);
+            let unsettled = self.deliveries.unsettled();
+            self.outcomes.holds(self.number, unsettled);
+            self.activity.send_modify(|activity| activity.unsettled = unsettled > 0);
             let timer = self.timer();
             tokio::select! {
                 biased;
@@ -121,6 +123,7 @@ impl<'c> Consumer<'c> {
                 () = sleep_until(timer.unwrap_or_else(Instant::now)), if timer.is_some() => {}
                 next = self.deliveries.next(self.context.settings.batch_size) => {
                     let deliveries = next?;
+                    self.outcomes.delivered(self.number, deliveries.len());
                     let now = Instant::now();
                     self.activity.send_modify(|activity| activity.last_delivery = Some(now));
                     for delivery in deliveries {
@@ -155,6 +158,7 @@ impl<'c> Consumer<'c> {
             tracing::debug!(error = chain(&error), "messages were not given back to the queue");
         }
         self.deliveries.close().await;
+        self.outcomes.holds(self.number, 0);
         self.activity.send_modify(|activity| activity.unsettled = false);
     }
 
@@ -162,6 +166,7 @@ impl<'c> Consumer<'c> {
     fn start(&mut self) {
         for (number, lane) in self.lanes.iter_mut().enumerate() {
             if let Some(batch) = lane.start(number, self.context, self.model) {
+                self.outcomes.began(Place { queue: self.number, lane: number });
                 self.batches.spawn(batch);
             }
         }
@@ -235,6 +240,7 @@ impl<'c> Consumer<'c> {
     async fn settle(&mut self, report: Report) -> Result<(), Error> {
         let lane = report.lane();
         let place = Place { queue: self.number, lane };
+        self.outcomes.ended(place);
         let (batch, applied) = match self.lanes[lane].finish(report) {
             Ok(finished) => finished,
             Err(failure) => return self.failed(place, failure),
@@ -275,7 +281,7 @@ impl<'c> Consumer<'c> {
                 Ok(())
             }
             Error::Server(error) => {
-                self.outcomes.failed(place, &chain(&error));
+                self.outcomes.failed(place, &error);
                 Err(error.into())
             }
             error => Err(error),

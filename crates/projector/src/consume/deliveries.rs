@@ -40,9 +40,9 @@ impl Deliveries {
         self.consumer.next(max).await
     }
 
-    /// Whether a delivery is not settled yet.
-    pub(crate) fn has_unsettled(&self) -> bool {
-        self.consumer.has_unsettled()
+    /// The number of deliveries that are not settled yet.
+    pub(crate) fn unsettled(&self) -> usize {
+        self.consumer.unsettled()
     }
 
     /// Acknowledges messages whose effects are committed.

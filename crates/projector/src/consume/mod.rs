@@ -10,4 +10,6 @@ mod lane;
 mod partitions;
 mod supervisor;
 
+pub(crate) use assignment::assign;
+pub(crate) use batches::Batches;
 pub(crate) use supervisor::supervise;

@@ -34,13 +34,13 @@ const SETTLED: Duration = Duration::from_secs(5);
 pub(crate) async fn supervise(
     context: Arc<Context>,
     model: Arc<ReadModel>,
+    batches: Arc<Batches>,
     health: Health,
 ) -> Result<(), Failure> {
     let component = component(&model);
     let supervisor = Supervisor {
         probe: health.probe(&component, None),
-        // The same component: it fails without interruption while consumers come and go.
-        batches: Batches::new(health.probe(&component, None)),
+        batches: &batches,
         gaps: health.probe(&format!("{component} gaps"), None),
         context: &context,
         model: &model,
@@ -60,7 +60,12 @@ pub(crate) async fn supervise(
         if let Some(server) = error.server() {
             context.metrics.lost(server.name());
         }
-        supervisor.probe.failing(&chain(&error));
+        // A batch that waited for a lock has reported who holds it.
+        let lock = supervisor
+            .batches
+            .reason()
+            .filter(|_| error.server().is_some_and(ServerError::is_lock_wait));
+        supervisor.probe.failing(&lock.unwrap_or_else(|| chain(&error)));
         let pause = sleep(backoff.failed());
         if context.shutdown.run_until_cancelled(pause).await.is_none() {
             return Ok(());
@@ -72,7 +77,7 @@ struct Supervisor<'c> {
     context: &'c Arc<Context>,
     model: &'c Arc<ReadModel>,
     probe: Probe,
-    batches: Batches,
+    batches: &'c Batches,
     gaps: Probe,
     /// Whether a queue was declared that lacks the messages published before.
     new_queue: AtomicBool,
@@ -110,6 +115,7 @@ impl Supervisor<'_> {
         session.require_tables(&model.projection, &model.ledger).await?;
         self.enter_service(&mut session).await?;
         while let Some((reason, _since)) = session.paused(&model.ledger).await? {
+            self.batches.reset();
             let name = model.name();
             self.probe
                 .failing(&format!("paused: {reason}; run `projector resume {name}` to continue"));
@@ -159,6 +165,7 @@ impl Supervisor<'_> {
                 Service::OtherTables => Error::OtherTables { projection: projection.clone() },
                 Service::Rebuilding => Error::Undecided { projection: projection.clone() },
             };
+            self.batches.reset();
             self.probe.failing(&waits_for.to_string());
             sleep(OWN_PAUSE).await;
         }
@@ -175,7 +182,7 @@ impl Supervisor<'_> {
         topology: &'p Topology,
         ready: Option<&'p Probe>,
     ) -> Partitions<'p> {
-        let Self { context, model, gaps, batches, .. } = self;
+        let Self { context, model, ref gaps, batches, .. } = *self;
         Partitions {
             projection: ConnectedProjection { context, model, connection, gaps, batches },
             topology,

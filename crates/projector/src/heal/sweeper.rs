@@ -30,6 +30,8 @@ use crate::topology::Topology;
 const APPEND_PATIENCE: Duration = Duration::from_secs(2);
 /// `/readyz` reports streams that have lagged without progress for this long.
 const LAG_LIMIT: Duration = Duration::from_mins(1);
+/// The most positions of unpublished events that the metric of the lag counts.
+const UNPUBLISHED_MAX: i64 = 100_000;
 /// With a longer interval, each sweep connects again: MySQL ends sessions that are idle for a minute.
 const IDLE_LIMIT: Duration = Duration::from_secs(30);
 
@@ -147,7 +149,7 @@ impl Sweeper<'_> {
             let instances = session.instances(&model.ledger).await?;
             let queues = self.check_queues(state, &instances).await;
             // An error with the broker comes last: lost events can be applied without it.
-            if self.heal_all(&mut session, state, checkpoint, limits.published).await? {
+            if self.heal_all(&mut session, state, checkpoint, limits).await? {
                 self.bind_again(&model).await;
             }
             queues?;
@@ -221,10 +223,10 @@ impl Sweeper<'_> {
         session: &mut Session,
         state: &mut State,
         checkpoint: Position,
-        until: Position,
+        limits: Limits,
     ) -> Result<bool, Error> {
         let mut healed = false;
-        while self.compare(session, state, checkpoint, until).await? {
+        while self.compare(session, state, checkpoint, limits).await? {
             healed = true;
         }
         Ok(healed)
@@ -251,8 +253,9 @@ impl Sweeper<'_> {
         session: &mut Session,
         state: &mut State,
         checkpoint: Position,
-        until: Position,
+        limits: Limits,
     ) -> Result<bool, Error> {
+        let until = limits.published;
         let model = Arc::clone(&state.model);
         let seen = state.seen.unwrap_or(checkpoint);
         let mut lagging: HashMap<StreamId, LaggingStream> = HashMap::new();
@@ -275,7 +278,7 @@ impl Sweeper<'_> {
         }
         self.context.metrics.checkpoint(model.name(), clean.max(checkpoint).get());
         let due = state.track(&lagging, self.context.settings.sweep_grace);
-        self.report(state, &lagging).await?;
+        self.report(session, state, lagging, limits).await?;
         if due.is_empty() { Ok(false) } else { self.heal(session, &model, (&due, until)).await }
     }
 
@@ -313,17 +316,22 @@ impl Sweeper<'_> {
         Ok(healed > 0)
     }
 
+    /// Measures the lag, up to the end of the event store: a read model lags also while no relay runs.
     async fn report(
         &mut self,
+        session: &mut Session,
         state: &State,
-        lagging: &HashMap<StreamId, LaggingStream>,
+        mut lagging: HashMap<StreamId, LaggingStream>,
+        Limits { decided, published }: Limits,
     ) -> Result<(), Error> {
-        let lag = if lagging.is_empty() {
-            Lag::default()
-        } else {
-            Lag::of(self.history.session().await?, lagging.values()).await?
-        };
-        let Lag { events, seconds } = lag;
+        let store = self.history.session().await?;
+        let end = Position::new(published.get() + UNPUBLISHED_MAX).unwrap_or(decided);
+        let unpublished = (published, decided.min(end));
+        for found in lagging_streams(session, store, &state.model, unpublished).await? {
+            let known = lagging.entry(found.stream_id.clone()).or_insert_with(|| found.clone());
+            known.stored = known.stored.max(found.stored);
+        }
+        let Lag { events, seconds, .. } = Lag::of(store, lagging.values()).await?;
         self.context.metrics.lag(state.model.name(), events, seconds);
         let stuck = state.lagging.values().filter(|(_, since)| since.elapsed() > LAG_LIMIT).count();
         if stuck == 0 {

@@ -1,8 +1,15 @@
-//! Measures the lag of a read model: the events that are published and not applied.
+//! Measures the lag of read models: the events that are stored and not applied.
+//!
+//! Whether an event is published does not matter here: a read model lags also while no relay runs.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 use chrono::Utc;
-use domain_events::{Position, StreamId, StreamVersion};
+use domain_events::{Category, Position, StreamId, StreamVersion};
+use event_store::StreamHead;
 use read_model::{ReadModel, Session};
+use serde::Serialize;
 
 use crate::error::Error;
 
@@ -10,6 +17,10 @@ use crate::error::Error;
 const WINDOW: i64 = 50_000;
 /// The number of streams that are compared at once.
 const STREAMS: usize = 1_000;
+/// The most windows of one measurement: 1,000,000 positions.
+const WINDOWS_MAX: usize = 20;
+/// The longest time of one measurement, apart from the first window of each read model.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// A stream of which a read model has applied fewer events than the event store has.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,22 +67,8 @@ pub(crate) async fn lagging_streams(
         }
         let end = Position::new(after.get() + WINDOW).map_or(until, |end| end.min(until));
         let heads = store.stream_heads(after, end, &model.projection.categories).await?;
-        for page in heads.chunks(STREAMS) {
-            let streams: Vec<&StreamId> = page.iter().map(|head| &head.stream_id).collect();
-            let known = session.heads(&model.ledger, &streams).await?;
-            for head in page {
-                let known = known.get(&head.stream_id).copied().unwrap_or_default();
-                let applied = known.last.map_or(0, |last| last.version.get());
-                if applied < head.version.get() {
-                    found.push(LaggingStream {
-                        stream_id: head.stream_id.clone(),
-                        applied,
-                        stored: head.version,
-                        is_parked: known.is_parked,
-                    });
-                }
-            }
-        }
+        let heads: Vec<&StreamHead> = heads.iter().collect();
+        found.extend(compare(session, model, &heads).await?);
         after = end;
     }
     // A stream can be in several windows.
@@ -82,13 +79,44 @@ pub(crate) async fn lagging_streams(
     Ok(found)
 }
 
+/// Compares the streams of one window with the bookkeeping. Returns those that lag.
+async fn compare(
+    session: &mut Session,
+    model: &ReadModel,
+    heads: &[&StreamHead],
+) -> Result<Vec<LaggingStream>, Error> {
+    let mut found = Vec::new();
+    for page in heads.chunks(STREAMS) {
+        let streams: Vec<&StreamId> = page.iter().map(|head| &head.stream_id).collect();
+        let known = session.heads(&model.ledger, &streams).await?;
+        for head in page {
+            let known = known.get(&head.stream_id).copied().unwrap_or_default();
+            let applied = known.last.map_or(0, |last| last.version.get());
+            if applied < head.version.get() {
+                found.push(LaggingStream {
+                    stream_id: head.stream_id.clone(),
+                    applied,
+                    stored: head.version,
+                    is_parked: known.is_parked,
+                });
+            }
+        }
+    }
+    Ok(found)
+}
+
 /// The lag of a read model, without parked streams.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
 pub(crate) struct Lag {
     /// The number of events that are not applied.
+    #[serde(rename = "lag_events")]
     pub(crate) events: i64,
     /// The age of the oldest of them, in seconds.
+    #[serde(rename = "lag_seconds")]
     pub(crate) seconds: f64,
+    /// Whether there may be more events: not all positions were compared.
+    #[serde(rename = "lag_is_a_minimum")]
+    pub(crate) is_minimum: bool,
 }
 
 impl Lag {
@@ -99,26 +127,138 @@ impl Lag {
     ) -> Result<Self, Error> {
         let streams = streams.filter(|stream| !stream.is_parked);
         let events = streams.clone().map(LaggingStream::events).sum();
-        let first: Vec<_> = streams.map(|stream| (&stream.stream_id, stream.applied + 1)).collect();
-        let mut oldest = None;
-        for page in first.chunks(STREAMS) {
-            oldest = [oldest, store.oldest(page).await?].into_iter().flatten().min();
-        }
-        let seconds = oldest.map_or(0.0, |oldest| (Utc::now() - oldest).as_seconds_f64().max(0.0));
-        Ok(Self { events, seconds })
+        let seconds = age(store, streams).await?;
+        Ok(Self { events, seconds, is_minimum: false })
     }
 }
 
-/// Measures the current lag of a read model, from its checkpoint on.
+/// The age of the oldest event that streams lack, in seconds.
+async fn age(
+    store: &mut event_store::Session,
+    streams: impl Iterator<Item = &LaggingStream>,
+) -> Result<f64, Error> {
+    let first: Vec<_> = streams.map(|stream| (&stream.stream_id, stream.applied + 1)).collect();
+    let mut oldest = None;
+    for page in first.chunks(STREAMS) {
+        oldest = [oldest, store.oldest(page).await?].into_iter().flatten().min();
+    }
+    Ok(oldest.map_or(0.0, |oldest| (Utc::now() - oldest).as_seconds_f64().max(0.0)))
+}
+
+/// Measures the current lag of a read model.
 pub(crate) async fn lag(
     session: &mut Session,
     store: &mut event_store::Session,
     model: &ReadModel,
 ) -> Result<Lag, Error> {
-    let checkpoint = session.checkpoint(&model.ledger).await?;
-    let after = checkpoint.map_or(Position::START, |checkpoint| checkpoint.position);
-    let end = store.take_fence().await?.limit();
-    let until = published(store, end).await?;
-    let lagging = lagging_streams(session, store, model, (after, until)).await?;
-    Lag::of(store, lagging.iter()).await
+    let mut lags = lags(session, store, &[model]).await?;
+    Ok(lags.pop().unwrap_or_default())
+}
+
+/// Measures the current lag of several read models, in their order. Each window of the event store is read
+/// once.
+///
+/// A measurement goes from the checkpoint of each read model to the end of the event store, but no farther than
+/// [`WINDOWS_MAX`] and [`PATIENCE`] allow. The age of the oldest event is right also where the number is a
+/// minimum, because that event is in the first window with a stream that lags.
+pub(crate) async fn lags(
+    session: &mut Session,
+    store: &mut event_store::Session,
+    models: &[&ReadModel],
+) -> Result<Vec<Lag>, Error> {
+    let started = Instant::now();
+    let mut walks = Vec::new();
+    for model in models {
+        let checkpoint = session.checkpoint(&model.ledger).await?;
+        let at = checkpoint.map_or(Position::START, |checkpoint| checkpoint.position);
+        walks.push(Walk { model, at, lagging: HashMap::new(), seconds: None });
+    }
+    let until = store.take_fence().await?.limit();
+    let mut windows = Windows::new(store, models, until);
+    for round in 0..WINDOWS_MAX {
+        for walk in walks.iter_mut().filter(|walk| walk.at < until) {
+            if round == 0 || started.elapsed() < PATIENCE {
+                walk.step(session, &mut windows).await?;
+            }
+        }
+    }
+    Ok(walks.into_iter().map(|walk| walk.lag(until)).collect())
+}
+
+/// The measurement of one read model.
+struct Walk<'m> {
+    model: &'m ReadModel,
+    /// The position up to which events were compared.
+    at: Position,
+    lagging: HashMap<StreamId, LaggingStream>,
+    /// The age of the oldest event that is not applied, once there is one.
+    seconds: Option<f64>,
+}
+
+impl Walk<'_> {
+    /// Compares the next window.
+    async fn step(
+        &mut self,
+        session: &mut Session,
+        windows: &mut Windows<'_>,
+    ) -> Result<(), Error> {
+        let from = windows.store.skip_gap(self.at, windows.until).await?;
+        let (heads, end) = windows.after(from).await?;
+        let followed = &self.model.projection.categories;
+        let heads: Vec<&StreamHead> = heads
+            .iter()
+            .filter(|head| followed.iter().any(|it| it.as_str() == head.stream_id.category()))
+            .collect();
+        let mut found = compare(session, self.model, &heads).await?;
+        found.retain(|stream| !stream.is_parked);
+        if self.seconds.is_none() && !found.is_empty() {
+            self.seconds = Some(age(windows.store, found.iter()).await?);
+        }
+        for stream in found {
+            let known = self.lagging.entry(stream.stream_id.clone()).or_insert(stream.clone());
+            known.stored = known.stored.max(stream.stored);
+        }
+        self.at = end;
+        Ok(())
+    }
+
+    fn lag(self, until: Position) -> Lag {
+        Lag {
+            events: self.lagging.values().map(LaggingStream::events).sum(),
+            seconds: self.seconds.unwrap_or_default(),
+            is_minimum: self.at < until,
+        }
+    }
+}
+
+/// Windows of the event store, each of which is read once.
+struct Windows<'s> {
+    store: &'s mut event_store::Session,
+    categories: Vec<Category>,
+    until: Position,
+    /// By their number.
+    read: HashMap<i64, Vec<StreamHead>>,
+}
+
+impl<'s> Windows<'s> {
+    fn new(store: &'s mut event_store::Session, models: &[&ReadModel], until: Position) -> Self {
+        let mut categories: Vec<Category> =
+            models.iter().flat_map(|model| model.projection.categories.iter().cloned()).collect();
+        categories.sort_unstable_by(|one, other| one.as_str().cmp(other.as_str()));
+        categories.dedup();
+        Self { store, categories, until, read: HashMap::new() }
+    }
+
+    /// The streams of the window that contains the position after `at`, and the end of that window. Windows
+    /// begin at multiples of their length, so that read models with different checkpoints share them.
+    async fn after(&mut self, at: Position) -> Result<(&[StreamHead], Position), Error> {
+        let number = at.get() / WINDOW;
+        let limit = |position| Position::new(position).map_or(self.until, |it| it.min(self.until));
+        let (begin, end) = (limit(number * WINDOW), limit((number + 1) * WINDOW));
+        if !self.read.contains_key(&number) {
+            let heads = self.store.stream_heads(begin, end, &self.categories).await?;
+            self.read.insert(number, heads);
+        }
+        Ok((self.read.get(&number).map_or(&[], Vec::as_slice), end))
+    }
 }

@@ -15,7 +15,7 @@ use crate::error::OpenWriters;
 
 pub(crate) use catch_up::{OneBatch, STREAMS_AT_ONCE, Sink, catch_up};
 pub(crate) use in_order::{apply_in_order, follow_in_order};
-pub(crate) use lag::{Lag, LaggingStream, lag, lagging_streams, published};
+pub(crate) use lag::{Lag, LaggingStream, lag, lagging_streams, lags, published};
 pub(crate) use replay::{FENCE_PATIENCE, PAGE, Pace, Span, Target, replay};
 
 /// The most events of one stream in one read.

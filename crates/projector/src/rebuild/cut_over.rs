@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use read_model::{JobState, Ledger, ReadModel, Session, Swap};
+use read_model::{JobState, Ledger, Options, ReadModel, Session, Swap};
 use tokio::time::sleep;
 
 use super::progress::RebuildPace;
@@ -17,6 +17,7 @@ use crate::error::Error as WorkError;
 use crate::failpoints::failpoint;
 use crate::heal::{Decision, ParkedError, retry_or_skip};
 use crate::history::Target;
+use crate::survey::list;
 
 /// The longest pause between two attempts to swap the tables.
 const SWAP_PAUSE: Duration = Duration::from_secs(2);
@@ -45,8 +46,9 @@ impl Owned<'_> {
             catch_up_with_live(target, &mut store, &mut helper, &self.live).await?;
             let ticket = self.session.issue_ticket(&self.live.ledger, from).await?;
             failpoint!("rebuild::before-gate");
-            let closed = Instant::now();
             let mut batch = self.session.close_gate(&self.live.ledger).await?;
+            // Until now, batches ran.
+            let closed = Instant::now();
             failpoint!("rebuild::gate-closed");
             if *target.model.skips() != batch.skips().await? {
                 batch.rollback().await?;
@@ -80,7 +82,8 @@ impl Owned<'_> {
             }
             batch.rollback().await?;
             rebuilder.report.say(&format!(
-                "a reader holds a table, so the tables were not swapped; the next attempt is in {pause:?}"
+                "a reader holds a table, so the tables were not swapped: {}; the next attempt is in {pause:?}",
+                readers(&mut helper, &rebuilder.mysql, &self.tables).await?
             ));
             sleep(pause).await;
             pause = SWAP_PAUSE.min(pause * 2);
@@ -175,6 +178,22 @@ async fn catch_up_with_live(
         target.catch_up_in_order(store, checkpoint.position).await?;
     }
     Ok(())
+}
+
+/// Names the sessions that hold one of the tables.
+async fn readers(
+    helper: &mut Session,
+    mysql: &Options,
+    tables: &[String],
+) -> Result<String, Error> {
+    match helper.table_holders(tables).await {
+        Ok(holders) if holders.is_empty() => Ok("it has gone meanwhile".to_owned()),
+        Ok(holders) => Ok(list(&holders)),
+        Err(error) => {
+            *helper = Session::connect(mysql).await?;
+            Ok(error.to_string())
+        }
+    }
 }
 
 async fn is_swapped(

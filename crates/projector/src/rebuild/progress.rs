@@ -198,7 +198,7 @@ impl<'p> RebuildPace<'p> {
         };
         let mut reported = false;
         loop {
-            let Lag { events, seconds } = lag(self.owner, &mut store, live).await?;
+            let Lag { events, seconds, .. } = lag(self.owner, &mut store, live).await?;
             if seconds <= limit {
                 self.store_session = Some(store);
                 return Ok(());
@@ -245,7 +245,8 @@ impl Pace for RebuildPace<'_> {
                 *self.unhandled.entry(event.event_type.clone()).or_default() += 1;
             }
         }
-        if self.reported.is_none_or(|at| at.elapsed() >= REPORT_INTERVAL) {
+        let is_due = self.reported.is_none_or(|at| at.elapsed() >= REPORT_INTERVAL);
+        if is_due || span.at == span.until {
             self.reported = Some(Instant::now());
             self.last = self.measure(span);
             self.report.progress(&self.last);

@@ -22,6 +22,8 @@ pub struct Instance {
 
 /// In seconds. An instance without a heartbeat for this time is assumed to have stopped.
 const EXPIRES_AFTER: u32 = 2;
+/// In seconds. After this time, the others delete the row of an instance that was killed.
+const DELETED_AFTER: u32 = 10;
 
 impl Session {
     /// Writes the heartbeat of this instance. Returns all instances with a recent heartbeat.
@@ -49,9 +51,10 @@ impl Session {
         within("writing the heartbeat", note).await?;
         let forget = query(
             "DELETE FROM projector_instances
-             WHERE projection = ? AND seen_at < UTC_TIMESTAMP(6) - INTERVAL 1 HOUR",
+             WHERE projection = ? AND seen_at < UTC_TIMESTAMP(6) - INTERVAL ? SECOND",
         )
         .bind(ledger.projection())
+        .bind(DELETED_AFTER)
         .execute(&mut self.connection);
         within("deleting old heartbeats", forget).await?;
         self.instances(ledger).await

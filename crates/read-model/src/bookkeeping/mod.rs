@@ -10,6 +10,7 @@ mod migrations;
 mod ownership;
 mod parked;
 mod rebuilds;
+mod reports;
 mod skips;
 
 pub use checkpoint::Checkpoint;
@@ -22,4 +23,5 @@ pub(crate) use migrations::MIGRATIONS;
 pub use ownership::Lock;
 pub use parked::{ParkKind, ParkedReason, ParkedStream};
 pub use rebuilds::{Job, JobState, Options, Progress};
+pub use reports::{Failing, QueueUse, Report, Run};
 pub use skips::{SkippedEvent, Skips};
