@@ -37,6 +37,7 @@ mod projector_unreadable;
 mod projector_values;
 mod projector_verify;
 mod relay;
+mod relay_boundary;
 mod relay_faults;
 mod relay_fleet;
 mod relay_operations;

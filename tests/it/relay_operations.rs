@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use harness::{Stack, Tap, event, eventually, root};
+use harness::{Stack, Tap, event, eventually};
 use serde_json::{Value, json};
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection, Executor};
@@ -213,30 +213,30 @@ async fn an_event_committed_late_is_published() {
     .await;
 }
 
-/// The rights that the documentation grants are sufficient, and no more. Method: the test reads
-/// them from the document.
+/// The rights that `grants` gives are enough for each task, and no more.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_documented_rights_are_enough() {
+async fn the_granted_rights_are_enough() {
     Stack::run(async |stack| {
-        let readme = root().join("migrations/postgres/README.md");
-        let readme = std::fs::read_to_string(readme).unwrap();
-        let rights = readme.split("## Rights").nth(1).unwrap().split("```").nth(1).unwrap();
-        let rights = rights.trim_start_matches("sql");
         let mut owner = stack.postgres().await;
         let mut urls = Vec::new();
-        let mut rights = rights.to_owned();
-        for role in ["application", "relay", "projector"] {
+        for (role, tasks) in [
+            ("application", &["--as", "append", "--as", "integration"][..]),
+            ("relay", &["--as", "relay"]),
+            ("projector", &["--as", "projector"]),
+        ] {
             // A role belongs to the whole server, so its name must be unique.
             let name = format!("{}_{role}", stack.name());
-            rights = rights.replace(&format!(" TO {role};"), &format!(" TO {name};"));
             let create = format!("CREATE ROLE {name} LOGIN PASSWORD 'secret'");
             owner.execute(AssertSqlSafe(create)).await.unwrap();
+            let grants =
+                stack.relay().args(["grants", "--role", &name]).args(tasks.iter().copied());
+            assert!(grants.succeed().await.contains(&format!("TO \"{name}\";")), "it is printed");
+            grants.arg("--apply").succeed().await;
             let mut url = Url::parse(&stack.postgres_url).unwrap();
             url.set_username(&name).unwrap();
             url.set_password(Some("secret")).unwrap();
             urls.push((name, url.to_string()));
         }
-        sqlx::raw_sql(AssertSqlSafe(rights)).execute(&mut owner).await.unwrap();
         let [(_, application), (_, relay), (_, projector)] = &urls[..] else { unreachable!() };
 
         stack.projector("tests/projections/tally").arg("migrate").succeed().await;

@@ -82,8 +82,8 @@ pub struct Entry {
     pub attempts: Option<u32>,
     /// Length of the payload in bytes.
     pub bytes: u64,
-    /// The event. Its payload is empty if it exceeds [`ClaimLimits::event_bytes`].
-    pub event: Event,
+    /// The event, or why the row is none. Its payload is empty if it exceeds [`ClaimLimits::event_bytes`].
+    pub event: Result<Event, String>,
 }
 
 /// Locked lanes and their first events. The lanes are unlocked when it is settled, released or
@@ -248,7 +248,7 @@ impl Claim<'_> {
                 let (stream_key, outbox_id) = (row.stream_key, OutboxId(row.id));
                 self.delayed.push(Delayed { stream_key, lane, outbox_id, until });
             } else {
-                self.entries.push(row.into_entry()?);
+                self.entries.push(row.into_entry());
             }
         }
         // Events that were due were read first.
@@ -277,7 +277,8 @@ pub(crate) struct EntryRow {
     waits: bool,
     delayed_until: Option<DateTime<Utc>>,
     bytes: i64,
-    event: EventRow,
+    /// One row that cannot be read must not stop those of other streams.
+    event: Result<EventRow, String>,
 }
 
 impl FromRow<'_, PgRow> for EntryRow {
@@ -291,22 +292,22 @@ impl FromRow<'_, PgRow> for EntryRow {
             waits: row.try_get("waits")?,
             delayed_until: row.try_get("delayed_until")?,
             bytes: row.try_get("bytes")?,
-            event: EventRow::from_row(row)?,
+            event: EventRow::from_row(row).map_err(|error| error.to_string()),
         })
     }
 }
 
 impl EntryRow {
-    pub(crate) fn into_entry(self) -> Result<Entry, Error> {
-        Ok(Entry {
+    pub(crate) fn into_entry(self) -> Entry {
+        Entry {
             id: OutboxId(self.id),
             lane: Lane(self.lane),
             stream_key: self.stream_key,
             routing_key: self.routing_key,
             attempts: self.attempts.map(i32::unsigned_abs),
             bytes: self.bytes.unsigned_abs(),
-            event: self.event.into_event("outbox")?,
-        })
+            event: self.event.and_then(|row| row.convert().map_err(|error| error.to_string())),
+        }
     }
 }
 

@@ -148,9 +148,7 @@ impl Claim<'_> {
             query.fetch_all(&mut *self.transaction),
         )
         .await?;
-        for row in rows {
-            self.entries.push(row.into_entry()?);
-        }
+        self.entries.extend(rows.into_iter().map(EntryRow::into_entry));
         Ok(())
     }
 }

@@ -67,7 +67,8 @@ impl Session {
                    CROSS JOIN LATERAL (
                        SELECT o.id FROM outbox o
                        WHERE o.lane = checked.lane
-                         AND o.id < (SELECT last_value FROM outbox_floor)
+                         -- Ids below 0, which a role chose itself, are not published.
+                         AND o.id >= 0 AND o.id < (SELECT last_value FROM outbox_floor)
                          AND o.processed_at IS NULL AND NOT o.held AND o.available_at IS NULL
                        ORDER BY o.lane, o.id
                        LIMIT 1

@@ -30,7 +30,7 @@
 //! | `read`, `counts` | reading history; counting it |
 //! | `waiting`, `status`, `backlog` | for operators |
 //! | `selection`, `reconcile`, `republish`, `positions` | walking through events, page by page |
-//! | `retention`, `hint`, `migrate`, `append` | deletion, wake-ups, schema, bulk appends |
+//! | `retention`, `hint`, `migrate`, `rights`, `append` | deletion, wake-ups, schema, rights of roles, bulk appends |
 
 mod append;
 mod backlog;
@@ -47,6 +47,7 @@ mod read;
 mod reconcile;
 mod republish;
 mod retention;
+mod rights;
 mod row;
 mod selection;
 mod session;
@@ -65,6 +66,7 @@ pub use positions::Positions;
 pub use read::StreamHead;
 pub use reconcile::{Compared, MissingEvent, Reconciled};
 pub use retention::Deleted;
+pub use rights::{Task, rights};
 pub use selection::Selection;
 pub use session::{Options, Session};
 pub use settle::{Hold, Reason, Settlement};

@@ -18,13 +18,14 @@ const LOCK: i64 = 7_166_303;
 /// the same database.
 const TABLE: &str = "outbox_relay_migrations";
 
-const MIGRATIONS: [(i64, &str, &str); 6] = [
+const MIGRATIONS: [(i64, &str, &str); 7] = [
     (1, "event store", include_str!("../../../migrations/postgres/0001_event_store.sql")),
     (2, "outbox", include_str!("../../../migrations/postgres/0002_outbox.sql")),
     (3, "relay", include_str!("../../../migrations/postgres/0003_relay.sql")),
     (4, "cheaper appends", include_str!("../../../migrations/postgres/0004_cheaper_appends.sql")),
     (5, "append event", include_str!("../../../migrations/postgres/0005_append_event.sql")),
     (6, "no jit", include_str!("../../../migrations/postgres/0006_no_jit.sql")),
+    (7, "boundary", include_str!("../../../migrations/postgres/0007_boundary.sql")),
 ];
 
 fn migrator() -> Migrator {

@@ -47,23 +47,16 @@ impl FromRow<'_, PgRow> for EventRow {
 }
 
 impl EventRow {
-    pub(crate) fn into_event(self, table: &'static str) -> Result<Event, Error> {
-        let id = self.id;
-        self.convert().map_err(|source| Error::Row { table, id, source })
-    }
-
     /// A row of `events`: the database makes sure that it has stream, version and position.
     pub(crate) fn into_stored_event(self) -> Result<StoredEvent, Error> {
         let id = self.id;
-        let event = self.into_event("events")?;
-        event.into_stored().map_err(|_event| Error::Row {
-            table: "events",
-            id,
-            source: InvalidId::Position,
-        })
+        let error = |source| Error::Row { table: "events", id, source };
+        let event = self.convert().map_err(error)?;
+        event.into_stored().map_err(|_event| error(InvalidId::Position))
     }
 
-    fn convert(self) -> Result<Event, InvalidId> {
+    /// The event, unless the row violates a rule of one.
+    pub(crate) fn convert(self) -> Result<Event, InvalidId> {
         let stream_id = self.stream_id.map(StreamId::new).transpose()?;
         let origin = match (stream_id, self.stream_version) {
             (Some(stream_id), Some(version)) => Origin::Stream {

@@ -43,12 +43,20 @@ pub enum Reason {
     Refused,
     /// An earlier event of the stream is delayed.
     Delayed,
+    /// The row is not a valid event.
+    Malformed,
 }
 
 impl Reason {
     /// All reasons.
-    pub const ALL: [Self; 5] =
-        [Self::Unroutable, Self::Nacked, Self::TooLarge, Self::Refused, Self::Delayed];
+    pub const ALL: [Self; 6] = [
+        Self::Unroutable,
+        Self::Nacked,
+        Self::TooLarge,
+        Self::Refused,
+        Self::Delayed,
+        Self::Malformed,
+    ];
 
     /// The name in the tables.
     pub fn as_str(self) -> &'static str {
@@ -58,6 +66,7 @@ impl Reason {
             Self::TooLarge => "too_large",
             Self::Refused => "refused",
             Self::Delayed => "delayed",
+            Self::Malformed => "malformed",
         }
     }
 }

@@ -19,13 +19,15 @@ pub(crate) struct Batch {
 
 struct BatchEvent {
     slot: Slot,
-    recorded_at: DateTime<Utc>,
     step: Step,
 }
 
 /// What to do with an event.
 enum Step {
-    Send(Message),
+    Send {
+        message: Message,
+        recorded_at: DateTime<Utc>,
+    },
     /// Not sent; its fate is known already.
     Leave(Fate),
 }
@@ -37,7 +39,6 @@ impl Batch {
         for entry in entries {
             let bytes = entry.bytes;
             batch.bytes += bytes;
-            let recorded_at = entry.event.recorded_at;
             let slot = Slot {
                 id: entry.id,
                 lane: entry.lane,
@@ -47,13 +48,22 @@ impl Batch {
             };
             let step = if stopped.contains(&slot.stream_key) {
                 Step::Leave(Fate::AfterFailed)
-            } else if bytes > max_message_bytes {
-                stopped.insert(slot.stream_key.clone());
-                Step::Leave(Fate::TooLarge { bytes, limit: max_message_bytes })
             } else {
-                Step::Send(Message::encode(entry.event, slot.routing_key.clone()))
+                match entry.event {
+                    Err(reason) => Step::Leave(Fate::Malformed { reason }),
+                    Ok(_) if bytes > max_message_bytes => {
+                        Step::Leave(Fate::TooLarge { bytes, limit: max_message_bytes })
+                    }
+                    Ok(event) => Step::Send {
+                        recorded_at: event.recorded_at,
+                        message: Message::encode(event, slot.routing_key.clone()),
+                    },
+                }
             };
-            batch.events.push(BatchEvent { slot, recorded_at, step });
+            if matches!(step, Step::Leave(_)) {
+                stopped.insert(slot.stream_key.clone());
+            }
+            batch.events.push(BatchEvent { slot, step });
         }
         batch
     }
@@ -84,7 +94,7 @@ impl Batch {
         let mut messages = Vec::with_capacity(self.events.len());
         for event in &self.events {
             match &event.step {
-                Step::Send(message) => messages.push(message),
+                Step::Send { message, .. } => messages.push(message),
                 Step::Leave(_) => {}
             }
         }
@@ -100,12 +110,13 @@ impl Batch {
     ) -> Vec<EventFate> {
         let now = Utc::now();
         let mut outcomes = outcomes.into_iter();
-        let fate = |BatchEvent { slot, recorded_at, step }| {
-            let fate = match step {
-                Step::Leave(fate) => fate,
-                Step::Send(_) => outcomes.next().map_or(Fate::Unanswered, |outcome| {
-                    Fate::of(outcome, &slot.routing_key, policy)
-                }),
+        let fate = |BatchEvent { slot, step }| {
+            let (fate, recorded_at) = match step {
+                Step::Leave(fate) => (fate, now),
+                Step::Send { recorded_at, .. } => {
+                    let of = |outcome| Fate::of(outcome, &slot.routing_key, policy);
+                    (outcomes.next().map_or(Fate::Unanswered, of), recorded_at)
+                }
             };
             if let Some(label) = fate.label() {
                 metrics.count(label);

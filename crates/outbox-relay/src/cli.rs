@@ -7,7 +7,7 @@ use daemon::cli::{Common, end, print_settings};
 use daemon::output::Format;
 use daemon::{Exit, Failure, healthcheck, init_logs};
 
-use crate::commands::{Parked, Reconcile, Republish, migrate, status};
+use crate::commands::{Grants, Parked, Reconcile, Republish, migrate, status};
 use crate::run::run;
 use crate::{Servers, Settings};
 
@@ -55,6 +55,7 @@ enum Command {
     /// changed, and it can be run again. Needs a role that owns the tables.
     #[command(after_help = "Example:\n  outbox-relay migrate && outbox-relay run")]
     Migrate,
+    Grants(Grants),
     /// Show how many events are unpublished, and why.
     ///
     /// Pending events will be published next. Held events wait behind an event of their stream that
@@ -105,13 +106,14 @@ enum ConfigCommand {
 /// Runs the program.
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let needed = match arguments.command {
+    let needed = match &arguments.command {
         Command::Run => Servers { postgres: true, rabbitmq: true },
         Command::Migrate
         | Command::Status { .. }
         | Command::Parked(_)
         | Command::Reconcile(_)
         | Command::Republish(_) => Servers { postgres: true, rabbitmq: false },
+        Command::Grants(grants) => Servers { postgres: grants.apply, rabbitmq: false },
         Command::Config(_) | Command::Healthcheck => Servers::default(),
     };
     let reader = arguments.common.reader("OUTBOX_RELAY");
@@ -125,6 +127,7 @@ pub fn main() -> ExitCode {
             failed => end(failed),
         },
         Command::Migrate => finish(migrate(&settings)),
+        Command::Grants(command) => finish(command.run(&settings)),
         Command::Status { format } => finish_with(status(&settings, format)),
         Command::Parked(command) => finish(command.run(&settings)),
         Command::Reconcile(command) => finish(command.run(&settings)),
@@ -173,7 +176,7 @@ mod tests {
     fn every_command_that_reports_has_json() {
         fn check(command: &clap::Command) {
             let has_json = command.get_arguments().any(|argument| argument.get_id() == "json");
-            let acts = ["run", "migrate", "healthcheck"].contains(&command.get_name());
+            let acts = ["run", "migrate", "grants", "healthcheck"].contains(&command.get_name());
             let is_leaf = command.get_subcommands().next().is_none();
             assert_eq!(has_json, is_leaf && !acts, "{}", command.get_name());
             command.get_subcommands().for_each(check);

@@ -31,6 +31,8 @@ pub(crate) enum Fate {
     Nacked,
     /// Not sent: it is too large.
     TooLarge { bytes: u64, limit: u64 },
+    /// Not sent: its row is not a valid event.
+    Malformed { reason: String },
     /// The broker closed the channel because of it.
     Refused { reason: String },
     /// Not sent: an earlier event of its stream failed.
@@ -65,8 +67,18 @@ pub(crate) struct FailurePolicy {
 struct Failure {
     reason: Reason,
     text: String,
-    /// Whether the event itself causes the failure, so that retrying it indefinitely is useless.
-    own_fault: bool,
+    /// How often it is tried before its stream is parked.
+    attempts: Attempts,
+}
+
+/// How often an event is tried.
+enum Attempts {
+    /// Without limit: the cause is outside of the event.
+    Unlimited,
+    /// `relay.max_attempts` times: the event itself is the cause.
+    Limited,
+    /// Once: only a change of the row can help.
+    One,
 }
 
 impl Fate {
@@ -94,6 +106,7 @@ impl Fate {
             Self::Returned => Some("returned"),
             Self::Nacked => Some("nacked"),
             Self::TooLarge { .. } => Some("too_large"),
+            Self::Malformed { .. } => Some("malformed"),
             Self::Refused { .. } => Some("refused"),
             Self::AfterFailed | Self::Unanswered => None,
         }
@@ -101,13 +114,13 @@ impl Fate {
 
     fn failure(&self, slot: &Slot) -> Option<Failure> {
         let key = &slot.routing_key;
-        let (reason, own_fault, text) = match self {
+        let (reason, attempts, text) = match self {
             Self::Confirmed | Self::Discarded | Self::AfterFailed | Self::Unanswered => {
                 return None;
             }
             Self::Returned => (
                 Reason::Unroutable,
-                false,
+                Attempts::Unlimited,
                 format!(
                     "no queue is bound for routing key {key}: bind one to the exchange, \
                      for example by starting the projector that should receive the event"
@@ -115,7 +128,7 @@ impl Fate {
             ),
             Self::Nacked => (
                 Reason::Nacked,
-                false,
+                Attempts::Unlimited,
                 format!(
                     "RabbitMQ rejected the message with routing key {key}: \
                      check whether one of its queues is full"
@@ -123,17 +136,26 @@ impl Fate {
             ),
             Self::TooLarge { bytes, limit } => (
                 Reason::TooLarge,
-                true,
+                Attempts::Limited,
                 format!(
                     "the event has {bytes} bytes, and {limit} are allowed: raise \
                      relay.max_message_bytes (and the broker's max_message_size), or skip the event"
                 ),
             ),
-            Self::Refused { reason } => {
-                (Reason::Refused, true, format!("RabbitMQ refused the message: {reason}"))
-            }
+            Self::Malformed { reason } => (
+                Reason::Malformed,
+                Attempts::One,
+                format!(
+                    "the row is not a valid event: {reason}; correct the row and retry, or skip it"
+                ),
+            ),
+            Self::Refused { reason } => (
+                Reason::Refused,
+                Attempts::Limited,
+                format!("RabbitMQ refused the message: {reason}"),
+            ),
         };
-        Some(Failure { reason, text, own_fault })
+        Some(Failure { reason, text, attempts })
     }
 }
 
@@ -163,7 +185,11 @@ pub(crate) fn settle(
             failed.insert(stream_key);
             settlement.set_aside.push(slot.id);
             let attempts = slot.attempts.unwrap_or(0);
-            let is_last = failure.own_fault && attempts + 1 >= policy.max_attempts;
+            let is_last = match failure.attempts {
+                Attempts::Unlimited => false,
+                Attempts::Limited => attempts + 1 >= policy.max_attempts,
+                Attempts::One => true,
+            };
             settlement.holds.push(Hold {
                 stream_key: slot.stream_key.clone(),
                 lane: slot.lane,

@@ -1,6 +1,7 @@
 //! Commands for operators. They need PostgreSQL only, so that they work while the broker is down.
 
 mod causes;
+mod grants;
 mod parked;
 mod reconcile;
 mod status;
@@ -15,6 +16,7 @@ use event_store::{Error, Session};
 use crate::Settings;
 
 pub(crate) use causes::of_locker;
+pub(crate) use grants::Grants;
 pub(crate) use parked::Parked;
 pub(crate) use reconcile::{Reconcile, Republish};
 pub(crate) use status::status;

@@ -91,7 +91,7 @@ pub(crate) enum Parked {
 #[derive(Args, Debug)]
 #[group(id = "filter", multiple = true)]
 pub(crate) struct Filter {
-    /// Streams that wait for this reason: unroutable, nacked, `too_large` or refused.
+    /// Streams that wait for this reason: unroutable, nacked, `too_large`, refused or malformed.
     #[arg(long, value_parser = reason)]
     reason: Option<Reason>,
     /// Streams whose event has this routing key.

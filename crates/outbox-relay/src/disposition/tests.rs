@@ -34,6 +34,7 @@ fn fate() -> impl Strategy<Value = Fate> {
         1 => Just(Fate::Nacked),
         1 => Just(Fate::TooLarge { bytes: 2, limit: 1 }),
         1 => Just(Fate::Refused { reason: String::new() }),
+        1 => Just(Fate::Malformed { reason: String::new() }),
         1 => Just(Fate::Unanswered),
     ]
 }
@@ -102,6 +103,12 @@ fn each_failure_has_its_reason_and_its_metric() {
             Reason::Refused,
             "RabbitMQ refused the message: too big",
         ),
+        (
+            Fate::Malformed { reason: "a position must be positive".to_owned() },
+            "malformed",
+            Reason::Malformed,
+            "the row is not a valid event: a position must be positive",
+        ),
     ] {
         assert_eq!(fate.label(), Some(label));
         let hold =
@@ -139,6 +146,7 @@ fn only_an_event_that_itself_causes_the_failure_parks_its_stream() {
         assert!(!parked(&own_fault, Some(1)));
         assert!(parked(&own_fault, Some(2)));
     }
+    assert!(parked(&Fate::Malformed { reason: String::new() }, None), "only another row can help");
     assert!(!parked(&Fate::Returned, Some(1_000)));
     assert!(!parked(&Fate::Nacked, Some(1_000)));
 }
