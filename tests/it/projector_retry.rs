@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use harness::{Stack, event, eventually, write_projection};
 use serde_json::json;
-use sqlx::Executor;
+use sqlx::{AssertSqlSafe, Executor};
 use tokio::time::sleep;
 
 use crate::projector::{TALLY, tested, wait_for, with_projector};
@@ -36,6 +36,18 @@ async fn a_parked_event_can_be_skipped() {
                 .await
                 .unwrap();
         assert_eq!(audit, ("skip".to_owned(), "made by a test".to_owned(), 2));
+        let event_id: uuid::Uuid = sqlx::query_scalar(
+            "SELECT event_id FROM events WHERE stream_id = 'order-1' AND stream_version = 2",
+        )
+        .fetch_one(&mut stack.postgres().await)
+        .await
+        .unwrap();
+        for table in ["projector_audit", "projector_skips"] {
+            let readable = AssertSqlSafe(format!("SELECT event_uuid FROM {table}"));
+            let found: String =
+                sqlx::query_scalar(readable).fetch_one(&mut stack.mysql().await).await.unwrap();
+            assert_eq!(found, event_id.to_string(), "{table} shows the id of the event");
+        }
     })
     .await;
 }

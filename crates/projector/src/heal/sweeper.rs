@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use broker::Connection;
+use daemon::output::counted;
 use daemon::{Failure, Health, chain};
 use domain_events::{Position, StreamId, StreamRange};
 use read_model::{Files, Instance, Lock, ReadModel, Session};
@@ -337,10 +338,9 @@ impl Sweeper<'_> {
         if stuck == 0 {
             state.probe.ok();
         } else {
-            let limit = LAG_LIMIT.as_secs();
-            state
-                .probe
-                .failing(&format!("{stuck} streams lag and have made no progress for {limit} s"));
+            let (one, many) = ("stream lags and has", "streams lag and have");
+            let (stuck, limit) = (counted(stuck, one, many), LAG_LIMIT.as_secs());
+            state.probe.failing(&format!("{stuck} made no progress for {limit} s"));
         }
         Ok(())
     }
