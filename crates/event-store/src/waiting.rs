@@ -141,7 +141,14 @@ impl Session {
                     nullif(h.until, 'infinity') AS until, o.event_id, o.stream_version,
                     o.event_type, o.routing_key, octet_length(o.payload::text) AS bytes,
                     behind.events
-             FROM outbox_holds h
+             FROM (
+                 SELECT h.* FROM outbox_holds h JOIN outbox o ON o.id = h.outbox_id
+                 WHERE ",
+            meant!(),
+            "
+                 ORDER BY h.since, h.stream_key
+                 LIMIT $7
+             ) AS h
              JOIN outbox o ON o.id = h.outbox_id
              CROSS JOIN LATERAL (
                  SELECT count(*) AS events FROM (
@@ -151,11 +158,7 @@ impl Session {
                      LIMIT 1000
                  ) AS counted
              ) AS behind
-             WHERE ",
-            meant!(),
-            "
-             ORDER BY h.since, h.stream_key
-             LIMIT $7"
+             ORDER BY h.since, h.stream_key"
         ));
         let query = which.bind(query).bind(i64::try_from(Waiting::LIMIT).unwrap_or(i64::MAX));
         self.run(Mode::Read, "reading the streams that wait", query).await
