@@ -21,7 +21,7 @@ async fn every_report_is_json_on_request() {
         wait_for(stack, "order-1", "1").await;
         let of =
             async |arguments: &str| report(stack.projector(TALLY).args(arguments.split(' '))).await;
-        assert_eq!(of("status").await[0]["projection"], "tally");
+        assert_eq!(of("status").await["projections"][0]["projection"], "tally");
         assert_eq!(of("reconcile --grace 0s").await[0]["projection"], "tally");
         assert_eq!(of("rebuild status").await, json!([{ "projection": "tally", "rebuild": null }]));
         assert_eq!(of("rebuild start tally --dry-run").await["events"], 1);
