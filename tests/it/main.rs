@@ -46,5 +46,6 @@ mod relay_slow;
 mod relay_status;
 mod relay_waits;
 mod shop;
+mod upgrade;
 mod wait_endpoint;
 mod workload;

@@ -42,6 +42,28 @@ pub enum Error {
     /// The tables are missing, or are older than this program.
     #[error("the event store in PostgreSQL is not migrated: run `outbox-relay migrate`")]
     NotMigrated,
+    /// A logical replication brings rows from another server.
+    #[error(
+        "the event store in PostgreSQL still comes from another server, through the subscription \
+         {subscription}: when everything has arrived, bring the sequences forward and drop the \
+         subscription (OPERATIONS.md, \"Upgrading PostgreSQL\")"
+    )]
+    Subscriber {
+        /// The name of the subscription.
+        subscription: String,
+    },
+    /// The next events would get positions that are in use.
+    #[error(
+        "events_position_seq in PostgreSQL is at {last}, but there are events up to position \
+         {highest}: stop appending, and bring the sequences forward (OPERATIONS.md, \
+         \"Upgrading PostgreSQL\")"
+    )]
+    PositionsBehind {
+        /// The highest position of an event.
+        highest: i64,
+        /// The last position that was given out, according to the sequence.
+        last: i64,
+    },
     /// A migration could not be applied.
     #[error("the migration of the event store failed")]
     Migration(#[source] sqlx::migrate::MigrateError),
@@ -115,7 +137,11 @@ impl Error {
     /// Whether a retry may succeed: the server is down or busy, or another one is taking over.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Unreachable { .. } | Self::Timeout { .. } | Self::NotPrimary { .. } => true,
+            Self::Unreachable { .. }
+            | Self::Timeout { .. }
+            | Self::NotPrimary { .. }
+            | Self::Subscriber { .. }
+            | Self::PositionsBehind { .. } => true,
             Self::Statement { source, .. } => match source.as_database_error() {
                 None => true,
                 // Classes: connection exception, transaction rollback, insufficient resources, operator

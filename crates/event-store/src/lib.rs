@@ -31,10 +31,12 @@
 //! | `waiting`, `status`, `backlog` | for operators |
 //! | `selection`, `reconcile`, `republish`, `positions` | walking through events, page by page |
 //! | `retention`, `hint`, `migrate`, `rights`, `append` | deletion, wake-ups, schema, rights of roles, bulk appends |
+//! | `complete` | whether a database has the whole event store, or receives it from another server |
 
 mod append;
 mod backlog;
 mod claim;
+mod complete;
 mod counts;
 mod due;
 mod error;

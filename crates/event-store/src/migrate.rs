@@ -18,7 +18,7 @@ const LOCK: i64 = 7_166_303;
 /// the same database.
 const TABLE: &str = "outbox_relay_migrations";
 
-const MIGRATIONS: [(i64, &str, &str); 7] = [
+const MIGRATIONS: [(i64, &str, &str); 8] = [
     (1, "event store", include_str!("../../../migrations/postgres/0001_event_store.sql")),
     (2, "outbox", include_str!("../../../migrations/postgres/0002_outbox.sql")),
     (3, "relay", include_str!("../../../migrations/postgres/0003_relay.sql")),
@@ -26,6 +26,11 @@ const MIGRATIONS: [(i64, &str, &str); 7] = [
     (5, "append event", include_str!("../../../migrations/postgres/0005_append_event.sql")),
     (6, "no jit", include_str!("../../../migrations/postgres/0006_no_jit.sql")),
     (7, "boundary", include_str!("../../../migrations/postgres/0007_boundary.sql")),
+    (
+        8,
+        "logical replication",
+        include_str!("../../../migrations/postgres/0008_logical_replication.sql"),
+    ),
 ];
 
 fn migrator() -> Migrator {
@@ -64,11 +69,7 @@ impl Session {
     }
 
     /// Checks that every migration known to this program has been applied.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::NotMigrated`] when a migration is missing.
-    pub async fn require_migrated(&mut self) -> Result<(), Error> {
+    pub(crate) async fn require_migrated(&mut self) -> Result<(), Error> {
         let newest: Option<i64> = within(
             self.client_limit(),
             "reading the schema version",

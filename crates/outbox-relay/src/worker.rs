@@ -147,7 +147,7 @@ impl Worker {
 
     async fn connect_store(&self) -> Result<Session, event_store::Error> {
         let mut session = Session::connect(&self.context.workers_store).await?;
-        session.require_migrated().await?;
+        session.require_complete().await?;
         self.context.store_login.accepted();
         Ok(session)
     }

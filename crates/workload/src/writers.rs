@@ -171,16 +171,18 @@ impl Writer {
 
 async fn connect(options: &Options) -> Result<Session, Failure> {
     let mut session = Session::connect(options).await.map_err(failure)?;
-    session.require_migrated().await.map_err(failure)?;
+    session.require_complete().await.map_err(failure)?;
     Ok(session)
 }
 
 fn failure(error: Error) -> Failure {
     let exit = match &error {
         Error::Login { .. } => Exit::Login,
-        Error::Unreachable { .. } | Error::Timeout { .. } | Error::NotPrimary { .. } => {
-            Exit::Unavailable
-        }
+        Error::Unreachable { .. }
+        | Error::Timeout { .. }
+        | Error::NotPrimary { .. }
+        | Error::Subscriber { .. }
+        | Error::PositionsBehind { .. } => Exit::Unavailable,
         _ => Exit::Failed,
     };
     Failure::new(exit, error)

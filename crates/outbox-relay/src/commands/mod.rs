@@ -39,7 +39,7 @@ pub(crate) async fn migrate(settings: &Settings) -> Result<(), Failure> {
 async fn open(settings: &Settings, limit: Duration) -> Result<Session, Failure> {
     let options = settings.store_options("outbox-relay command")?.statement_limit(limit);
     let mut session = Session::connect(&options).await.map_err(failure)?;
-    session.require_migrated().await.map_err(failure)?;
+    session.require_complete().await.map_err(failure)?;
     Ok(session)
 }
 
@@ -47,9 +47,11 @@ fn failure(error: Error) -> Failure {
     let exit = match error {
         Error::Url => Exit::Configuration,
         Error::Login { .. } => Exit::Login,
-        Error::Unreachable { .. } | Error::NotPrimary { .. } | Error::Timeout { .. } => {
-            Exit::Unavailable
-        }
+        Error::Unreachable { .. }
+        | Error::NotPrimary { .. }
+        | Error::Subscriber { .. }
+        | Error::PositionsBehind { .. }
+        | Error::Timeout { .. } => Exit::Unavailable,
         Error::NotWaiting { .. } => {
             let error = chain(&error);
             let remedy = "`outbox-relay parked list --all` shows the events that streams wait for";

@@ -50,7 +50,7 @@ async fn open_mysql(settings: &Settings) -> Result<Session, Failure> {
 
 async fn open_store(settings: &Settings) -> Result<event_store::Session, Failure> {
     let mut session = event_store::Session::connect(&settings.store()?).await.map_err(failure)?;
-    session.require_migrated().await.map_err(failure)?;
+    session.require_complete().await.map_err(failure)?;
     Ok(session)
 }
 

@@ -124,7 +124,7 @@ impl Supervisor<'_> {
         }
         context.metrics.paused(model.name(), false);
         // Otherwise a refused login or a missing migration would be reported only at the first gap.
-        History::new(context.store.clone()).session().await?.require_migrated().await?;
+        History::new(context.store.clone()).session().await?.require_complete().await?;
         let connection = Connection::connect(&context.broker).await?;
         let topology = self.topology(model.projection.partitions);
         self.wait_for_others(&mut session).await?;

@@ -229,7 +229,7 @@ fn count_unsettled(found: &mut Found, reports: &[Report]) {
 
 async fn published(store: &event_store::Options) -> Result<Published, Error> {
     let mut session = event_store::Session::connect(store).await?;
-    session.require_migrated().await?;
+    session.require_complete().await?;
     let publishing = Publishing::of(&mut session, Rows::All).await?;
     let open_writers = session.open_writers().await?;
     session.close().await;

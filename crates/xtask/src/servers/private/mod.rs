@@ -226,12 +226,15 @@ impl Private<'_> {
     }
 
     /// Environment variables and the scripts that they name.
-    fn tools(&self) -> Result<[(&'static str, String); 3]> {
+    fn tools(&self) -> Result<[(&'static str, String); 4]> {
         let pgbouncer = self.command(&self.trees.pgbouncer, &[], "pgbouncer")?;
+        let program = self.command(&self.trees.postgres, &[], "env")?;
         let tool = |name: &str, command| script(&self.data.join("tools").join(name), &command);
         Ok([
             ("RABBITMQCTL", tool("rabbitmqctl", self.rabbitmq_command("rabbitmqctl")?)?),
             ("PGBOUNCER", tool("pgbouncer", pgbouncer)?),
+            // Its arguments name a program of PostgreSQL.
+            ("POSTGRES_PROGRAM", tool("postgres-program", program)?),
             ("SERVER_DATA", self.data.display().to_string()),
         ])
     }
