@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use domain_events::{Category, EventType, SchemaVersion};
 use serde::Deserialize;
+use sqlparser::tokenizer::Token;
 
 use crate::Fault;
 use crate::definition::{Handler, Handlers, Order, Projection, Table};
@@ -213,6 +214,11 @@ pub(crate) fn tables(
             );
             faults.push(fault(file, Some(line), &reason));
         }
+        if copies(&tokens) {
+            let reason = "CREATE TABLE … LIKE and … SELECT copy another table: write the columns";
+            faults.push(fault(file, Some(line), reason));
+            continue;
+        }
         match parse(&shared, &sql, &tokens, line, &[]) {
             Ok(create) if create.parameters.is_empty() => tables.push(Table { name, create }),
             Ok(_) => faults.push(fault(file, Some(line), "CREATE TABLE cannot have parameters")),
@@ -236,8 +242,20 @@ fn created_table(tokens: &[Placed]) -> Option<String> {
         expect("EXISTS")?;
     }
     let name = solid.next()?.name()?.to_owned();
-    let qualified = solid.next()?.token == sqlparser::tokenizer::Token::Period;
+    let qualified = solid.next()?.token == Token::Period;
     (!qualified).then_some(name)
+}
+
+/// Whether `CREATE TABLE` takes its columns or rows from another table.
+fn copies(tokens: &[Placed]) -> bool {
+    let solid: Vec<&Placed> = tokens.iter().filter(|placed| !placed.is_space()).collect();
+    let is = |index: usize, word: &str| {
+        solid.get(index).and_then(|placed| placed.keyword()).as_deref() == Some(word)
+    };
+    let name = if is(2, "IF") { 5 } else { 2 };
+    let parenthesis = solid.get(name + 1).is_some_and(|it| it.token == Token::LParen);
+    let like = is(name + 1, "LIKE") || (parenthesis && is(name + 2, "LIKE"));
+    like || (0..solid.len()).any(|index| is(index, "SELECT"))
 }
 
 pub(crate) fn handlers(

@@ -1,27 +1,33 @@
 //! Refuses statements that reach beyond the projection's own rows, or whose result differs when the read
 //! model is rebuilt.
 
+mod functions;
+
 use std::convert::Infallible;
 use std::ops::ControlFlow;
 
-use sqlparser::ast::{ObjectName, ObjectNamePart, Query, Statement, Visit, Visitor};
+use sqlparser::ast::{Expr, ObjectName, ObjectNamePart, Query, Statement, Visit, Visitor};
 use sqlparser::tokenizer::Token;
 
 use crate::tokens::Placed;
 
 /// Functions that read or change the session or the server.
-const SESSION: [&str; 18] = [
+const SESSION: [&str; 22] = [
     "BENCHMARK",
     "DATABASE",
     "FOUND_ROWS",
     "GET_LOCK",
+    "ICU_VERSION",
     "IS_FREE_LOCK",
     "IS_USED_LOCK",
     "LAST_INSERT_ID",
     "LOAD_FILE",
     "MASTER_POS_WAIT",
+    "PS_CURRENT_THREAD_ID",
+    "PS_THREAD_ID",
     "RELEASE_ALL_LOCKS",
     "RELEASE_LOCK",
+    "ROLES_GRAPHML",
     "ROW_COUNT",
     "SCHEMA",
     "SLEEP",
@@ -90,7 +96,7 @@ pub(crate) fn refusals(tokens: &[Placed]) -> Vec<(u64, String)> {
         let word = placed.name().unwrap_or_default().to_uppercase();
         let names = before.and_then(Placed::keyword);
         let called = next(1) == Some(&Token::LParen)
-            && !names.is_some_and(|before| BEFORE_COLUMNS.contains(&&*before));
+            && !names.as_deref().is_some_and(|before| BEFORE_COLUMNS.contains(&before));
         let before_period = before.is_some_and(|before| before.token == Token::Period);
         // `statement::parse` already refuses assignments.
         let assigned = next(1) == Some(&Token::Assignment) || next(2) == Some(&Token::Assignment);
@@ -98,7 +104,18 @@ pub(crate) fn refusals(tokens: &[Placed]) -> Vec<(u64, String)> {
             continue;
         }
         let mut fault = |reason: String| faults.push((placed.line, reason));
-        if bare.starts_with('@') || matches!(placed.token, Token::AtSign | Token::AtAt) {
+        // `INTO other.t (column)` is told as a table of another database.
+        let qualifies_table = index
+            .checked_sub(3)
+            .and_then(|before| solid[before].keyword())
+            .is_some_and(|before| BEFORE_COLUMNS.contains(&&*before));
+        if before_period && called && !qualifies_table {
+            fault(format!("{word}() is a stored function: only functions of MySQL are allowed"));
+        } else if bare == "TABLE" && !(index == 1 && names.as_deref() == Some("CREATE")) {
+            fault("TABLE as a query is not allowed: write SELECT * FROM the table".to_owned());
+        } else if bare == "REFERENCES" && next(2) == Some(&Token::Period) {
+            fault("a foreign key can only refer to a table of this projection".to_owned());
+        } else if bare.starts_with('@') || matches!(placed.token, Token::AtSign | Token::AtAt) {
             fault("a session variable outlives the event and is not allowed".to_owned());
         } else if bare == "AUTO_INCREMENT" {
             fault(
@@ -154,6 +171,38 @@ pub(crate) fn foreign_table(
         }
         _ => Some(qualified(&name.to_string())),
     })
+}
+
+/// The reason to refuse a statement that calls a function which is not known to be allowed, or `None`.
+pub(crate) fn unknown_function(parsed: &Statement) -> Option<String> {
+    let mut functions = Functions::default();
+    let ControlFlow::Continue(()) = parsed.visit(&mut functions);
+    // `refusals` has better reasons for these.
+    let told = |name: &str| {
+        SESSION.iter().chain(&UNREPEATABLE).any(|known| known.eq_ignore_ascii_case(name))
+    };
+    let unknown = functions.0.iter().find(|name| !functions::is_known(name) && !told(name))?;
+    Some(format!(
+        "{unknown}() is not known to give the same result whenever the read model is rebuilt, or is a stored \
+         function: only functions of MySQL that depend on their arguments alone are allowed"
+    ))
+}
+
+/// The functions that a statement calls by an unqualified name.
+#[derive(Default)]
+struct Functions(Vec<String>);
+
+impl Visitor for Functions {
+    type Break = Infallible;
+
+    fn pre_visit_expr(&mut self, expr: &Expr) -> ControlFlow<Infallible> {
+        if let Expr::Function(function) = expr
+            && let [ObjectNamePart::Identifier(name)] = &function.name.0[..]
+        {
+            self.0.push(name.value.clone());
+        }
+        ControlFlow::Continue(())
+    }
 }
 
 /// Names that can stand in the place of a table.

@@ -8,7 +8,7 @@ use sqlparser::tokenizer::Token;
 
 use crate::directive::{Directives, directives};
 use crate::parameter::{Parameter, Source, Step};
-use crate::refuse::{foreign_table, refusals, verb_after_with};
+use crate::refuse::{foreign_table, refusals, unknown_function, verb_after_with};
 use crate::shape::{Action, LineColumn, NotBatchable, Shape, Touch, shape, touches};
 use crate::tokens::{Marked, Placed, nesting, parsed, statements};
 use crate::usage::{Use, uses};
@@ -141,9 +141,8 @@ pub(crate) fn parse(
             line => NotBatchable { place: LineColumn { line, column: location.column }, reason },
         })
     };
-    if let Some(reason) = foreign_table(parsed.as_ref().ok(), tokens, own) {
-        faults.push(fault((line, reason)));
-    }
+    faults.extend(foreign_table(parsed.as_ref().ok(), tokens, own).map(|it| fault((line, it))));
+    faults.extend(parsed.as_ref().ok().and_then(unknown_function).map(|it| fault((line, it))));
     if !faults.is_empty() {
         return Err(faults);
     }
