@@ -1,5 +1,6 @@
 //! `/livez`, `/readyz` and `/metrics`.
 
+use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +16,7 @@ use hyper_util::service::TowerToHyperService;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
@@ -23,7 +24,8 @@ use crate::{Exit, Failure, Health};
 
 const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// At most this many connections are open; further ones wait to be accepted.
+/// At most this many connections are open. A further one replaces the oldest, so that clients that neither send
+/// nor read keep nobody out.
 const CONNECTIONS_MAX: usize = 256;
 /// How long a client may take to send a request before its connection is closed.
 const REQUEST_LIMIT: Duration = Duration::from_secs(5);
@@ -88,18 +90,27 @@ impl Endpoint {
         let mut http = http1::Builder::new();
         http.timer(TokioTimer::new()).header_read_timeout(REQUEST_LIMIT);
         let mut connections = JoinSet::new();
+        let mut open = VecDeque::new();
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
-                Some(_ended) = connections.join_next() => {}
-                accepted = self.listener.accept(), if connections.len() < CONNECTIONS_MAX => {
+                Some(_ended) = connections.join_next() => {
+                    open.retain(|connection: &AbortHandle| !connection.is_finished());
+                }
+                accepted = self.listener.accept() => {
                     let Ok((stream, _)) = accepted else {
                         // The client has disconnected, or too many files are open. Both are temporary.
                         sleep(ACCEPT_PAUSE).await;
                         continue;
                     };
+                    if open.len() >= CONNECTIONS_MAX
+                        && let Some(oldest) = open.pop_front()
+                    {
+                        oldest.abort();
+                    }
                     let service = TowerToHyperService::new(self.router.clone());
-                    connections.spawn(http.serve_connection(TokioIo::new(stream), service));
+                    let served = http.serve_connection(TokioIo::new(stream), service);
+                    open.push_back(connections.spawn(served));
                 }
             }
         }

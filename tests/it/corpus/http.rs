@@ -63,6 +63,30 @@ async fn corpus_http() {
     .await;
 }
 
+/// Clients that send requests and read no answer keep nobody out. Method: more of them than connections that a
+/// daemon serves, each with more answers than fit into the buffers.
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_do_not_read_keep_nobody_out() {
+    Stack::run(async |stack| {
+        let relay = stack.relay().start_ready().await;
+        let address = address(&relay);
+        let requests = "GET /metrics HTTP/1.1\r\nHost: relay\r\n\r\n".repeat(2_000);
+        let silent = join_all((0..300).map(async |_| {
+            let mut stream = TcpStream::connect(&address).await.unwrap();
+            // The daemon stops to read when it cannot write, or ends the connection.
+            let _unsent =
+                timeout(Duration::from_secs(1), stream.write_all(requests.as_bytes())).await;
+            stream
+        }))
+        .await;
+        for _ in 0..3 {
+            assert_eq!(relay.get("/livez").await.map(|(status, _)| status), Some(200));
+        }
+        drop(silent);
+    })
+    .await;
+}
+
 /// The HTTP address of a daemon.
 fn address(daemon: &Daemon) -> String {
     let log = daemon.log();
