@@ -81,6 +81,33 @@ async fn the_number_of_waiting_requests_is_limited() {
     .await;
 }
 
+/// Requests that wait cost the servers no more than one: they are asked for all of them at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_waiting_requests_cost_no_more_than_one() {
+    Stack::run(async |stack| {
+        stack.projector(TALLY).arg("migrate").succeed().await;
+        let daemon = stack.projector(TALLY).start_ready().await;
+        let transactions = async || -> i64 {
+            sqlx::query_scalar(
+                "SELECT xact_commit + xact_rollback FROM pg_stat_database
+                 WHERE datname = current_database()",
+            )
+            .fetch_one(&mut stack.postgres().await)
+            .await
+            .unwrap()
+        };
+        let (before, begun) = (transactions().await, Instant::now());
+        let ids: Vec<String> = (0..100).map(|_| Uuid::new_v4().to_string()).collect();
+        let answers = join_all(ids.iter().map(|id| wait(&daemon, "tally", id, "4s"))).await;
+        assert!(answers.iter().all(|(status, _)| *status == 504), "{answers:?}");
+        let seconds = begun.elapsed().as_secs_f64();
+        let count = f64::from(u32::try_from(transactions().await - before).unwrap());
+        println!("{:.0} transactions/s for 100 requests", count / seconds);
+        assert!(count / seconds < 200.0, "{count} transactions in {seconds} s");
+    })
+    .await;
+}
+
 /// An event of a category that the projection does not follow is never applied, so waiting is refused at
 /// once.
 #[tokio::test(flavor = "multi_thread")]

@@ -1,10 +1,13 @@
 //! Reads events, in global order or by stream.
 
+use std::collections::HashMap;
+
 use chrono::{DateTime, Utc};
 use domain_events::{
     Category, EventId, Position, StoredEvent, StreamId, StreamRange, StreamVersion,
 };
 use sqlx::query;
+use uuid::Uuid;
 
 use crate::row::EventRow;
 use crate::session::Mode;
@@ -23,19 +26,6 @@ pub struct StreamHead {
     pub stream_id: StreamId,
     /// Its newest version in the range.
     pub version: StreamVersion,
-}
-
-/// The place of an event, and when it was recorded.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
-    /// Its place in the event store.
-    pub position: Position,
-    /// Its stream.
-    pub stream_id: StreamId,
-    /// Its place in the stream.
-    pub version: StreamVersion,
-    /// When it was recorded.
-    pub recorded_at: DateTime<Utc>,
 }
 
 impl Session {
@@ -176,56 +166,28 @@ impl Session {
             .map_err(|source| Error::Row { table: "events", id: until.get(), source })
     }
 
-    /// The stream and version of an event; `None` if there is no such event.
+    /// The stream and version of each of some events. The result omits those that do not exist.
     ///
     /// # Errors
     ///
     /// When the statement fails.
-    pub async fn place_of(
+    pub async fn places_of(
         &mut self,
-        event_id: EventId,
-    ) -> Result<Option<(StreamId, StreamVersion)>, Error> {
-        let query = query("SELECT stream_id, stream_version FROM events WHERE event_id = $1")
-            .bind(event_id.uuid());
-        let rows: Vec<(String, i64)> =
-            self.run(Mode::Read, "searching for an event by its id", query).await?;
-        let place = |(stream_id, version): (String, i64)| {
-            Ok((StreamId::new(stream_id)?, StreamVersion::new(version)?))
-        };
-        rows.into_iter().next().map(place).transpose().map_err(|source| Error::Row {
-            table: "events",
-            id: 0,
-            source,
-        })
-    }
-
-    /// The place and the time of each event with `after < position <= until`, at most `limit`, by position.
-    ///
-    /// # Errors
-    ///
-    /// When the statement fails.
-    pub async fn places(
-        &mut self,
-        after: Position,
-        until: Position,
-        limit: u32,
-    ) -> Result<Vec<Place>, Error> {
+        events: &[EventId],
+    ) -> Result<HashMap<EventId, (StreamId, StreamVersion)>, Error> {
+        let ids: Vec<Uuid> = events.iter().copied().map(EventId::uuid).collect();
         let query = query(
-            "SELECT position, stream_id, stream_version, recorded_at FROM events
-             WHERE position > $1 AND position <= $2
-             ORDER BY position LIMIT $3",
+            "SELECT event_id, stream_id, stream_version FROM events WHERE event_id = ANY ($1)",
         )
-        .bind(after.get())
-        .bind(until.get())
-        .bind(i64::from(limit));
-        let rows: Vec<(i64, String, i64, DateTime<Utc>)> =
-            self.run(Mode::Read, "reading the places of events", query).await?;
-        let place = |(position, stream_id, version, recorded_at): (_, String, i64, _)| {
-            let (position, stream_id) = (Position::new(position)?, StreamId::new(stream_id)?);
-            Ok(Place { position, stream_id, version: StreamVersion::new(version)?, recorded_at })
+        .bind(ids);
+        let rows: Vec<(Uuid, String, i64)> =
+            self.run(Mode::Read, "searching for events by their ids", query).await?;
+        let place = |(event_id, stream_id, version): (Uuid, String, i64)| {
+            let place = (StreamId::new(stream_id)?, StreamVersion::new(version)?);
+            Ok((EventId::new(event_id)?, place))
         };
         let places: Result<_, _> = rows.into_iter().map(place).collect();
-        places.map_err(|source| Error::Row { table: "events", id: after.get(), source })
+        places.map_err(|source| Error::Row { table: "events", id: 0, source })
     }
 
     /// When the oldest of some events was recorded; `None` if none of them exists.

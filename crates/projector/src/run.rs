@@ -8,7 +8,7 @@ use read_model::ReadModel;
 use uuid::Uuid;
 
 use crate::Settings;
-use crate::commands::wait_endpoint;
+use crate::commands::{wait_endpoint, watch};
 use crate::consume::{Batches, supervise};
 use crate::context::Context;
 use crate::heal::{reconcile_hourly, sweep};
@@ -45,7 +45,8 @@ pub async fn run(settings: Settings, tasks: &mut Tasks) -> Result<(), Failure> {
         tasks.spawn(component, task);
     }
     let count = models.len();
-    let routes = wait_endpoint(&context, &models, health.clone());
+    let (routes, requests) = wait_endpoint(&models);
+    tasks.spawn("waiting requests", watch(Arc::clone(&context), health.clone(), requests));
     tasks.spawn("sweeper", sweep(Arc::clone(&context), models.clone(), health.clone()));
     tasks.spawn("survey", survey(Arc::clone(&context), surveyed, health.clone()));
     tasks.spawn("reconciliation", reconcile_hourly(Arc::clone(&context), models.clone()));

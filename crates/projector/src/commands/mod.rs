@@ -29,7 +29,7 @@ pub(crate) use self::show::{Show, show};
 pub(crate) use self::status::{Status, status};
 pub(crate) use self::topology::Topology;
 pub(crate) use self::verify::{Verify, verify};
-pub(crate) use self::wait_endpoint::route as wait_endpoint;
+pub(crate) use self::wait_endpoint::{route as wait_endpoint, watch};
 use crate::Settings;
 use crate::error::{Error, ServerError};
 

@@ -74,9 +74,7 @@ impl Batches {
 
     /// Reports that a consumer of a queue begins.
     pub(super) fn opened(&self, queue: usize) {
-        let mut state = self.lock();
-        state.running.retain(|place, _| place.queue != queue);
-        state.queue(queue).opened += 1;
+        self.lock().running.retain(|place, _| place.queue != queue);
     }
 
     /// Reports that a batch begins.

@@ -2,7 +2,6 @@
 
 mod parked;
 mod reconcile;
-mod silent;
 mod state;
 mod sweeper;
 mod unserved;

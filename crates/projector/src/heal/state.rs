@@ -9,7 +9,6 @@ use domain_events::{Position, StreamId, StreamRange, StreamVersion};
 use read_model::ReadModel;
 use uuid::Uuid;
 
-use super::silent::Silent;
 use super::unserved::Unserved;
 use crate::history::LaggingStream;
 
@@ -33,7 +32,6 @@ pub(super) struct State {
     /// When the queues last had no message that may still be delivered.
     pub(super) drained: Option<Instant>,
     pub(super) unserved: Unserved,
-    pub(super) silent: Silent,
     pub(super) probe: Probe,
     pub(super) queues: Probe,
 }
@@ -52,7 +50,6 @@ impl State {
             lagging: HashMap::new(),
             drained: None,
             unserved,
-            silent: Silent::default(),
             probe,
             queues,
         }
@@ -72,14 +69,10 @@ impl State {
         self.queues.ok();
     }
 
-    /// Reports in `/readyz` which queues are stuck or silent.
-    pub(super) fn report_queues(&self, stuck: &[&str], all: &[&str]) {
-        let queues = stuck;
+    /// Reports in `/readyz` which queues are stuck.
+    pub(super) fn report_stuck(&self, queues: &[&str]) {
         if queues.is_empty() {
-            match self.silent.reason(all) {
-                None => self.queues.ok(),
-                Some(reason) => self.queues.failing(&reason),
-            }
+            self.queues.ok();
             return;
         }
         let (queues, name) = (queues.join(", "), self.model.name());

@@ -16,7 +16,6 @@ use domain_events::{Position, StreamId, StreamRange};
 use read_model::{Files, Instance, Lock, ReadModel, Session};
 use tokio::time::sleep;
 
-use super::silent::brought;
 use super::state::State;
 use super::unserved::Unserved;
 use crate::Settings;
@@ -149,14 +148,9 @@ impl Sweeper<'_> {
         } else if let Some(checkpoint) = checkpoint {
             self.require_not_restored(checkpoint, limits).await?;
             let instances = session.instances(&model.ledger).await?;
-            let brought = brought(model.name(), &instances, &session.reports().await?);
-            state.silent.update(brought.as_deref(), self.context.settings.sweep_grace);
             let queues = self.check_queues(state, &instances).await;
             // An error with the broker comes last: lost events can be applied without it.
-            let healed = self.heal_all(&mut session, state, checkpoint, limits).await?;
-            if healed > 0 {
-                let queues = usize::from(model.projection.partitions);
-                state.silent.healed(queues, brought.as_deref(), healed);
+            if self.heal_all(&mut session, state, checkpoint, limits).await? {
                 self.bind_again(&model).await;
             }
             queues?;
@@ -206,8 +200,7 @@ impl Sweeper<'_> {
         }
         let topology = self.topology(&state.model);
         let names = stuck.iter().map(|number| topology.queues[*number].name.as_str());
-        let all: Vec<&str> = topology.queues.iter().map(|queue| queue.name.as_str()).collect();
-        state.report_queues(&names.collect::<Vec<_>>(), &all);
+        state.report_stuck(&names.collect::<Vec<_>>());
         Ok(())
     }
 
@@ -225,22 +218,19 @@ impl Sweeper<'_> {
         Ok(ready)
     }
 
-    /// Heals until no event counts as lost. Returns how many did.
+    /// Heals until no event counts as lost. Returns whether any did.
     async fn heal_all(
         &mut self,
         session: &mut Session,
         state: &mut State,
         checkpoint: Position,
         limits: Limits,
-    ) -> Result<usize, Error> {
-        let mut all = 0;
-        loop {
-            let healed = self.compare(session, state, checkpoint, limits).await?;
-            if healed == 0 {
-                return Ok(all);
-            }
-            all += healed;
+    ) -> Result<bool, Error> {
+        let mut healed = false;
+        while self.compare(session, state, checkpoint, limits).await? {
+            healed = true;
         }
+        Ok(healed)
     }
 
     /// Declares the bindings again. Lost events are the only sign of a missing binding.
@@ -257,14 +247,15 @@ impl Sweeper<'_> {
         }
     }
 
-    /// Compares new positions, and windows with lagging streams. Heals lost events and returns their number.
+    /// Compares new positions, and windows with lagging streams. Heals lost events and returns whether that
+    /// made progress.
     async fn compare(
         &mut self,
         session: &mut Session,
         state: &mut State,
         checkpoint: Position,
         limits: Limits,
-    ) -> Result<usize, Error> {
+    ) -> Result<bool, Error> {
         let until = limits.published;
         let model = Arc::clone(&state.model);
         let seen = state.seen.unwrap_or(checkpoint);
@@ -289,7 +280,7 @@ impl Sweeper<'_> {
         self.context.metrics.checkpoint(model.name(), clean.max(checkpoint).get());
         let due = state.track(&lagging, self.context.settings.sweep_grace);
         self.report(session, state, lagging, limits).await?;
-        if due.is_empty() { Ok(0) } else { self.heal(session, &model, (&due, until)).await }
+        if due.is_empty() { Ok(false) } else { self.heal(session, &model, (&due, until)).await }
     }
 
     fn topology(&self, model: &ReadModel) -> Topology {
@@ -298,18 +289,18 @@ impl Sweeper<'_> {
         Topology::of(projection, &settings.queue_prefix, exchange, projection.partitions)
     }
 
-    /// Applies the first missing events of each stream. Returns their number.
+    /// Applies the first missing events of each stream. Returns whether that made progress.
     async fn heal(
         &mut self,
         session: &mut Session,
         model: &ReadModel,
         (due, until): (&[StreamRange], Position),
-    ) -> Result<usize, Error> {
+    ) -> Result<bool, Error> {
         if model.is_ordered() {
             let target = (session, model);
             let healed = apply_in_order(self.context, &mut self.history, target, until).await?;
             self.context.metrics.healed(model.name(), Healing::Sweep, healed);
-            return Ok(healed);
+            return Ok(healed > 0);
         }
         let mut healed = 0;
         for wanted in due.chunks(History::STREAMS_AT_ONCE) {
@@ -323,7 +314,7 @@ impl Sweeper<'_> {
                 "lost events were found in the event store and applied"
             );
         }
-        Ok(healed)
+        Ok(healed > 0)
     }
 
     /// Measures the lag, up to the end of the event store: a read model lags also while no relay runs.
