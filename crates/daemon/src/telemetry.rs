@@ -3,8 +3,11 @@
 use std::io::IsTerminal;
 
 use anyhow::{Context, anyhow};
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::ParseError;
+use tracing::{Level, Metadata};
+use tracing_subscriber::filter::{FilterExt, ParseError, filter_fn};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer, fmt, registry};
 
 use crate::settings::Reader;
 use crate::{Exit, Failure};
@@ -56,7 +59,17 @@ const BEFORE: &str = "lapin=off";
 /// message with its payload.
 const AFTER: &str = "lapin::returned_messages=off";
 
-/// Starts logging to standard output.
+/// Libraries that handle messages, statements and secrets, and may log them below INFO.
+const HANDLE_CONTENT: [&str; 8] =
+    ["amq_protocol", "async_rs", "executor_trait", "hyper", "lapin", "mio", "rustls", "sqlx"];
+
+/// Whether an event is not about the content of messages, statements or connections.
+fn shows_no_content(metadata: &Metadata<'_>) -> bool {
+    let target = metadata.target();
+    *metadata.level() <= Level::INFO || !HANDLE_CONTENT.iter().any(|it| target.starts_with(it))
+}
+
+/// Starts logging to standard output. No filter makes a library log the content of messages.
 ///
 /// # Errors
 ///
@@ -64,17 +77,18 @@ const AFTER: &str = "lapin::returned_messages=off";
 pub fn init_logs(settings: &LogSettings) -> Result<(), Failure> {
     let filter = settings.filter().context(INVALID_FILTER);
     let filter = filter.map_err(|error| Failure::new(Exit::Configuration, error))?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter);
     let terminal = std::io::stdout().is_terminal();
     let json = match settings.format {
         LogFormat::Json => true,
         LogFormat::Text => false,
         LogFormat::Auto => !terminal,
     };
-    let started = if json {
-        builder.json().flatten_event(true).with_span_list(false).try_init()
+    let layer = if json {
+        fmt::layer().json().flatten_event(true).with_span_list(false).boxed()
     } else {
-        builder.with_ansi(terminal && std::env::var_os("NO_COLOR").is_none()).try_init()
+        fmt::layer().with_ansi(terminal && std::env::var_os("NO_COLOR").is_none()).boxed()
     };
+    let layer = layer.with_filter(filter.and(filter_fn(shows_no_content)));
+    let started = registry().with(layer).try_init();
     started.map_err(|error| anyhow!(error).context("starting the logs").into())
 }
