@@ -68,6 +68,49 @@ async fn a_stuck_queue_is_reported_and_reset_by_command() {
     .await;
 }
 
+/// A consumer of another program that takes all messages leaves none ready in the queue. Readiness and the status
+/// say that the queue brings nothing, for as long as that lasts. Method: the consumer has no prefetch limit.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_consumer_that_takes_all_messages_is_noticed() {
+    Stack::run(async |stack| {
+        let program = stack.projector(TALLY);
+        program.clone().arg("migrate").succeed().await;
+        let projector = program.start_ready().await;
+        let _relay = stack.relay().start_ready().await;
+        let broker = stack.amqp().await;
+        let channel = broker.create_channel().await.unwrap();
+        let mut first = FieldTable::default();
+        first.insert("x-priority".into(), AMQPValue::LongInt(1_000_000));
+        let (queue, options) = ("projector.tally", BasicConsumeOptions::default());
+        let _consumer =
+            channel.basic_consume(queue.into(), "foreign".into(), options, first).await.unwrap();
+        let append = async |number: usize| {
+            let stream = format!("order-{number}");
+            stack.append(&stream, &[tested(&json!(1))]).await;
+            wait_for(stack, &stream, "1").await;
+        };
+        let reported = async || {
+            let (status, body) = projector.get("/readyz").await?;
+            let what = "projector.tally brought nothing since";
+            (status == 503 && body.contains(what)).then_some(())
+        };
+        for number in 1..=3 {
+            append(number).await;
+        }
+        eventually("readiness reports the queue", reported).await;
+        for number in 4..=6 {
+            append(number).await;
+            assert!(reported().await.is_some(), "readiness stopped reporting the queue");
+        }
+        let status = program.clone().arg("status").fail(1).await;
+        assert!(status.contains("projector.tally brought nothing since"), "{status}");
+        assert!(status.contains("another program probably receives the messages"), "{status}");
+        broker.close(200, "".into()).await.unwrap();
+        projector.ready().await;
+    })
+    .await;
+}
+
 /// A projector that runs a long batch keeps its queue. The batch holds as many deliveries as the
 /// prefetch limit allows, so no more arrive, although the queue is not stuck.
 #[tokio::test(flavor = "multi_thread")]

@@ -65,7 +65,7 @@ pub use error::Error;
 pub use fence::{Fence, Writer};
 pub use hint::{Listener, Wake};
 pub use positions::Positions;
-pub use read::StreamHead;
+pub use read::{Place, StreamHead};
 pub use reconcile::{Compared, MissingEvent, Reconciled};
 pub use retention::Deleted;
 pub use rights::{Task, rights};

@@ -28,6 +28,19 @@ pub struct StreamHead {
     pub version: StreamVersion,
 }
 
+/// The place of an event, and when it was recorded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// Its place in the event store.
+    pub position: Position,
+    /// Its stream.
+    pub stream_id: StreamId,
+    /// Its place in the stream.
+    pub version: StreamVersion,
+    /// When it was recorded.
+    pub recorded_at: DateTime<Utc>,
+}
+
 impl Session {
     /// Reads events of some categories in global order, with `after < position <= until`.
     ///
@@ -188,6 +201,35 @@ impl Session {
         };
         let places: Result<_, _> = rows.into_iter().map(place).collect();
         places.map_err(|source| Error::Row { table: "events", id: 0, source })
+    }
+
+    /// The place and the time of each event with `after < position <= until`, at most `limit`, by position.
+    ///
+    /// # Errors
+    ///
+    /// When the statement fails.
+    pub async fn places(
+        &mut self,
+        after: Position,
+        until: Position,
+        limit: u32,
+    ) -> Result<Vec<Place>, Error> {
+        let query = query(
+            "SELECT position, stream_id, stream_version, recorded_at FROM events
+             WHERE position > $1 AND position <= $2
+             ORDER BY position LIMIT $3",
+        )
+        .bind(after.get())
+        .bind(until.get())
+        .bind(i64::from(limit));
+        let rows: Vec<(i64, String, i64, DateTime<Utc>)> =
+            self.run(Mode::Read, "reading the places of events", query).await?;
+        let place = |(position, stream_id, version, recorded_at): (_, String, i64, _)| {
+            let (position, stream_id) = (Position::new(position)?, StreamId::new(stream_id)?);
+            Ok(Place { position, stream_id, version: StreamVersion::new(version)?, recorded_at })
+        };
+        let places: Result<_, _> = rows.into_iter().map(place).collect();
+        places.map_err(|source| Error::Row { table: "events", id: after.get(), source })
     }
 
     /// When the oldest of some events was recorded; `None` if none of them exists.

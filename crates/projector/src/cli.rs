@@ -245,7 +245,7 @@ mod tests {
     }
 
     /// Commands that only act. Their result is that they were done, which the exit code says.
-    const ACTIONS: [&str; 13] = [
+    const ACTIONS: [&str; 14] = [
         "run",
         "migrate",
         "pause",
@@ -257,6 +257,7 @@ mod tests {
         "rebuild rollback",
         "rebuild cleanup",
         "topology apply",
+        "topology reset",
         "healthcheck",
         "help",
     ];

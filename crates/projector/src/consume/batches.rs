@@ -74,7 +74,9 @@ impl Batches {
 
     /// Reports that a consumer of a queue begins.
     pub(super) fn opened(&self, queue: usize) {
-        self.lock().running.retain(|place, _| place.queue != queue);
+        let mut state = self.lock();
+        state.running.retain(|place, _| place.queue != queue);
+        state.queue(queue).opened += 1;
     }
 
     /// Reports that a batch begins.

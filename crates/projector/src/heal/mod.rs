@@ -2,6 +2,7 @@
 
 mod parked;
 mod reconcile;
+mod silent;
 mod state;
 mod sweeper;
 mod unserved;

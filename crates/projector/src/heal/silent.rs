@@ -5,6 +5,7 @@
 //! no instance has one in its hands.
 
 use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use read_model::{Instance, QueueUse, Report};
@@ -12,16 +13,20 @@ use read_model::{Instance, QueueUse, Report};
 /// A queue counts as silent when events were found missing so many times without a delivery in between.
 const HEALS: u32 = 2;
 
+/// A queue counts as silent for so many graces after the last heal.
+const GRACES: u32 = 30;
+
 /// The queues of a projection that may be silent.
 #[derive(Debug, Default)]
 pub(super) struct Silent(HashMap<usize, Spell>);
 
 #[derive(Debug)]
 struct Spell {
-    /// The number of deliveries of the queue to all instances at its begin.
-    delivered: u64,
+    /// How often instances began to consume the queue, and the number of its deliveries, at the begin.
+    opened_and_delivered: (u64, u64),
     since: DateTime<Utc>,
     heals: u32,
+    last_heal: Instant,
     events: usize,
 }
 
@@ -37,6 +42,7 @@ pub(super) fn brought(
         let run = report.projections.iter().find(|run| run.projection == projection)?;
         total.resize(total.len().max(run.queues.len()), QueueUse::default());
         for (all, one) in total.iter_mut().zip(&run.queues) {
+            all.opened += one.opened;
             all.delivered += one.delivered;
             all.unsettled += one.unsettled;
         }
@@ -45,24 +51,29 @@ pub(super) fn brought(
 }
 
 impl Silent {
-    /// Forgets the queues that have brought something since.
-    pub(super) fn update(&mut self, brought: Option<&[QueueUse]>) {
+    /// Forgets the queues that have brought something since, or that are consumed anew. Without a heal for
+    /// [`GRACES`], nothing is known any more: a queue may just have no events.
+    pub(super) fn update(&mut self, brought: Option<&[QueueUse]>, grace: Duration) {
         let Some(brought) = brought else { return self.0.clear() };
+        self.0.retain(|_, spell| spell.last_heal.elapsed() < grace * GRACES);
         self.0.retain(|number, spell| {
             let now = brought.get(*number).copied().unwrap_or_default();
-            now.delivered == spell.delivered && now.unsettled == 0
+            (now.opened, now.delivered) == spell.opened_and_delivered && now.unsettled == 0
         });
     }
 
     /// Records that events were found missing. Each queue may have lost them.
     pub(super) fn healed(&mut self, queues: usize, brought: Option<&[QueueUse]>, events: usize) {
         let Some(brought) = brought else { return };
+        let now = Instant::now();
         for number in 0..queues {
-            let QueueUse { delivered, .. } = brought.get(number).copied().unwrap_or_default();
-            let since = Utc::now();
-            let spell = Spell { delivered, since, heals: 0, events: 0 };
+            let QueueUse { opened, delivered, .. } =
+                brought.get(number).copied().unwrap_or_default();
+            let (since, opened_and_delivered) = (Utc::now(), (opened, delivered));
+            let spell = Spell { opened_and_delivered, since, heals: 0, last_heal: now, events: 0 };
             let spell = self.0.entry(number).or_insert(spell);
             spell.heals += 1;
+            spell.last_heal = now;
             spell.events += events;
         }
     }
@@ -93,8 +104,10 @@ impl Silent {
 mod tests {
     use super::*;
 
+    const GRACE: Duration = Duration::from_secs(20);
+
     fn brought(delivered: u64, unsettled: u64) -> Vec<QueueUse> {
-        vec![QueueUse { delivered, unsettled }, QueueUse::default()]
+        vec![QueueUse { opened: 1, delivered, unsettled }, QueueUse::default()]
     }
 
     #[test]
@@ -102,15 +115,15 @@ mod tests {
         let names = ["one", "two"];
         let mut silent = Silent::default();
         silent.healed(2, Some(&brought(7, 0)), 3);
-        silent.update(Some(&brought(7, 0)));
+        silent.update(Some(&brought(7, 0)), GRACE);
         assert_eq!(silent.reason(&names), None);
         silent.healed(2, Some(&brought(7, 0)), 3);
         let reason = silent.reason(&names).unwrap();
         assert!(reason.starts_with("one, two brought nothing since 20"), "{reason}");
         assert!(reason.contains("although 6 events"), "{reason}");
-        silent.update(Some(&brought(8, 0)));
+        silent.update(Some(&brought(8, 0)), GRACE);
         assert!(silent.reason(&names).unwrap().starts_with("two brought nothing"));
-        silent.update(None);
+        silent.update(None, GRACE);
         assert_eq!(silent.reason(&names), None);
     }
 
@@ -119,7 +132,7 @@ mod tests {
         let mut silent = Silent::default();
         for _ in 0..3 {
             silent.healed(1, Some(&brought(7, 2)), 1);
-            silent.update(Some(&brought(7, 2)));
+            silent.update(Some(&brought(7, 2)), GRACE);
         }
         assert_eq!(silent.reason(&["one"]), None);
     }

@@ -9,6 +9,7 @@ use domain_events::{Position, StreamId, StreamRange, StreamVersion};
 use read_model::ReadModel;
 use uuid::Uuid;
 
+use super::silent::Silent;
 use super::unserved::Unserved;
 use crate::history::LaggingStream;
 
@@ -32,6 +33,7 @@ pub(super) struct State {
     /// When the queues last had no message that may still be delivered.
     pub(super) drained: Option<Instant>,
     pub(super) unserved: Unserved,
+    pub(super) silent: Silent,
     pub(super) probe: Probe,
     pub(super) queues: Probe,
 }
@@ -50,6 +52,7 @@ impl State {
             lagging: HashMap::new(),
             drained: None,
             unserved,
+            silent: Silent::default(),
             probe,
             queues,
         }
@@ -69,10 +72,14 @@ impl State {
         self.queues.ok();
     }
 
-    /// Reports in `/readyz` which queues are stuck.
-    pub(super) fn report_stuck(&self, queues: &[&str]) {
+    /// Reports in `/readyz` which queues are stuck or silent.
+    pub(super) fn report_queues(&self, stuck: &[&str], all: &[&str]) {
+        let queues = stuck;
         if queues.is_empty() {
-            self.queues.ok();
+            match self.silent.reason(all) {
+                None => self.queues.ok(),
+                Some(reason) => self.queues.failing(&reason),
+            }
             return;
         }
         let (queues, name) = (queues.join(", "), self.model.name());

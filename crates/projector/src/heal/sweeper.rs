@@ -16,6 +16,7 @@ use domain_events::{Position, StreamId, StreamRange};
 use read_model::{Files, Instance, Lock, ReadModel, Session};
 use tokio::time::sleep;
 
+use super::silent::brought;
 use super::state::State;
 use super::unserved::Unserved;
 use crate::Settings;
@@ -148,9 +149,14 @@ impl Sweeper<'_> {
         } else if let Some(checkpoint) = checkpoint {
             self.require_not_restored(checkpoint, limits).await?;
             let instances = session.instances(&model.ledger).await?;
+            let brought = brought(model.name(), &instances, &session.reports().await?);
+            state.silent.update(brought.as_deref(), self.context.settings.sweep_grace);
             let queues = self.check_queues(state, &instances).await;
             // An error with the broker comes last: lost events can be applied without it.
-            if self.heal_all(&mut session, state, checkpoint, limits).await? {
+            let healed = self.heal_all(&mut session, state, checkpoint, limits).await?;
+            if healed > 0 {
+                let queues = usize::from(model.projection.partitions);
+                state.silent.healed(queues, brought.as_deref(), healed);
                 self.bind_again(&model).await;
             }
             queues?;
@@ -200,7 +206,8 @@ impl Sweeper<'_> {
         }
         let topology = self.topology(&state.model);
         let names = stuck.iter().map(|number| topology.queues[*number].name.as_str());
-        state.report_stuck(&names.collect::<Vec<_>>());
+        let all: Vec<&str> = topology.queues.iter().map(|queue| queue.name.as_str()).collect();
+        state.report_queues(&names.collect::<Vec<_>>(), &all);
         Ok(())
     }
 
@@ -218,19 +225,22 @@ impl Sweeper<'_> {
         Ok(ready)
     }
 
-    /// Heals until no event counts as lost. Returns whether any did.
+    /// Heals until no event counts as lost. Returns how many did.
     async fn heal_all(
         &mut self,
         session: &mut Session,
         state: &mut State,
         checkpoint: Position,
         limits: Limits,
-    ) -> Result<bool, Error> {
-        let mut healed = false;
-        while self.compare(session, state, checkpoint, limits).await? {
-            healed = true;
+    ) -> Result<usize, Error> {
+        let mut all = 0;
+        loop {
+            let healed = self.compare(session, state, checkpoint, limits).await?;
+            if healed == 0 {
+                return Ok(all);
+            }
+            all += healed;
         }
-        Ok(healed)
     }
 
     /// Declares the bindings again. Lost events are the only sign of a missing binding.
@@ -247,15 +257,14 @@ impl Sweeper<'_> {
         }
     }
 
-    /// Compares new positions, and windows with lagging streams. Heals lost events and returns whether that
-    /// made progress.
+    /// Compares new positions, and windows with lagging streams. Heals lost events and returns their number.
     async fn compare(
         &mut self,
         session: &mut Session,
         state: &mut State,
         checkpoint: Position,
         limits: Limits,
-    ) -> Result<bool, Error> {
+    ) -> Result<usize, Error> {
         let until = limits.published;
         let model = Arc::clone(&state.model);
         let seen = state.seen.unwrap_or(checkpoint);
@@ -280,7 +289,7 @@ impl Sweeper<'_> {
         self.context.metrics.checkpoint(model.name(), clean.max(checkpoint).get());
         let due = state.track(&lagging, self.context.settings.sweep_grace);
         self.report(session, state, lagging, limits).await?;
-        if due.is_empty() { Ok(false) } else { self.heal(session, &model, (&due, until)).await }
+        if due.is_empty() { Ok(0) } else { self.heal(session, &model, (&due, until)).await }
     }
 
     fn topology(&self, model: &ReadModel) -> Topology {
@@ -289,18 +298,18 @@ impl Sweeper<'_> {
         Topology::of(projection, &settings.queue_prefix, exchange, projection.partitions)
     }
 
-    /// Applies the first missing events of each stream. Returns whether that made progress.
+    /// Applies the first missing events of each stream. Returns their number.
     async fn heal(
         &mut self,
         session: &mut Session,
         model: &ReadModel,
         (due, until): (&[StreamRange], Position),
-    ) -> Result<bool, Error> {
+    ) -> Result<usize, Error> {
         if model.is_ordered() {
             let target = (session, model);
             let healed = apply_in_order(self.context, &mut self.history, target, until).await?;
             self.context.metrics.healed(model.name(), Healing::Sweep, healed);
-            return Ok(healed > 0);
+            return Ok(healed);
         }
         let mut healed = 0;
         for wanted in due.chunks(History::STREAMS_AT_ONCE) {
@@ -314,7 +323,7 @@ impl Sweeper<'_> {
                 "lost events were found in the event store and applied"
             );
         }
-        Ok(healed > 0)
+        Ok(healed)
     }
 
     /// Measures the lag, up to the end of the event store: a read model lags also while no relay runs.

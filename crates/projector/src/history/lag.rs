@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use chrono::Utc;
 use domain_events::{Category, Position, StreamId, StreamVersion};
-use event_store::StreamHead;
+use event_store::{Place, StreamHead};
 use read_model::{ReadModel, Session};
 use serde::Serialize;
 
@@ -17,6 +17,8 @@ use crate::error::Error;
 const WINDOW: i64 = 50_000;
 /// The number of streams that are compared at once.
 const STREAMS: usize = 1_000;
+/// The number of events that are read at once to find the first one that is not applied.
+const PLACES: u32 = 1_000;
 /// The most windows of one measurement: 1,000,000 positions.
 const WINDOWS_MAX: usize = 20;
 /// The longest time of one measurement, apart from the first window of each read model.
@@ -68,7 +70,7 @@ pub(crate) async fn lagging_streams(
         let end = Position::new(after.get() + WINDOW).map_or(until, |end| end.min(until));
         let heads = store.stream_heads(after, end, &model.projection.categories).await?;
         let heads: Vec<&StreamHead> = heads.iter().collect();
-        found.extend(compare(session, model, &heads).await?);
+        found.extend(compare(session, model, &heads, None).await?.0);
         after = end;
     }
     // A stream can be in several windows.
@@ -79,14 +81,19 @@ pub(crate) async fn lagging_streams(
     Ok(found)
 }
 
-/// Compares the streams of one window with the bookkeeping. Returns those that lag.
+/// Compares the streams of one window with the bookkeeping. Returns those that lag, and whether all were
+/// compared: after the deadline, one page is.
 async fn compare(
     session: &mut Session,
     model: &ReadModel,
     heads: &[&StreamHead],
-) -> Result<Vec<LaggingStream>, Error> {
+    deadline: Option<Instant>,
+) -> Result<(Vec<LaggingStream>, bool), Error> {
     let mut found = Vec::new();
-    for page in heads.chunks(STREAMS) {
+    for (number, page) in heads.chunks(STREAMS).enumerate() {
+        if number > 0 && deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            return Ok((found, false));
+        }
         let streams: Vec<&StreamId> = page.iter().map(|head| &head.stream_id).collect();
         let known = session.heads(&model.ledger, &streams).await?;
         for head in page {
@@ -102,7 +109,7 @@ async fn compare(
             }
         }
     }
-    Ok(found)
+    Ok((found, true))
 }
 
 /// The lag of a read model, without parked streams.
@@ -145,6 +152,31 @@ async fn age(
     Ok(oldest.map_or(0.0, |oldest| (Utc::now() - oldest).as_seconds_f64().max(0.0)))
 }
 
+/// The age of the first event in `after < position <= until` that streams lack, in seconds. For a few streams, it
+/// looks for their events; for many, one of the first events is theirs.
+async fn first_age(
+    store: &mut event_store::Session,
+    streams: &[LaggingStream],
+    (mut after, until): (Position, Position),
+) -> Result<f64, Error> {
+    if streams.len() <= STREAMS {
+        return age(store, streams.iter()).await;
+    }
+    let applied: HashMap<&StreamId, i64> =
+        streams.iter().map(|stream| (&stream.stream_id, stream.applied)).collect();
+    loop {
+        let places = store.places(after, until, PLACES).await?;
+        let Some(last) = places.last() else { return Ok(0.0) };
+        after = last.position;
+        let lacks = |place: &&Place| {
+            applied.get(&place.stream_id).is_some_and(|applied| place.version.get() > *applied)
+        };
+        if let Some(first) = places.iter().find(lacks) {
+            return Ok((Utc::now() - first.recorded_at).as_seconds_f64().max(0.0));
+        }
+    }
+}
+
 /// Measures the current lag of a read model.
 pub(crate) async fn lag(
     session: &mut Session,
@@ -159,14 +191,14 @@ pub(crate) async fn lag(
 /// once.
 ///
 /// A measurement goes from the checkpoint of each read model to the end of the event store, but no farther than
-/// [`WINDOWS_MAX`] and [`PATIENCE`] allow. The age of the oldest event is right also where the number is a
-/// minimum, because that event is in the first window with a stream that lags.
+/// [`WINDOWS_MAX`] and [`PATIENCE`] allow. The age of the oldest event is that of the first one in the order of the
+/// event store, also where the number is a minimum.
 pub(crate) async fn lags(
     session: &mut Session,
     store: &mut event_store::Session,
     models: &[&ReadModel],
 ) -> Result<Vec<Lag>, Error> {
-    let started = Instant::now();
+    let deadline = Instant::now() + PATIENCE;
     let mut walks = Vec::new();
     for model in models {
         let checkpoint = session.checkpoint(&model.ledger).await?;
@@ -177,8 +209,8 @@ pub(crate) async fn lags(
     let mut windows = Windows::new(store, models, until);
     for round in 0..WINDOWS_MAX {
         for walk in walks.iter_mut().filter(|walk| walk.at < until) {
-            if round == 0 || started.elapsed() < PATIENCE {
-                walk.step(session, &mut windows).await?;
+            if round == 0 || Instant::now() < deadline {
+                walk.step(session, &mut windows, deadline).await?;
             }
         }
     }
@@ -201,6 +233,7 @@ impl Walk<'_> {
         &mut self,
         session: &mut Session,
         windows: &mut Windows<'_>,
+        deadline: Instant,
     ) -> Result<(), Error> {
         let from = windows.store.skip_gap(self.at, windows.until).await?;
         let (heads, end) = windows.after(from).await?;
@@ -209,16 +242,18 @@ impl Walk<'_> {
             .iter()
             .filter(|head| followed.iter().any(|it| it.as_str() == head.stream_id.category()))
             .collect();
-        let mut found = compare(session, self.model, &heads).await?;
+        let (mut found, complete) = compare(session, self.model, &heads, Some(deadline)).await?;
         found.retain(|stream| !stream.is_parked);
         if self.seconds.is_none() && !found.is_empty() {
-            self.seconds = Some(age(windows.store, found.iter()).await?);
+            self.seconds = Some(first_age(windows.store, &found, (self.at, end)).await?);
         }
         for stream in found {
             let known = self.lagging.entry(stream.stream_id.clone()).or_insert(stream.clone());
             known.stored = known.stored.max(stream.stored);
         }
-        self.at = end;
+        if complete {
+            self.at = end;
+        }
         Ok(())
     }
 

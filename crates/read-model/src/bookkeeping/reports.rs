@@ -40,6 +40,9 @@ pub struct Run {
 /// What a queue has brought to a projector.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct QueueUse {
+    /// How often it began to consume the queue.
+    #[serde(default)]
+    pub opened: u64,
     /// The number of deliveries so far.
     pub delivered: u64,
     /// The number of deliveries that are not settled yet.
