@@ -7,6 +7,7 @@ use read_model::{Job, JobState};
 use super::Report;
 use super::causes::Reason;
 use super::found::{Condition, Facts, Found, FoundInstance};
+use crate::history::Lag;
 use crate::rebuild;
 
 pub(super) fn of(report: &Report) -> String {
@@ -58,6 +59,10 @@ fn write_projection(text: &mut String, found: &Found) -> std::fmt::Result {
     }
     match &found.lag {
         None => writeln!(text, "  lag         unknown")?,
+        // The positions that were not compared have the newest events.
+        Some(Lag { events: 0, is_minimum: true, .. }) => {
+            writeln!(text, "  lag         none among the positions that were compared in time")?;
+        }
         Some(lag) => {
             let more = if lag.is_minimum { "more than " } else { "" };
             writeln!(text, "  lag         {more}{} events, {:.1} s", lag.events, lag.seconds)?;
