@@ -19,6 +19,7 @@ mod projector_attached;
 mod projector_conflicts;
 mod projector_dead_letters;
 mod projector_definitions;
+mod projector_divergence;
 mod projector_faults;
 mod projector_history;
 mod projector_loss;

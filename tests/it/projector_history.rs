@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use harness::{Daemon, Stack, event, eventually};
+use harness::{Daemon, Stack, eventually};
 use serde_json::json;
 use sqlx::Executor;
 use tokio::time::sleep;
@@ -231,22 +231,25 @@ async fn tables_without_transactions_are_refused() {
     .await;
 }
 
-/// The projector reports that an older event store was restored, instead of waiting for new events.
+/// The projector reports that an older event store was restored, also if an earlier release moved the checkpoint: then
+/// only its position shows it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restored_older_event_store_is_detected() {
     Stack::run(async |stack| {
         history(stack, 3, 3).await;
         stack.projector(TALLY).arg("migrate").succeed().await;
-        let daemon = stack.projector(TALLY).start_ready().await;
+        let mut daemon = stack.projector(TALLY).start_ready().await;
         wait_for_total(stack, 9).await;
-        stack.append("order-1", &[event("Other", &json!({}))]).await;
-        published(stack).await;
         eventually("the checkpoint reaches the last event", async || {
             let series = "projector_checkpoint_position{projection=\"tally\"}";
-            (daemon.metric(series).await > 9.5).then_some(())
+            (daemon.metric(series).await > 8.5).then_some(())
         })
         .await;
-        stack.postgres().await.execute("SELECT setval('events_position_seq', 5)").await.unwrap();
+        daemon.kill().await;
+        let forget = "UPDATE tally__checkpoint SET landmark_position = NULL, landmark_id = NULL";
+        stack.mysql().await.execute(forget).await.unwrap();
+        crate::projector_divergence::lose(stack, 5).await;
+        daemon.restart();
         eventually("readiness names the reason", async || {
             let (status, body) = daemon.get("/readyz").await?;
             (status == 503 && body.contains("an older event store was restored")).then_some(())

@@ -8,7 +8,10 @@ use crate::projector::{TALLY, tested, wait_for};
 
 /// Statements that turn the current bookkeeping into that of earlier versions. Each goes one version
 /// further back. These versions of `projector migrate` recorded no version.
-const BACK: [&str; 3] = [
+const BACK: [&str; 4] = [
+    "ALTER TABLE tally__checkpoint DROP COLUMN landmark_position, DROP COLUMN landmark_id,
+                                   DROP COLUMN server_run;
+     ALTER TABLE tally__streams DROP COLUMN position",
     "ALTER TABLE tally__checkpoint DROP COLUMN epoch",
     "ALTER TABLE tally__streams DROP COLUMN parked;
      ALTER TABLE tally__checkpoint DROP COLUMN healed;
@@ -41,7 +44,7 @@ async fn the_bookkeeping_of_every_earlier_version_is_migrated() {
             }
 
             let output = projector.clone().arg("status").fail(3).await;
-            let reason = "the bookkeeping of tally has version 0, and this program needs 4: run `projector \
+            let reason = "the bookkeeping of tally has version 0, and this program needs 5: run `projector \
                           migrate`";
             // The message names a missing table first.
             let missing = "table tally__parked is missing in MySQL: run `projector migrate`";

@@ -45,6 +45,15 @@ pub enum Origin {
     },
 }
 
+/// An event and its position: if the event store has it there, it has the same history up to that position.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Landmark {
+    /// The position.
+    pub position: Position,
+    /// The event at that position.
+    pub event_id: EventId,
+}
+
 impl Event {
     /// The stream, where the event has one.
     pub fn stream_id(&self) -> Option<&StreamId> {

@@ -27,7 +27,7 @@ mod ids;
 mod json;
 mod wire;
 
-pub use event::{Event, Origin, StoredEvent, StreamRange};
+pub use event::{Event, Landmark, Origin, StoredEvent, StreamRange};
 pub use ids::{
     Category, EventId, EventType, InvalidId, Position, SchemaVersion, StreamId, StreamVersion,
 };

@@ -28,6 +28,7 @@
 //! | `claim`, `due`, `settle` | **start here**: publishing, in the order of a pass |
 //! | `fence`, `floor` | the two limits that make concurrent writers harmless |
 //! | `read`, `counts` | reading history; counting it |
+//! | `landmark` | what shows that the event store still has the same history |
 //! | `waiting`, `status`, `backlog` | for operators |
 //! | `selection`, `reconcile`, `republish`, `positions` | walking through events, page by page |
 //! | `retention`, `hint`, `migrate`, `rights`, `append` | deletion, wake-ups, schema, rights of roles, bulk appends |
@@ -43,6 +44,7 @@ mod error;
 mod fence;
 mod floor;
 mod hint;
+mod landmark;
 mod migrate;
 mod positions;
 mod read;
@@ -64,6 +66,7 @@ pub use counts::{Bucket, Lacking, Reach};
 pub use error::Error;
 pub use fence::{Fence, Writer};
 pub use hint::{Listener, Wake};
+pub use landmark::Surroundings;
 pub use positions::Positions;
 pub use read::{Place, StreamHead};
 pub use reconcile::{Compared, MissingEvent, Reconciled};

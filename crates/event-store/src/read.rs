@@ -179,6 +179,23 @@ impl Session {
             .map_err(|source| Error::Row { table: "events", id: until.get(), source })
     }
 
+    /// The last version of each stream, in the order of `streams`; 0 for a stream without events.
+    ///
+    /// # Errors
+    ///
+    /// When the statement fails.
+    pub async fn last_versions(&mut self, streams: &[&str]) -> Result<Vec<i64>, Error> {
+        let query = query(
+            "SELECT coalesce((SELECT max(e.stream_version) FROM events e
+                              WHERE e.stream_id = wanted.stream_id), 0)
+             FROM unnest($1::text[]) WITH ORDINALITY AS wanted (stream_id, number)
+             ORDER BY wanted.number",
+        )
+        .bind(streams);
+        let rows: Vec<(i64,)> = self.run(Mode::Read, "reading last versions", query).await?;
+        Ok(rows.into_iter().map(|(version,)| version).collect())
+    }
+
     /// The stream and version of each of some events. The result omits those that do not exist.
     ///
     /// # Errors

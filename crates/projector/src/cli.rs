@@ -10,8 +10,9 @@ use daemon::{Failure, healthcheck, init_logs};
 use read_model::Registry;
 
 use crate::commands::{
-    Check, Dead, Parked, Rebuild, Reconcile, Show, Status, Topology, Verify, adopt, check, cleanup,
-    migrate, pause, reconcile, resume, roll_back, show, status, verify,
+    Check, Dead, Parked, Rebuild, Reconcile, ReconcileHistory, Show, Status, Topology, Verify,
+    adopt, check, cleanup, migrate, pause, reconcile, reconcile_history, resume, roll_back, show,
+    status, verify,
 };
 use crate::run::run;
 use crate::{Servers, Settings};
@@ -96,9 +97,14 @@ enum Command {
     Verify(Verify),
     /// Compare how many events were appended, published and applied, by category and time.
     ///
-    /// Exit code 1 if an event is missing.
+    /// Exit code 1 if an event is missing, or if the event store does not have the last applied event of a stream.
     #[command(alias = "audit")]
     Reconcile(Reconcile),
+    /// List the streams with applied events that the event store has lost, and put them right.
+    ///
+    /// The projector pauses a projection whose events the event store has lost: in an asynchronous failover, in
+    /// the restore of a backup, or in a crash with `synchronous_commit = off`. Exit code 1 if events differ.
+    ReconcileHistory(ReconcileHistory),
     /// Compare the queues in RabbitMQ with those that the projections need, or declare missing ones.
     #[command(subcommand, after_help = "Example:\n  projector topology diff")]
     Topology(Topology),
@@ -161,7 +167,8 @@ pub fn main_with(code: Registry) -> ExitCode {
         | Command::Rollback(_)
         | Command::DropOld(_)
         | Command::Verify(_)
-        | Command::Reconcile(_) => all,
+        | Command::Reconcile(_)
+        | Command::ReconcileHistory(_) => all,
         Command::Topology(_) => sources,
         Command::Check(check) if check.offline => none,
         Command::Migrate
@@ -191,6 +198,9 @@ pub fn main_with(code: Registry) -> ExitCode {
         },
         Command::Verify(arguments) => answer(block_on(verify(&settings, &arguments))),
         Command::Reconcile(arguments) => answer(block_on(reconcile(&settings, &arguments))),
+        Command::ReconcileHistory(arguments) => {
+            answer(block_on(reconcile_history(&settings, &arguments)))
+        }
         Command::Parked(command) => end(block_on(command.run(&settings))),
         Command::Dead(command) => end(block_on(command.run(&settings))),
         Command::Pause(Pause { projection, reason }) => {

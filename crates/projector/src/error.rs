@@ -1,7 +1,7 @@
 //! Errors that interrupt work on a projection.
 
 use daemon::{Exit, Failure};
-use domain_events::{Position, StreamId, StreamVersion};
+use domain_events::{StreamId, StreamVersion};
 use event_store::Writer;
 use read_model::{ApplyError, Files, ReadModel};
 
@@ -86,18 +86,11 @@ pub(crate) enum Error {
     /// Open transactions that have appended events keep the event store from being read in order.
     #[error(transparent)]
     Fence(#[from] OpenWriters),
-    /// The event store ends before the checkpoint.
-    #[error(
-        "the event store ends at position {decided}, but this read model has events up to position \
-         {checkpoint}: an older event store was restored. Run `projector rebuild start` for this \
-         projection",
-        decided = decided.get(), checkpoint = checkpoint.get()
-    )]
-    StoreWentBack {
-        /// The checkpoint of the read model.
-        checkpoint: Position,
-        /// The last position of the event store.
-        decided: Position,
+    /// The event store does not have events that were applied. The projection is paused.
+    #[error("{reason}")]
+    Diverged {
+        /// What is missing, and what to do.
+        reason: String,
     },
     /// The event store lacks a version of a stream, but has later ones.
     #[error(
@@ -172,7 +165,7 @@ impl Error {
         match self {
             Self::Server(error) => Some(error),
             Self::Fence(_)
-            | Self::StoreWentBack { .. }
+            | Self::Diverged { .. }
             | Self::Hole { .. }
             | Self::Paused { .. }
             | Self::Replaced

@@ -53,6 +53,7 @@ pub(crate) struct Metrics {
     parked_streams: Family<Labels<1>, Gauge>,
     conflicts: Family<Labels<1>, Gauge>,
     paused: Family<Labels<1>, Gauge>,
+    diverged: Family<Labels<1>, Gauge>,
     lag_events: Family<Labels<1>, Gauge>,
     lag_seconds: Family<Labels<1>, Gauge<f64, AtomicU64>>,
     checkpoint: Family<Labels<1>, Gauge>,
@@ -79,6 +80,7 @@ impl Metrics {
             parked_streams: Family::default(),
             conflicts: Family::default(),
             paused: Family::default(),
+            diverged: Family::default(),
             lag_events: Family::default(),
             lag_seconds: Family::default(),
             checkpoint: Family::default(),
@@ -142,6 +144,11 @@ impl Metrics {
             self.dead_letters.clone(),
         );
         registry.register("paused", "1 while the projection is paused", self.paused.clone());
+        registry.register(
+            "diverged",
+            "1 while the projection is paused because the event store has lost applied events",
+            self.diverged.clone(),
+        );
         registry.register(
             "lag_events",
             "Events that are stored and not applied, without parked streams",
@@ -237,6 +244,10 @@ impl Metrics {
 
     pub(crate) fn paused(&self, projection: &str, is_paused: bool) {
         self.paused.get_or_create(&[label(projection)]).set(i64::from(is_paused));
+    }
+
+    pub(crate) fn diverged(&self, projection: &str, is_diverged: bool) {
+        self.diverged.get_or_create(&[label(projection)]).set(i64::from(is_diverged));
     }
 
     pub(crate) fn lag(&self, projection: &str, events: i64, seconds: f64) {

@@ -39,7 +39,7 @@ pub use batch::{Batch, Committed};
 pub use batching::{Forms, TableInfo};
 pub use blockers::Blocker;
 pub use bookkeeping::{
-    Checkpoint, Failing, Gate, Instance, Job, JobState, Ledger, Lock, LockMode,
+    AppliedStream, Checkpoint, Failing, Gate, Instance, Job, JobState, Ledger, Lock, LockMode,
     Options as RebuildOptions, ParkKind, ParkedReason, ParkedStream, Progress, QueueUse, Report,
     Run, Service, SkippedEvent, Skips, StoredDefinition,
 };

@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 
-use domain_events::{EventId, StoredEvent, StreamId, StreamRange, StreamVersion};
+use domain_events::{EventId, Position, StoredEvent, StreamId, StreamRange, StreamVersion};
 
 /// The last applied event of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,6 +91,8 @@ pub struct Step<'e> {
     pub from: Head,
     /// Where it stands after the batch.
     pub to: Head,
+    /// The position of the event that it has applied last in this batch, if any.
+    pub position: Option<Position>,
 }
 
 impl<'e> Plan<'e> {
@@ -109,7 +111,9 @@ impl<'e> Plan<'e> {
             let from = heads.get(stream_id).copied().unwrap_or_default();
             let (to, gap) = decide(from, stream);
             if to != from {
-                steps.push(Step { stream_id, from, to });
+                let applied = stream.iter().rev().find(|one| one.verdict == Verdict::Apply);
+                let position = applied.map(|one| one.event.position);
+                steps.push(Step { stream_id, from, to, position });
             }
             gaps.extend(gap);
         }
@@ -146,7 +150,7 @@ impl<'e> Plan<'e> {
     /// later events of its stream to [`Verdict::Parked`].
     pub fn refuse(&mut self, refused: Slot) {
         let StoredEvent { stream_id, version, .. } = self.event(refused);
-        let mut last = None;
+        let (mut last, mut position) = (None, None);
         for (index, planned) in self.events.iter_mut().enumerate() {
             if planned.event.stream_id != *stream_id {
                 continue;
@@ -160,11 +164,13 @@ impl<'e> Plan<'e> {
             } else if planned.verdict == Verdict::Apply {
                 let StoredEvent { version, event_id, .. } = *planned.event;
                 last = Some(Last { version, event_id });
+                position = Some(planned.event.position);
             }
         }
         self.gaps.retain(|gap| gap.stream_id != *stream_id);
         if let Some(step) = self.steps.iter_mut().find(|step| step.stream_id == stream_id) {
             step.to = Head { last: last.or(step.from.last), is_parked: true };
+            step.position = position;
         }
     }
 }

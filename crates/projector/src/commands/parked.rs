@@ -367,6 +367,17 @@ pub(crate) async fn resume(settings: &Settings, projection: &str) -> Result<(), 
     set_paused(settings, projection, None).await
 }
 
+/// Fails while a decision about lost events is due.
+async fn require_not_diverged(session: &mut Session, model: &ReadModel) -> Result<(), Failure> {
+    let paused = session.paused(&model.ledger).await.map_err(failure)?;
+    match paused {
+        Some((reason, _since)) if session.is_diverged(&model.ledger).await.map_err(failure)? => {
+            Err(WorkError::Diverged { reason }.into())
+        }
+        _ => Ok(()),
+    }
+}
+
 async fn set_paused(
     settings: &Settings,
     projection: &str,
@@ -377,6 +388,7 @@ async fn set_paused(
     if reason.is_none() {
         model.prepare(&mut session).await.map_err(failure)?;
         WorkError::require_in_service(&model)?;
+        require_not_diverged(&mut session, &model).await?;
     }
     let changed = session.set_paused(&model.ledger, reason).await.map_err(failure)?;
     let (action, state) = match reason {

@@ -7,10 +7,16 @@ use chrono::Utc;
 use clap::Args;
 use daemon::Failure;
 
-use super::{models, open_mysql, open_store};
+use serde::Serialize;
+
+use super::{failure, models, open_mysql, open_store};
 use crate::Settings;
 use crate::heal::{self, Line, Reconciliation};
+use crate::history::{Diverged, diverged_streams};
 use daemon::output::{Format, Progress};
+
+/// The most streams in the text; JSON has all of them.
+const EXAMPLES: usize = 100;
 
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  projector reconcile order_summary --since 24h --bucket 1h")]
@@ -30,7 +36,23 @@ pub(crate) struct Reconcile {
     format: Format,
 }
 
-/// Counts the events that were appended, published and applied. Returns whether none is missing.
+/// The result for one projection.
+#[derive(Serialize)]
+struct Found {
+    #[serde(flatten)]
+    counted: Reconciliation,
+    /// The streams whose last applied event the event store does not have, if its position is in the span of time.
+    diverged: Vec<Diverged>,
+}
+
+impl Found {
+    fn is_empty(&self) -> bool {
+        self.counted.missing() == 0 && self.diverged.is_empty()
+    }
+}
+
+/// Counts the events that were appended, published and applied, and compares the ids of the last applied ones.
+/// Returns whether none is missing and none is foreign to the event store.
 pub(crate) async fn reconcile(settings: &Settings, arguments: &Reconcile) -> Result<bool, Failure> {
     let Reconcile { projections, since, bucket, grace, format } = arguments;
     let mut session = open_mysql(settings).await?;
@@ -46,22 +68,27 @@ pub(crate) async fn reconcile(settings: &Settings, arguments: &Reconcile) -> Res
             progress
                 .report(|| format!("{}: events counted up to position {position}", model.name()));
         };
-        let found = heal::reconcile(&mut session, &mut store, &model, span, bucket, report).await?;
-        all.push(found);
+        let counted =
+            heal::reconcile(&mut session, &mut store, &model, span, bucket, report).await?;
+        let after = store.position_before(span.0).await.map_err(failure)?;
+        let diverged = diverged_streams(&mut session, &mut store, &model, Some(after)).await?;
+        all.push(Found { counted, diverged });
     }
     store.close().await;
     session.close().await;
     format.print(&all, |all| all.iter().map(text).collect())?;
-    Ok(all.iter().all(|found| found.missing() == 0))
+    Ok(all.iter().all(Found::is_empty))
 }
 
-fn text(found: &Reconciliation) -> String {
+fn text(found: &Found) -> String {
     let mut text = String::new();
-    write_text(&mut text, found).expect("writing to a String cannot fail");
+    write_counts(&mut text, &found.counted)
+        .and_then(|()| write_diverged(&mut text, &found.diverged))
+        .expect("writing to a String cannot fail");
     text
 }
 
-fn write_text(text: &mut String, found: &Reconciliation) -> std::fmt::Result {
+fn write_counts(text: &mut String, found: &Reconciliation) -> std::fmt::Result {
     writeln!(
         text,
         "{}\n  {:20} {:20} {:>10} {:>10} {:>10} {:>8} {:>8}",
@@ -92,6 +119,19 @@ fn write_text(text: &mut String, found: &Reconciliation) -> std::fmt::Result {
     let listed = i64::try_from(found.missing.len()).unwrap_or(i64::MAX);
     if found.missing() > listed {
         writeln!(text, "  and {} more", found.missing() - listed)?;
+    }
+    Ok(())
+}
+
+fn write_diverged(text: &mut String, diverged: &[Diverged]) -> std::fmt::Result {
+    for Diverged { stream_id, version, applied, .. } in diverged.iter().take(EXAMPLES) {
+        writeln!(
+            text,
+            "  not in the event store: {applied}, applied as version {version} of {stream_id}"
+        )?;
+    }
+    if diverged.len() > EXAMPLES {
+        writeln!(text, "  and {} more", diverged.len() - EXAMPLES)?;
     }
     Ok(())
 }

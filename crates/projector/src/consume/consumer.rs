@@ -18,7 +18,7 @@ use super::batches::{Batches, Place};
 use super::deliveries::Deliveries;
 use super::duplicates::Duplicates;
 use super::gaps::{Gaps, Reading};
-use super::lane::{Failure, Lane, Pending, Report};
+use super::lane::{Failure, Finished, Lane, Pending, Report};
 use crate::context::Context;
 use crate::error::Error;
 use crate::history::History;
@@ -33,6 +33,10 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(6);
 const NOT_STORED: &str = "the event is not in the event store: the application inserted it into outbox \
     itself. Projections apply events of the event store only, so that a rebuild has them too: append it \
     with append_event() or append_to_stream()";
+
+/// The reason in the dead letter of an event that was published and then lost.
+const LOST: &str = "the event store does not have the event: it has lost it in a failover, a crash or a restore. \
+    Append it again if it must count";
 
 /// Applies the deliveries of a queue to one read model.
 pub(crate) struct Consumer<'c> {
@@ -241,7 +245,7 @@ impl<'c> Consumer<'c> {
         let lane = report.lane();
         let place = Place { queue: self.number, lane };
         self.outcomes.ended(place);
-        let (batch, applied) = match self.lanes[lane].finish(report) {
+        let Finished { batch, applied, lost } = match self.lanes[lane].finish(report) {
             Ok(finished) => finished,
             Err(failure) => return self.failed(place, failure),
         };
@@ -267,6 +271,10 @@ impl<'c> Consumer<'c> {
             applied.gaps.into_iter().map(|gap| (gap.stream_id.clone(), gap)).collect();
         for pending in waiting {
             self.hold(pending, &gaps).await?;
+        }
+        for Pending { event, envelope } in lost {
+            let Some(envelope) = envelope else { continue };
+            self.dead_letter(envelope, event.data.as_str().as_bytes(), LOST).await?;
         }
         Ok(())
     }

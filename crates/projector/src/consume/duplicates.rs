@@ -186,15 +186,9 @@ impl Servers {
             .filter_map(|one| Some((one, last(one)?)))
             .flat_map(|(one, last)| [(&one.stream_id, one.version), (&one.stream_id, last.version)])
             .collect();
-        let stored = match self.history.session().await {
-            Ok(store) => store.event_ids(&places).await,
-            Err(error) => Err(error),
-        };
-        if stored.is_err() {
-            self.history.forget();
-        }
+        let stored = self.history.event_ids(&places).await?;
         let id = |id: Option<uuid::Uuid>| id.and_then(|id| EventId::new(id).ok());
-        let stored: HashMap<_, _> = places.iter().zip(stored?.into_iter().map(id)).collect();
+        let stored: HashMap<_, _> = places.iter().zip(stored.into_iter().map(id)).collect();
         let conflicts: Vec<ParkedStream> = page
             .iter()
             .filter_map(|one| {

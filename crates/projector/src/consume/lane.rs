@@ -1,12 +1,12 @@
 //! A lane applies the events of some streams: one batch after another, each in one transaction.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use broker::Envelope;
 use daemon::backoff::Backoff;
-use domain_events::StoredEvent;
+use domain_events::{EventId, StoredEvent};
 use projection::plan::Verdict;
 use read_model::{Applied, ReadModel, Session};
 use tokio::time::Instant;
@@ -40,7 +40,7 @@ pub(crate) struct Lane {
 /// Applies batches. It reconnects after a failure.
 struct Worker {
     session: Option<Session>,
-    /// The event store, for a projection that needs its order.
+    /// The event store, for a projection that needs its order, and for deliveries that are compared with it.
     history: Option<History>,
     backoff: Backoff,
     /// Since when every batch has failed.
@@ -52,7 +52,16 @@ pub(crate) struct Report {
     lane: usize,
     worker: Worker,
     batch: Vec<Pending>,
+    /// The deliveries whose events the event store has lost. They are not in the batch.
+    lost: Vec<Pending>,
     result: Result<Applied, Error>,
+}
+
+/// A batch that was applied, and the deliveries whose events the event store has lost.
+pub(crate) struct Finished {
+    pub(crate) batch: Vec<Pending>,
+    pub(crate) applied: Applied,
+    pub(crate) lost: Vec<Pending>,
 }
 
 /// A batch failed and waits for another attempt.
@@ -106,19 +115,19 @@ impl Lane {
     }
 
     /// Takes the worker back and returns the result of its batch. After a failure, the batch waits again.
-    pub(crate) fn finish(&mut self, report: Report) -> Result<(Vec<Pending>, Applied), Failure> {
-        let Report { mut worker, batch, result, .. } = report;
+    pub(crate) fn finish(&mut self, report: Report) -> Result<Finished, Failure> {
+        let Report { mut worker, batch, lost, result, .. } = report;
         let outcome = match result {
             Ok(applied) => {
                 worker.backoff.succeeded();
                 worker.failing = None;
-                Ok((batch, applied))
+                Ok(Finished { batch, applied, lost })
             }
             Err(error) => {
                 let now = Instant::now();
                 let since = now - *worker.failing.get_or_insert(now);
                 self.retry_at = Some(now + worker.backoff.failed());
-                for pending in batch.into_iter().rev() {
+                for pending in lost.into_iter().chain(batch).rev() {
                     self.waiting.push_front(pending);
                 }
                 Err(Failure { error: Box::new(error), since })
@@ -154,13 +163,43 @@ impl Worker {
         lane: usize,
         context: &Context,
         model: &ReadModel,
-        batch: Vec<Pending>,
+        mut batch: Vec<Pending>,
     ) -> Report {
-        let result = self.try_apply(context, model, &batch).await;
+        let (lost, result) = match self.take_lost(context, model, &mut batch).await {
+            Ok(lost) => (lost, self.try_apply(context, model, &batch).await),
+            Err(error) => (Vec::new(), Err(error)),
+        };
         if let Ok(applied) = &result {
             self.count_healed(context, model, &batch, applied).await;
         }
-        Report { lane, worker: self, batch, result }
+        Report { lane, worker: self, batch, lost, result }
+    }
+
+    /// Takes the deliveries out of a batch whose events the event store has lost. They are looked for only while
+    /// such deliveries may be in the queues: see [`ReadModel::compared_until`].
+    async fn take_lost(
+        &mut self,
+        context: &Context,
+        model: &ReadModel,
+        batch: &mut Vec<Pending>,
+    ) -> Result<Vec<Pending>, Error> {
+        let until = model.compared_until();
+        let is_compared = |it: &&Pending| it.envelope.is_some() && until >= Some(it.event.position);
+        let compared = || batch.iter().filter(is_compared).map(|it| &it.event);
+        let places: Vec<_> = compared().map(|event| (&event.stream_id, event.version)).collect();
+        if places.is_empty() {
+            return Ok(Vec::new());
+        }
+        let new = || History::new(context.store.clone());
+        let stored = self.history.get_or_insert_with(new).event_ids(&places).await?;
+        let is_lost = |(event, stored): &(&StoredEvent, _)| *stored != Some(event.event_id.uuid());
+        let lost: HashSet<EventId> =
+            compared().zip(stored).filter(is_lost).map(|(event, _)| event.event_id).collect();
+        let (lost, rest) = std::mem::take(batch)
+            .into_iter()
+            .partition(|it| it.envelope.is_some() && lost.contains(&it.event.event_id));
+        *batch = rest;
+        Ok(lost)
     }
 
     async fn count_healed(

@@ -18,7 +18,9 @@ use super::partitions::Partitions;
 use crate::Settings;
 use crate::context::{Context, component};
 use crate::error::{Error, ServerError};
-use crate::history::{Decided, FENCE_PATIENCE, History, Pace, Span, Target, replay};
+use crate::history::{
+    Decided, FENCE_PATIENCE, History, Pace, Span, Target, replay, require_same_history,
+};
 use crate::topology::Topology;
 
 /// How often to check whether another instance has finished.
@@ -114,17 +116,14 @@ impl Supervisor<'_> {
         let mut session = Session::connect(&context.mysql).await?;
         session.require_tables(&model.projection, &model.ledger).await?;
         self.enter_service(&mut session).await?;
-        while let Some((reason, _since)) = session.paused(&model.ledger).await? {
-            self.batches.reset();
-            let name = model.name();
-            self.probe
-                .failing(&format!("paused: {reason}; run `projector resume {name}` to continue"));
-            context.metrics.paused(name, true);
-            sleep(PAUSE_POLL).await;
-        }
-        context.metrics.paused(model.name(), false);
+        self.wait_until_resumed(&mut session).await?;
+        let mut history = History::new(context.store.clone());
+        let store = history.session().await?;
         // Otherwise a refused login or a missing migration would be reported only at the first gap.
-        History::new(context.store.clone()).session().await?.require_complete().await?;
+        store.require_complete().await?;
+        require_same_history(&mut session, store, model).await?;
+        // What to compare may have changed.
+        model.prepare(&mut session).await?;
         let connection = Connection::connect(&context.broker).await?;
         let topology = self.topology(model.projection.partitions);
         self.wait_for_others(&mut session).await?;
@@ -139,6 +138,23 @@ impl Supervisor<'_> {
         self.replay(&mut session).await?;
         session.close().await;
         Ok((connection, topology))
+    }
+
+    async fn wait_until_resumed(&self, session: &mut Session) -> Result<(), Error> {
+        let (metrics, name) = (&self.context.metrics, self.model.name());
+        while let Some((reason, _since)) = session.paused(&self.model.ledger).await? {
+            self.batches.reset();
+            let diverged = session.is_diverged(&self.model.ledger).await?;
+            let remedy = format!("; run `projector resume {name}` to continue");
+            let remedy = if diverged { "" } else { &remedy };
+            self.probe.failing(&format!("paused: {reason}{remedy}"));
+            metrics.paused(name, true);
+            metrics.diverged(name, diverged);
+            sleep(PAUSE_POLL).await;
+        }
+        metrics.paused(name, false);
+        metrics.diverged(name, false);
+        Ok(())
     }
 
     /// Waits until the files of this program are in service. Puts them in service if they are new.
@@ -270,8 +286,7 @@ impl Supervisor<'_> {
         }
         loop {
             let checkpoint = session.checkpoint(ledger).await?;
-            let Some(Checkpoint { position, replay_until: Some(until), epoch: _ }) = checkpoint
-            else {
+            let Some(Checkpoint { position, replay_until: Some(until), .. }) = checkpoint else {
                 return Ok(());
             };
             // This lock keeps other instances from replaying and from sweeping.

@@ -175,7 +175,8 @@ async fn fold(
         let last = Some(Last { version: stream.version, event_id: stream.event_id });
         let (from, to) = (Head { is_parked: false, ..head }, Head { last, is_parked: false });
         batch.record_skip(stream, reason, actor).await?;
-        batch.advance(&[Step { stream_id, from, to }]).await?;
+        let position = stream.position;
+        batch.advance(&[Step { stream_id, from, to, position }]).await?;
     }
     let all = [(stream_id.clone(), StreamVersion::LAST)];
     Ok(catch_up(&mut OneBatch { batch, model }, store, &all).await?)

@@ -24,6 +24,7 @@ use crate::context::Context;
 use crate::error::Error;
 use crate::history::{
     Decided, History, Lag, LaggingStream, apply_in_order, lagging_streams, published,
+    require_same_history,
 };
 use crate::metrics::Healing;
 use crate::topology::Topology;
@@ -138,6 +139,8 @@ impl Sweeper<'_> {
         let model = Arc::clone(&state.model);
         let (parked, conflicts) = session.count_parked(&model.ledger).await?;
         self.context.metrics.parked(model.name(), parked, conflicts);
+        let is_diverged = session.is_diverged(&model.ledger).await?;
+        self.context.metrics.diverged(model.name(), is_diverged);
         let checkpoint = own_checkpoint(&mut session, state).await?;
         if session.paused(&model.ledger).await?.is_some() {
             state.forget_queues();
@@ -146,8 +149,12 @@ impl Sweeper<'_> {
             session.disown(&model.ledger, Lock::Checkpoint).await?;
             state.release();
             state.forget_queues();
-        } else if let Some(checkpoint) = checkpoint {
-            self.require_not_restored(checkpoint, limits).await?;
+        } else if let Some(mut checkpoint) = checkpoint {
+            let store = self.history.session().await?;
+            if require_same_history(&mut session, store, &model).await? {
+                state.forget();
+                checkpoint = own_checkpoint(&mut session, state).await?.unwrap_or(checkpoint);
+            }
             let instances = session.instances(&model.ledger).await?;
             let brought = brought(model.name(), &instances, &session.reports().await?);
             state.silent.update(brought.as_deref(), self.context.settings.sweep_grace);
@@ -166,23 +173,6 @@ impl Sweeper<'_> {
         }
         self.session = Some(session);
         Ok(())
-    }
-
-    /// Fails if the event store ends before the checkpoint: then an older event store was restored.
-    async fn require_not_restored(
-        &mut self,
-        checkpoint: Position,
-        limits: Limits,
-    ) -> Result<(), Error> {
-        if checkpoint <= limits.decided {
-            return Ok(());
-        }
-        // This process may have been suspended between the two reads, while another one moved the checkpoint.
-        let decided = self.limits().await?.decided;
-        if checkpoint <= decided {
-            return Ok(());
-        }
-        Err(Error::StoreWentBack { checkpoint, decided })
     }
 
     /// Reports stuck queues, and records whether the queues may still deliver messages.
@@ -284,7 +274,8 @@ impl Sweeper<'_> {
         state.seen = Some(seen.max(until));
         let clean = state.open.keys().next().copied().or(state.seen).unwrap_or(checkpoint);
         if clean > checkpoint {
-            session.move_checkpoint(&model.ledger, clean).await?;
+            let found = self.history.session().await?.surroundings(None, clean).await?;
+            session.move_checkpoint(&model.ledger, clean, found.last).await?;
         }
         self.context.metrics.checkpoint(model.name(), clean.max(checkpoint).get());
         let due = state.track(&lagging, self.context.settings.sweep_grace);

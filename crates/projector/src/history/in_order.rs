@@ -11,7 +11,7 @@ use domain_events::{Position, StoredEvent};
 use projection::plan::Verdict;
 use read_model::{Checkpoint, ReadModel, Session};
 
-use super::{Decided, FENCE_PATIENCE, History, PAGE};
+use super::{Decided, FENCE_PATIENCE, History, PAGE, landmark};
 use crate::context::Context;
 use crate::error::Error;
 
@@ -31,7 +31,7 @@ pub(crate) async fn apply_in_order(
 ) -> Result<usize, Error> {
     let mut progress = 0;
     // While a replay is due, it applies these events.
-    let Some(Checkpoint { mut position, replay_until: None, epoch }) =
+    let Some(Checkpoint { mut position, replay_until: None, epoch, .. }) =
         session.checkpoint(&model.ledger).await?
     else {
         return Err(Error::Replaying);
@@ -43,7 +43,8 @@ pub(crate) async fn apply_in_order(
             let applied = context.apply(session, model, &chunk).await?;
             progress += applied.count(Verdict::Apply) + applied.parked.len();
         }
-        session.move_checkpoint_of(&model.ledger, epoch, end).await?;
+        let landmark = events.last().map(landmark);
+        session.move_checkpoint_of(&model.ledger, epoch, end, landmark).await?;
         position = end;
     }
     Ok(progress)

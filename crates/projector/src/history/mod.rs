@@ -1,22 +1,27 @@
 //! Reads the event store: its decided end, missing events of streams, and whole histories.
 
 mod catch_up;
+mod divergence;
 mod in_order;
 mod lag;
 mod replay;
 
 use std::time::{Duration, Instant};
 
-use domain_events::{Position, StoredEvent, StreamRange};
+use domain_events::{Position, StoredEvent, StreamId, StreamRange, StreamVersion};
 use event_store::{Error, Fence, Session};
 use tokio::time::sleep;
+use uuid::Uuid;
 
 use crate::error::OpenWriters;
 
 pub(crate) use catch_up::{OneBatch, STREAMS_AT_ONCE, Sink, catch_up};
+pub(crate) use divergence::{
+    Diverged, common_history, diverged_streams, end_divergence, require_same_history,
+};
 pub(crate) use in_order::{apply_in_order, follow_in_order};
 pub(crate) use lag::{Lag, LaggingStream, lag, lagging_streams, lags, published};
-pub(crate) use replay::{FENCE_PATIENCE, PAGE, Pace, Span, Target, replay};
+pub(crate) use replay::{FENCE_PATIENCE, PAGE, Pace, Span, Target, landmark, replay};
 
 /// The most events of one stream in one read.
 const EVENTS_AT_ONCE: u32 = 500;
@@ -84,6 +89,21 @@ impl History {
             session.refresh_fence(&mut fence).await?;
         }
         Ok(Decided::UpTo(fence.limit()))
+    }
+
+    /// The event id at each place.
+    pub(crate) async fn event_ids(
+        &mut self,
+        places: &[(&StreamId, StreamVersion)],
+    ) -> Result<Vec<Option<Uuid>>, Error> {
+        let read = match self.session().await {
+            Ok(session) => session.event_ids(places).await,
+            Err(error) => Err(error),
+        };
+        if read.is_err() {
+            self.forget();
+        }
+        read
     }
 
     /// Reads the beginnings of the wanted ranges, for the first [`Self::STREAMS_AT_ONCE`] of them.

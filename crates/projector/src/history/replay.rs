@@ -5,7 +5,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use domain_events::{Category, Position, StoredEvent, StreamId};
+use domain_events::{Category, Landmark, Position, StoredEvent, StreamId};
 use futures_util::future::try_join_all;
 use projection::plan::{Heads, Verdict};
 use read_model::{Applied, Breaker, Options, Part, ReadModel, Session, apply};
@@ -127,7 +127,7 @@ impl Target {
             let (events, end) = store.read_events(after, until, categories, PAGE).await?;
             self.apply(&events).await?;
             let (session, model) = self.session();
-            session.move_checkpoint(&model.ledger, end).await?;
+            session.move_checkpoint(&model.ledger, end, events.last().map(landmark)).await?;
             after = end;
         }
         Ok(())
@@ -234,6 +234,7 @@ pub(crate) async fn replay<P: Pace>(
     let categories = target.model.projection.categories.clone();
     reading.spawn(read_pages(store.clone(), categories, (from, until), pace.page(), sender));
     let (mut moved, mut slice) = (Instant::now(), FIRST_SLICE);
+    let mut last = None;
     while let Some(page) = pages.recv().await {
         let (events, end) = page.map_err(Error::from)?;
         let mut rest = &events[..];
@@ -246,9 +247,11 @@ pub(crate) async fn replay<P: Pace>(
             slice = next_slice(slice, begun.elapsed());
             let at =
                 if later.is_empty() { end } else { now.last().map_or(end, |last| last.position) };
+            last = now.last().map(landmark).or(last);
             if at >= until || moved.elapsed() > CHECKPOINT_INTERVAL {
                 let (session, model) = target.session();
-                session.move_checkpoint(&model.ledger, at).await.map_err(Error::from)?;
+                let move_on = session.move_checkpoint(&model.ledger, at, last);
+                move_on.await.map_err(Error::from)?;
                 moved = Instant::now();
                 failpoint!("replay::checkpoint-moved");
             }
@@ -270,6 +273,11 @@ pub(crate) async fn replay<P: Pace>(
 /// The size of the next slice.
 fn next_slice(size: usize, took: Duration) -> usize {
     if took > SLICE_TIME { (size / 2).max(1) } else { (size * 2).min(PAGE as usize) }
+}
+
+/// The landmark of an event.
+pub(crate) fn landmark(event: &StoredEvent) -> Landmark {
+    Landmark { position: event.position, event_id: event.event_id }
 }
 
 async fn apply_slice<P: Pace>(

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use daemon::output::counted;
 use domain_events::{Position, StreamId, StreamVersion};
-use projection::plan::{Head, Last};
+use projection::plan::Head;
 use read_model::{Admitted, Comparison, Drift, ReadModel, Rows, Session};
 use serde::Serialize;
 
@@ -13,16 +13,14 @@ use super::progress::RebuildPace;
 use super::{Error, Rebuilder};
 use crate::error::Error as WorkError;
 use crate::history::{
-    Decided, FENCE_PATIENCE, History, OneBatch, PAGE, STREAMS_AT_ONCE, Sink, Target, catch_up,
-    lagging_streams,
+    Decided, Diverged, FENCE_PATIENCE, History, OneBatch, PAGE, STREAMS_AT_ONCE, Sink, Target,
+    catch_up, diverged_streams, lagging_streams,
 };
 
 /// How many streams of a sample are folded before the idle session is pinged.
 const SAMPLED_AT_ONCE: usize = 1_000;
 /// How long a batch that runs alone waits for open transactions that append events.
 const ALONE_PATIENCE: Duration = Duration::from_secs(1);
-/// The number of streams of the bookkeeping that are compared at once.
-const BOOKKEEPING_PAGE: u32 = 1_000;
 
 /// The result of a comparison.
 #[derive(Debug, Default, Serialize)]
@@ -368,25 +366,12 @@ async fn mismatches(
     store: &mut event_store::Session,
     live: &ReadModel,
 ) -> Result<Vec<Mismatch>, Error> {
-    let mut found = Vec::new();
-    let mut after = None;
-    loop {
-        // The bookkeeping is read first: the event store had its events earlier.
-        let page = session.bookkeeping(&live.ledger, after.as_ref(), BOOKKEEPING_PAGE).await?;
-        let Some((last, _)) = page.last() else { break };
-        after = Some(last.clone());
-        let applied: Vec<_> = page.iter().map(|(id, last)| (id, last.version)).collect();
-        let stored = store.event_ids(&applied).await?;
-        for ((stream_id, Last { version, event_id }), stored) in page.iter().zip(stored) {
-            let kind = match stored {
-                None => MismatchKind::NotStored,
-                Some(stored) if stored != event_id.uuid() => MismatchKind::OtherEvent,
-                Some(_) => continue,
-            };
-            let stream_id = stream_id.as_str().to_owned();
-            found.push(Mismatch { stream_id, applied: version.get(), kind });
-        }
-    }
+    let diverged = diverged_streams(session, store, live, None).await?;
+    let mismatch = |Diverged { stream_id, version: applied, stored, .. }| {
+        let kind = stored.map_or(MismatchKind::NotStored, |_| MismatchKind::OtherEvent);
+        Mismatch { stream_id, applied, kind }
+    };
+    let mut found: Vec<_> = diverged.into_iter().map(mismatch).collect();
     let Some(checkpoint) = session.checkpoint(&live.ledger).await? else { return Ok(found) };
     let until = match checkpoint.replay_until {
         None => checkpoint.position,

@@ -28,7 +28,7 @@ pub async fn park_conflicts(
     conflicts.retain(|stream_id, _| heads.get(stream_id).is_some_and(|head| !head.is_parked));
     let step = |stream_id| {
         let from: Head = heads[stream_id];
-        Step { stream_id, from, to: Head { is_parked: true, ..from } }
+        Step { stream_id, from, to: Head { is_parked: true, ..from }, position: None }
     };
     let steps: Vec<Step<'_>> = conflicts.keys().map(step).collect();
     let parked: Vec<ParkedStream> = conflicts.values().cloned().collect();

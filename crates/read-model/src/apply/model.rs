@@ -4,6 +4,7 @@ use std::ops::{Deref, DerefMut};
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use domain_events::Position;
 use projection::{Fault, Projection};
 
 use super::ApplyError;
@@ -231,6 +232,12 @@ impl ReadModel {
     /// The generation of the tables as of the last [`ReadModel::prepare`].
     pub fn generation(&self) -> Option<u32> {
         self.known().map(|known| known.generation)
+    }
+
+    /// Deliveries up to this position are looked up in the event store before they are applied, as of the last
+    /// [`ReadModel::prepare`]; `None` if no delivery is.
+    pub fn compared_until(&self) -> Option<Position> {
+        self.known().and_then(|known| known.compared_until)
     }
 
     /// The events that a person has left out, as of the last [`ReadModel::prepare`].

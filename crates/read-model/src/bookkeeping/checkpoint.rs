@@ -1,8 +1,9 @@
 //! The checkpoint: how far a projection has applied the event store.
 
-use domain_events::Position;
-use sqlx::mysql::MySqlConnection;
-use sqlx::{AssertSqlSafe, SqlSafeStr, SqlStr};
+use domain_events::{EventId, Landmark, Position};
+use sqlx::mysql::{MySqlArguments, MySqlConnection};
+use sqlx::query::Query;
+use sqlx::{AssertSqlSafe, MySql, SqlSafeStr, SqlStr};
 use uuid::Uuid;
 
 use super::Ledger;
@@ -19,6 +20,10 @@ pub struct Checkpoint {
     pub replay_until: Option<Position>,
     /// Identifies these tables: tables that a rebuild puts in their place have another epoch.
     pub epoch: Uuid,
+    /// The last event at or before the checkpoint when it was moved; `None` if an earlier release moved it.
+    pub landmark: Option<Landmark>,
+    /// The run of the PostgreSQL server in which the applied events were last found in the event store.
+    pub server_run: Option<Uuid>,
 }
 
 /// The statements of one projection's checkpoint.
@@ -29,11 +34,19 @@ pub(crate) struct CheckpointTable {
     read_epoch: SqlStr,
     move_checkpoint: SqlStr,
     move_checkpoint_of: SqlStr,
+    note_server_run: SqlStr,
+    reset: SqlStr,
     add_healed: SqlStr,
     read_healed: SqlStr,
     begin_replay: SqlStr,
     end_replay: SqlStr,
 }
+
+/// The assignments that move the checkpoint forward. Their parameters: the position, and three times the landmark:
+/// position, id and position.
+const MOVE: &str = "position = GREATEST(position, ?),
+    landmark_id = IF(COALESCE(landmark_position, 0) < ?, ?, landmark_id),
+    landmark_position = GREATEST(COALESCE(landmark_position, 0), ?)";
 
 impl CheckpointTable {
     pub(crate) fn of(projection: &str) -> Self {
@@ -41,14 +54,26 @@ impl CheckpointTable {
         let sql = |text: String| AssertSqlSafe(text).into_sql_str();
         Self {
             read_checkpoint: sql(format!(
-                "SELECT position, replay_until, epoch FROM {name} WHERE id = 1"
+                "SELECT position, replay_until, epoch, landmark_position, landmark_id, server_run
+                 FROM {name} WHERE id = 1"
             )),
             read_epoch: sql(format!("SELECT epoch FROM {name} WHERE id = 1")),
-            move_checkpoint: sql(format!(
-                "UPDATE {name} SET position = GREATEST(position, ?) WHERE id = 1"
-            )),
+            // MySQL assigns from left to right: the id is compared with the landmark before.
+            move_checkpoint: sql(format!("UPDATE {name} SET {MOVE} WHERE id = 1")),
             move_checkpoint_of: sql(format!(
-                "UPDATE {name} SET position = GREATEST(position, ?) WHERE id = 1 AND epoch = ?"
+                "UPDATE {name} SET {MOVE} WHERE id = 1 AND epoch = ?"
+            )),
+            // The order of positions begins anew at the landmark: the new run may give out positions behind it
+            // that a previous run gave to transactions which were rolled back.
+            note_server_run: sql(format!(
+                "UPDATE {name}
+                 SET server_run = ?, position = LEAST(position, COALESCE(landmark_position, position))
+                 WHERE id = 1 AND epoch = ?"
+            )),
+            reset: sql(format!(
+                "UPDATE {name}
+                 SET position = ?, landmark_position = ?, landmark_id = ?, server_run = ?
+                 WHERE id = 1 AND epoch = ?"
             )),
             add_healed: sql(format!("UPDATE {name} SET healed = healed + ? WHERE id = 1")),
             read_healed: sql(format!("SELECT healed FROM {name} WHERE id = 1")),
@@ -65,7 +90,25 @@ impl CheckpointTable {
         }
     }
 
-    fn position(&self, number: u64) -> Result<Position, Error> {
+    fn checkpoint(&self, row: CheckpointRow) -> Result<Checkpoint, Error> {
+        let (position, replay_until, epoch, landmark_position, landmark_id, server_run) = row;
+        let landmark = |(position, id)| {
+            let event_id =
+                EventId::new(id).map_err(|source| Error::row(&self.name, "landmark", source))?;
+            Ok::<_, Error>(Landmark { position: self.position(position)?, event_id })
+        };
+        // Without an event before the checkpoint, both are not set.
+        let known = landmark_position.filter(|position| *position > 0).zip(landmark_id);
+        Ok(Checkpoint {
+            position: self.position(position)?,
+            replay_until: replay_until.map(|until| self.position(until)).transpose()?,
+            epoch,
+            landmark: known.map(landmark).transpose()?,
+            server_run,
+        })
+    }
+
+    pub(crate) fn position(&self, number: u64) -> Result<Position, Error> {
         Position::new(i64::try_from(number).unwrap_or(-1))
             .map_err(|source| Error::row(&self.name, &number.to_string(), source))
     }
@@ -90,14 +133,9 @@ impl Session {
     /// When MySQL fails.
     pub async fn checkpoint(&mut self, ledger: &Ledger) -> Result<Option<Checkpoint>, Error> {
         let query = sqlx::query_as(ledger.progress.read_checkpoint.clone());
-        let found: Option<(u64, Option<u64>, Uuid)> =
+        let found: Option<CheckpointRow> =
             within("reading the checkpoint", query.fetch_optional(&mut self.connection)).await?;
-        let position = |number: u64| ledger.progress.position(number);
-        let checkpoint = |(number, until, epoch): (u64, Option<u64>, Uuid)| {
-            let replay_until = until.map(position).transpose()?;
-            Ok(Checkpoint { position: position(number)?, replay_until, epoch })
-        };
-        found.map(checkpoint).transpose()
+        found.map(|row| ledger.progress.checkpoint(row)).transpose()
     }
 
     /// Requests a replay of the history up to a position. Until it is complete, no deliveries are applied.
@@ -144,7 +182,8 @@ impl Session {
         Ok(found.unwrap_or(0))
     }
 
-    /// Moves the checkpoint forward. A position before the present one has no effect.
+    /// Moves the checkpoint forward. A position before the present one has no effect. The landmark is the last known
+    /// event at or before the position.
     ///
     /// # Errors
     ///
@@ -153,8 +192,9 @@ impl Session {
         &mut self,
         ledger: &Ledger,
         position: Position,
+        landmark: Option<Landmark>,
     ) -> Result<(), Error> {
-        let query = sqlx::query(ledger.progress.move_checkpoint.clone()).bind(position.get());
+        let query = bind_move(&ledger.progress.move_checkpoint, position, landmark);
         within("moving the checkpoint", query.execute(&mut self.connection)).await.map(drop)
     }
 
@@ -169,10 +209,63 @@ impl Session {
         ledger: &Ledger,
         epoch: Uuid,
         position: Position,
+        landmark: Option<Landmark>,
     ) -> Result<(), Error> {
-        let query = sqlx::query(ledger.progress.move_checkpoint_of.clone())
-            .bind(position.get())
+        let query = bind_move(&ledger.progress.move_checkpoint_of, position, landmark).bind(epoch);
+        within("moving the checkpoint", query.execute(&mut self.connection)).await.map(drop)
+    }
+
+    /// Records that the applied events were found in the event store in this run of the server, and moves the
+    /// checkpoint back to its landmark.
+    ///
+    /// # Errors
+    ///
+    /// When MySQL fails.
+    pub async fn note_server_run(
+        &mut self,
+        ledger: &Ledger,
+        epoch: Uuid,
+        server_run: Uuid,
+    ) -> Result<(), Error> {
+        let query =
+            sqlx::query(ledger.progress.note_server_run.clone()).bind(server_run).bind(epoch);
+        within("recording the server", query.execute(&mut self.connection)).await.map(drop)
+    }
+
+    /// Moves the checkpoint to a landmark, forward or back; `None` is the start of the event store.
+    ///
+    /// # Errors
+    ///
+    /// When MySQL fails.
+    pub async fn reset_checkpoint(
+        &mut self,
+        ledger: &Ledger,
+        epoch: Uuid,
+        landmark: Option<Landmark>,
+        server_run: Uuid,
+    ) -> Result<(), Error> {
+        let position = landmark.map(|landmark| landmark.position.get());
+        let query = sqlx::query(ledger.progress.reset.clone())
+            .bind(position.unwrap_or(0))
+            .bind(position)
+            .bind(landmark.map(|landmark| landmark.event_id.uuid()))
+            .bind(server_run)
             .bind(epoch);
         within("moving the checkpoint", query.execute(&mut self.connection)).await.map(drop)
     }
+}
+
+type CheckpointRow = (u64, Option<u64>, Uuid, Option<u64>, Option<Uuid>, Option<Uuid>);
+
+fn bind_move(
+    sql: &SqlStr,
+    position: Position,
+    landmark: Option<Landmark>,
+) -> Query<'_, MySql, MySqlArguments> {
+    let behind = landmark.map_or(0, |landmark| landmark.position.get());
+    sqlx::query(sql.clone())
+        .bind(position.get())
+        .bind(behind)
+        .bind(landmark.map(|landmark| landmark.event_id.uuid()))
+        .bind(behind)
 }

@@ -4,7 +4,7 @@
 //! of a batch are one JSON parameter, so each statement has the same text for any number of streams and is
 //! prepared once.
 
-use domain_events::{EventId, StreamId, StreamVersion};
+use domain_events::{EventId, Position, StreamId, StreamVersion};
 use serde_json::json;
 use sqlx::mysql::MySqlConnection;
 use sqlx::{AssertSqlSafe, SqlSafeStr, SqlStr};
@@ -55,23 +55,26 @@ impl Ledger {
             // If another instance has changed the row of a stream since it was read, `version` becomes
             // NULL. The column refuses NULL, and the whole batch is rolled back.
             move_heads: sql(format!(
-                "INSERT INTO {streams} (stream_id, version, previous_version, event_id, parked)
+                "INSERT INTO {streams} (stream_id, version, previous_version, event_id, parked,
+                                        position)
                  SELECT moved.stream_id, moved.version, moved.previous_version,
-                        UUID_TO_BIN(moved.event_id), moved.parked
+                        UUID_TO_BIN(moved.event_id), moved.parked, moved.position
                  FROM JSON_TABLE(?, '$[*]' COLUMNS (
                           stream_id        VARCHAR(255) CHARACTER SET utf8mb4
                                            COLLATE utf8mb4_0900_bin PATH '$[0]',
                           previous_version BIGINT UNSIGNED PATH '$[1]',
                           version          BIGINT UNSIGNED PATH '$[2]',
                           event_id         CHAR(36) PATH '$[3]',
-                          parked           TINYINT PATH '$[4]'
+                          parked           TINYINT PATH '$[4]',
+                          position         BIGINT UNSIGNED PATH '$[5]'
                       )) AS moved
                  ON DUPLICATE KEY UPDATE
                      version = IF({streams}.version = moved.previous_version
                                   AND NOT {streams}.parked, moved.version, NULL),
                      previous_version = moved.previous_version,
                      event_id = UUID_TO_BIN(moved.event_id),
-                     parked = moved.parked"
+                     parked = moved.parked,
+                     position = COALESCE(moved.position, {streams}.position)"
             )),
             projection: projection.to_owned(),
             streams,
@@ -136,7 +139,7 @@ impl Ledger {
         rows.into_iter().map(|row| self.head(row)).collect()
     }
 
-    fn head(
+    pub(super) fn head(
         &self,
         (stream_id, version, event_id, is_parked): HeadRow,
     ) -> Result<(StreamId, Head), Error> {
@@ -179,7 +182,8 @@ impl Ledger {
                     version(step.from),
                     version(step.to),
                     id,
-                    u8::from(step.to.is_parked)
+                    u8::from(step.to.is_parked),
+                    step.position.map(Position::get)
                 ])
             })
             .collect();
@@ -225,35 +229,6 @@ impl Session {
     /// When MySQL fails.
     pub async fn heads(&mut self, ledger: &Ledger, streams: &[&StreamId]) -> Result<Heads, Error> {
         ledger.read(&mut self.connection, ledger.read_heads.clone(), streams).await
-    }
-
-    /// At most `limit` streams with applied events, each with its last one. They are sorted by stream id
-    /// and begin behind `after`.
-    ///
-    /// # Errors
-    ///
-    /// When MySQL fails.
-    pub async fn bookkeeping(
-        &mut self,
-        ledger: &Ledger,
-        after: Option<&StreamId>,
-        limit: u32,
-    ) -> Result<Vec<(StreamId, Last)>, Error> {
-        let sql = format!(
-            "SELECT stream_id, version, event_id, FALSE FROM {}
-             WHERE stream_id > ? AND version > 0 ORDER BY stream_id LIMIT ?",
-            ledger.streams
-        );
-        let read = sqlx::query_as(AssertSqlSafe(sql))
-            .bind(after.map_or("", StreamId::as_str))
-            .bind(limit)
-            .fetch_all(&mut self.connection);
-        let rows: Vec<HeadRow> = within("reading the bookkeeping", read).await?;
-        let last = |row| {
-            let (stream_id, head) = ledger.head(row)?;
-            Ok(head.last.map(|last| (stream_id, last)))
-        };
-        rows.into_iter().filter_map(|row| last(row).transpose()).collect()
     }
 
     /// A random sample of streams.

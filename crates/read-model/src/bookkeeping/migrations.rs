@@ -12,11 +12,12 @@ use crate::migrator::Migrations;
 use crate::session::within;
 use crate::{Error, Session};
 
-pub(crate) const MIGRATIONS: [(i64, &str, &str); 4] = [
+pub(crate) const MIGRATIONS: [(i64, &str, &str); 5] = [
     (1, "streams", include_str!("../../../../migrations/mysql/projection/0001_streams.sql")),
     (2, "replay", include_str!("../../../../migrations/mysql/projection/0002_replay.sql")),
     (3, "parked", include_str!("../../../../migrations/mysql/projection/0003_parked.sql")),
     (4, "epoch", include_str!("../../../../migrations/mysql/projection/0004_epoch.sql")),
+    (5, "landmark", include_str!("../../../../migrations/mysql/projection/0005_landmark.sql")),
 ];
 
 /// The placeholder for the name of the projection in the files.

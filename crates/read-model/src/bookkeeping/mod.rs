@@ -3,6 +3,7 @@
 
 mod checkpoint;
 mod definitions;
+mod divergence;
 mod gate;
 mod instances;
 mod ledger;
@@ -15,6 +16,7 @@ mod skips;
 
 pub use checkpoint::Checkpoint;
 pub use definitions::{Service, StoredDefinition};
+pub use divergence::AppliedStream;
 pub use gate::{Gate, LockMode};
 pub use instances::Instance;
 pub use ledger::Ledger;

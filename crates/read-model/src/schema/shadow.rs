@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use domain_events::Position;
 use sqlx::mysql::MySqlConnection;
 use sqlx::{AssertSqlSafe, Connection, query, query_as, query_scalar};
 use tokio::time::timeout;
@@ -72,7 +73,11 @@ pub struct InService {
     pub tables_hash: String,
     /// See [`crate::Checkpoint::epoch`]; `None` for a projection without a checkpoint.
     pub epoch: Option<Uuid>,
+    /// See [`crate::ReadModel::compared_until`].
+    pub compared_until: Option<Position>,
 }
+
+type ServiceRow = (u32, Option<String>, String, bool, Option<u64>);
 
 /// The result of an attempt to swap tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -162,19 +167,20 @@ impl Session {
     /// When MySQL fails, or [`Error::SwapNotRecorded`].
     pub async fn in_service(&mut self, ledger: &Ledger) -> Result<InService, Error> {
         let read = query_as(
-            "SELECT generation, definition_hash, tables_hash, swapping FROM projector_projections WHERE name = ?",
+            "SELECT generation, definition_hash, tables_hash, swapping, compared_until
+             FROM projector_projections WHERE name = ?",
         )
         .bind(ledger.projection())
         .fetch_optional(&mut self.connection);
-        let found: Option<(u32, Option<String>, String, bool)> =
-            within("reading a projection", read).await?;
-        let (generation, definition, tables_hash, swapping) =
+        let found: Option<ServiceRow> = within("reading a projection", read).await?;
+        let (generation, definition, tables_hash, swapping, compared) =
             found.ok_or_else(|| ledger.not_migrated())?;
         let epoch = self.checkpoint(ledger).await?.map(|checkpoint| checkpoint.epoch);
         if swapping {
             self.require_recorded_swap(ledger).await?;
         }
-        Ok(InService { generation, definition, tables_hash, epoch })
+        let compared_until = compared.map(|until| ledger.progress.position(until)).transpose()?;
+        Ok(InService { generation, definition, tables_hash, epoch, compared_until })
     }
 
     /// Refuses if a rebuild was interrupted between its swap and recording it: the files from which the

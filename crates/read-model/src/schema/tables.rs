@@ -15,7 +15,7 @@ use projection::Projection;
 /// use.
 const TABLE: &str = "projector_migrations";
 
-const MIGRATIONS: [(i64, &str, &str); 9] = [
+const MIGRATIONS: [(i64, &str, &str); 10] = [
     (1, "projections", include_str!("../../../../migrations/mysql/0001_projections.sql")),
     (2, "categories", include_str!("../../../../migrations/mysql/0002_categories.sql")),
     (3, "operations", include_str!("../../../../migrations/mysql/0003_operations.sql")),
@@ -25,6 +25,7 @@ const MIGRATIONS: [(i64, &str, &str); 9] = [
     (7, "order", include_str!("../../../../migrations/mysql/0007_order.sql")),
     (8, "reports", include_str!("../../../../migrations/mysql/0008_reports.sql")),
     (9, "event uuids", include_str!("../../../../migrations/mysql/0009_event_uuids.sql")),
+    (10, "divergence", include_str!("../../../../migrations/mysql/0010_divergence.sql")),
 ];
 
 /// The result of migrating a projection.

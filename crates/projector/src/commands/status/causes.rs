@@ -95,7 +95,7 @@ fn reported(report: &Report, failing: &Failing, state: State) -> Cause {
 
 fn of_projection(found: &Found, reports: &[Report]) -> Vec<Cause> {
     let mut causes: Vec<Cause> = of_condition(found).into_iter().collect();
-    if found.state != Condition::Paused {
+    if !matches!(found.state, Condition::Paused | Condition::Diverged) {
         let reported = of_reports(found, reports);
         let named = |blocker: &&Blocker| {
             !reported.iter().any(|cause| cause.text.contains(&blocker.to_string()))
@@ -124,6 +124,14 @@ fn of_condition(found: &Found) -> Option<Cause> {
         Condition::Paused => {
             let remedy = format!("run `projector resume {name}` to continue");
             ("paused", format!("paused ({reason})"), remedy)
+        }
+        Condition::Diverged => {
+            let remedy = format!("run `projector reconcile-history {name}`");
+            let text = reason
+                .trim_end_matches(&remedy["run".len()..])
+                .trim_end_matches(". Run")
+                .to_owned();
+            ("diverged", text, remedy)
         }
         Condition::NoInstance => (
             "no_projector",

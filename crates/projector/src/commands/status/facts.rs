@@ -164,7 +164,8 @@ async fn fill(
     let replays = checkpoint.is_some_and(|checkpoint| checkpoint.replay_until.is_some());
     found.state = if let Some((reason, since)) = session.paused(ledger).await? {
         (found.reason, found.paused_since) = (Some(reason), Some(since));
-        Condition::Paused
+        let is_diverged = session.is_diverged(ledger).await?;
+        if is_diverged { Condition::Diverged } else { Condition::Paused }
     } else if found.instances.is_empty() && !reports.iter().any(runs) {
         Condition::NoInstance
     } else if replays {

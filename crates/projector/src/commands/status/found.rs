@@ -101,6 +101,8 @@ pub(super) enum Condition {
     Unknown,
     NotMigrated,
     Paused,
+    /// Paused, because the event store has lost applied events.
+    Diverged,
     /// No projector runs it.
     NoInstance,
     /// A projector runs it, and does not follow its queues.

@@ -22,6 +22,7 @@ impl Condition {
             Self::Unknown => "unknown",
             Self::NotMigrated => "not migrated",
             Self::Paused => "paused",
+            Self::Diverged => "paused after lost events",
             Self::NoInstance => "no projector runs it",
             Self::Waiting => "no instance follows it",
             Self::ApplyingHistory => "applying the history",
