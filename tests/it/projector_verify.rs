@@ -251,6 +251,45 @@ async fn a_dry_run_reports_the_effect_of_a_rebuild() {
     .await;
 }
 
+/// The connection that waits for a lock of another one.
+async fn blocked_by(stack: &Stack, holder: u64) -> Option<i64> {
+    let sql =
+        "SELECT CAST(waiting_pid AS SIGNED) FROM sys.innodb_lock_waits WHERE blocking_pid = ?";
+    sqlx::query_scalar(sql).bind(holder).fetch_optional(&mut stack.mysql().await).await.unwrap()
+}
+
+/// A comparison whose work MySQL has undone for the sake of another session begins again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_comparison_begins_again_after_a_lock_wait() {
+    with_projection(async |stack, projector, relay| {
+        append_version(stack, 1).await;
+        all_at(stack, 1).await;
+        relay.terminate().await;
+        projector.terminate().await;
+        let mut holder = stack.mysql().await;
+        let drift = "UPDATE tally SET total = total + 1 WHERE stream_id = 'order-1'";
+        holder.execute(drift).await.unwrap();
+        let mut gate = holder.begin().await.unwrap();
+        let lock =
+            "SELECT CONNECTION_ID() FROM projector_projections WHERE name = 'tally' FOR UPDATE";
+        let id: u64 = sqlx::query_scalar(lock).fetch_one(&mut *gate).await.unwrap();
+        let hold = async {
+            let first =
+                eventually("the comparison waits", async || blocked_by(stack, id).await).await;
+            eventually("another attempt waits", async || {
+                blocked_by(stack, id).await.filter(|next| *next != first)
+            })
+            .await;
+            gate.rollback().await.unwrap();
+        };
+        let verify = stack.projector(TALLY).args(["verify", "tally"]);
+        let (verified, ()) = tokio::join!(verify.fail(1), hold);
+        assert!(verified.contains("1 rows are wrong"), "{verified}");
+        assert!(verified.contains("the comparison begins again"), "{verified}");
+    })
+    .await;
+}
+
 /// `reconcile` compares the appended events with the published and the applied ones.
 #[tokio::test(flavor = "multi_thread")]
 async fn reconcile_accounts_for_every_event() {

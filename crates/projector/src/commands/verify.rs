@@ -1,11 +1,14 @@
 //! `projector verify`.
 
 use clap::Args;
-use daemon::Failure;
+use daemon::{Failure, chain};
 
 use super::rebuild::rebuilder;
 use crate::Settings;
 use daemon::output::Format;
+
+/// How often to begin, if MySQL undoes the work for the sake of other sessions.
+const ATTEMPTS: u32 = 5;
 
 #[derive(Args, Debug)]
 #[command(
@@ -29,7 +32,16 @@ pub(crate) struct Verify {
 pub(crate) async fn verify(settings: &Settings, arguments: &Verify) -> Result<bool, Failure> {
     let Verify { projection, repair, sample, format } = arguments;
     let rebuilder = rebuilder(settings, projection, *format).await?;
-    let found = rebuilder.verify(*sample, *repair).await?;
+    let mut attempt = 1;
+    let found = loop {
+        match rebuilder.verify(*sample, *repair).await {
+            Err(error) if attempt < ATTEMPTS && error.is_undone() => {
+                rebuilder.report.say(&format!("the comparison begins again: {}", chain(&error)));
+                attempt += 1;
+            }
+            verified => break verified?,
+        }
+    };
     format.print(&found, |found| {
         let mut lines: Vec<String> = found.drift.iter().map(ToString::to_string).collect();
         lines.push(match (found.drift.len(), repair) {

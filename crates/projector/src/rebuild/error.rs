@@ -146,6 +146,12 @@ pub(crate) enum Error {
 }
 
 impl Error {
+    /// Whether MySQL has undone the work of a session for the sake of others: by a deadlock, for example.
+    pub(crate) fn is_undone(&self) -> bool {
+        let Self::Work(error) = self else { return false };
+        matches!(error.server(), Some(ServerError::ReadModel(read_model::Error::Transient { .. })))
+    }
+
     /// Whether another attempt may succeed without anybody changing anything.
     pub(super) fn is_transient(&self) -> bool {
         match self {
