@@ -46,6 +46,7 @@ mod relay_reconcile;
 mod relay_slow;
 mod relay_status;
 mod relay_waits;
+mod several_hosts;
 mod shop;
 mod upgrade;
 mod wait_endpoint;

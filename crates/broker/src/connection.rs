@@ -1,11 +1,13 @@
 //! One connection to RabbitMQ.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use lapin::types::ShortString;
 use lapin::uri::AMQPUri;
 use secrecy::{ExposeSecret, SecretString};
+use tokio::net::lookup_host;
 use tokio::time::timeout;
 
 use crate::dial::dial;
@@ -14,6 +16,8 @@ use crate::{Consumer, Error, Publisher};
 
 /// How long connecting may take. RabbitMQ has the same limit (`handshake_timeout`).
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+/// How long the addresses of a host may take to be looked up.
+const NAME_LIMIT: Duration = Duration::from_secs(3);
 /// How long the broker may take to answer any call but a publish. A broker with a slow disk takes
 /// seconds to declare a queue, and a retry would only add work. A dead broker is detected by the
 /// heartbeat.
@@ -29,13 +33,15 @@ const HEARTBEAT: u16 = 10;
 /// How to connect to the broker.
 #[derive(Clone)]
 pub struct Options {
-    uri: AMQPUri,
+    /// The same with each host of the cluster.
+    uris: Vec<AMQPUri>,
     name: String,
     address: String,
 }
 
 impl Options {
-    /// Takes a URL such as `amqps://user:password@host:5671/vhost?heartbeat=10`.
+    /// Takes a URL such as `amqps://user:password@host:5671/vhost?heartbeat=10`. It may name several hosts,
+    /// separated by commas. Each connection goes to one of them, or to one of the addresses of its name, at random.
     ///
     /// `name` is the name of the program. The management page shows it as the name of the connection,
     /// and every published message carries it as `app_id`.
@@ -44,13 +50,18 @@ impl Options {
     ///
     /// [`Error::Url`] when the URL cannot be parsed.
     pub fn parse(url: &SecretString, name: &str) -> Result<Self, Error> {
-        let mut uri: AMQPUri = url.expose_secret().parse().map_err(|_quotes_the_url| Error::Url)?;
-        uri.query.heartbeat.get_or_insert(HEARTBEAT);
-        let address = format!("{}:{} {}", uri.authority.host, uri.authority.port, uri.vhost);
-        Ok(Self { uri, name: name.to_owned(), address })
+        let uri = |url: String| {
+            let mut uri: AMQPUri = url.parse().map_err(|_quotes_the_url| Error::Url)?;
+            uri.query.heartbeat.get_or_insert(HEARTBEAT);
+            Ok(uri)
+        };
+        let uris = hosts::each(url.expose_secret()).into_iter().map(uri);
+        let uris = uris.collect::<Result<Vec<_>, Error>>()?;
+        let address = uris.iter().map(address).collect::<Vec<_>>().join(", ");
+        Ok(Self { uris, name: name.to_owned(), address })
     }
 
-    /// Host, port and virtual host, for messages.
+    /// Host, port and virtual host of each host, for messages.
     pub fn address(&self) -> &str {
         &self.address
     }
@@ -71,20 +82,17 @@ impl Connection {
     /// [`Error::Login`] when the broker refuses user, password or virtual host, [`Error::Name`] when the
     /// program's name is too long, otherwise [`Error::Unreachable`] or [`Error::Timeout`].
     pub async fn connect(options: &Options) -> Result<Self, Error> {
-        let limit = CONNECT_LIMIT;
         let app_id = short(&options.name)?;
-        let inner = timeout(limit, dial(&options.uri, &options.name, limit))
-            .await
-            .map_err(|_elapsed| Error::Timeout { operation: "connecting", limit })?
-            .map_err(|source| {
-                let address = options.address.clone();
-                if is_refusal(&source) {
-                    Error::Login { address, source }
-                } else {
-                    Error::Unreachable { address, source }
-                }
-            })?;
-        Ok(Self { inner: Arc::new(inner), app_id })
+        let ends = ends(&options.uris).await?;
+        let mut failed = Error::Url;
+        for ((uri, end), limit) in hosts::shuffled(&ends, CONNECT_LIMIT) {
+            match timeout(limit, dial(uri, *end, &options.name, limit)).await {
+                Ok(Ok(inner)) => return Ok(Self { inner: Arc::new(inner), app_id }),
+                Ok(Err(source)) => failed = refused(uri, source),
+                Err(_elapsed) => failed = Error::Timeout { operation: "connecting", limit },
+            }
+        }
+        Err(failed)
     }
 
     /// Whether the connection is up.
@@ -142,6 +150,41 @@ impl Connection {
     /// Opens a channel on which to check whether a queue exists.
     pub(crate) async fn check_channel(&self) -> Result<lapin::Channel, Error> {
         call_within(CHECK_LIMIT, "opening a channel", self.inner.create_channel()).await
+    }
+}
+
+/// Host, port and virtual host.
+fn address(uri: &AMQPUri) -> String {
+    format!("{}:{} {}", uri.authority.host, uri.authority.port, uri.vhost)
+}
+
+/// All addresses of all hosts. A host whose name is unknown is left out if another one is known.
+async fn ends(uris: &[AMQPUri]) -> Result<Vec<(&AMQPUri, SocketAddr)>, Error> {
+    let (mut ends, mut failure) = (Vec::new(), None);
+    for uri in uris {
+        let name = (&*uri.authority.host, uri.authority.port);
+        match call_within(NAME_LIMIT, "looking up a host", async {
+            lookup_host(name).await.map_err(lapin::Error::from)
+        })
+        .await
+        {
+            Ok(found) => ends.extend(found.map(|end| (uri, end))),
+            Err(Error::Call { source, .. }) => failure = Some(refused(uri, source)),
+            Err(error) => failure = Some(error),
+        }
+    }
+    match failure {
+        Some(error) if ends.is_empty() => Err(error),
+        _ => Ok(ends),
+    }
+}
+
+fn refused(uri: &AMQPUri, source: lapin::Error) -> Error {
+    let address = address(uri);
+    if is_refusal(&source) {
+        Error::Login { address, source }
+    } else {
+        Error::Unreachable { address, source }
     }
 }
 

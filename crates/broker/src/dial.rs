@@ -1,7 +1,7 @@
 //! Connects in a way that can be abandoned.
 
 use std::io;
-use std::net::{Shutdown, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 use crate::stream::{self, FixedStream};
 
-/// Connects. Dropping the future after `limit` ends the attempt completely.
+/// Connects to one address of the host of `uri`. Dropping the future after `limit` ends the attempt completely.
 ///
 /// lapin connects in a thread of its own, which waits indefinitely for a broker that accepts the
 /// connection and then sends nothing. Furthermore, lapin 4.12.3 never reports that the broker closed the
@@ -21,6 +21,7 @@ use crate::stream::{self, FixedStream};
 /// socket down, which ends the thread.
 pub(crate) async fn dial(
     uri: &AMQPUri,
+    end: SocketAddr,
     name: &str,
     limit: Duration,
 ) -> lapin::Result<lapin::Connection> {
@@ -32,9 +33,7 @@ pub(crate) async fn dial(
         stream::runtime(),
         async move |uri, _runtime| {
             let secured = async {
-                let address = (uri.authority.host.clone(), uri.authority.port);
-                let resolve = tokio.to_socket_addrs(address);
-                let stream = AsyncTcpStream::connect(&tokio, resolve).await?;
+                let stream = AsyncTcpStream::connect(&tokio, end).await?;
                 if let AsyncTcpStream::Plain(socket) = &stream {
                     let attempt = weak.upgrade().ok_or(io::ErrorKind::Interrupted)?;
                     attempt.opened(socket.get_ref())?;

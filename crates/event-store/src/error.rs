@@ -34,7 +34,9 @@ pub enum Error {
         source: sqlx::Error,
     },
     /// The server is a standby, or read-only.
-    #[error("PostgreSQL at {address} is a standby or read-only: the URL must lead to the primary")]
+    #[error(
+        "PostgreSQL at {address} is a standby or read-only: the URL must lead to the primary, or name all hosts, separated by commas"
+    )]
     NotPrimary {
         /// Host, port and database.
         address: String,

@@ -8,7 +8,7 @@ use sqlx::postgres::{PgListener, PgPoolOptions};
 use sqlx::query;
 use tokio::time::timeout;
 
-use crate::session::{CONNECT_LIMIT, connect_error, within};
+use crate::session::{CONNECT_LIMIT, Host, connect_error, is_standby, within};
 use crate::{Error, Options, Session};
 
 /// The channel that the SQL function `wake_relay()` notifies.
@@ -33,12 +33,22 @@ impl Listener {
     ///
     /// Those of [`Session::connect`].
     pub async fn connect(options: &Options) -> Result<Self, Error> {
-        let limit = CONNECT_LIMIT;
+        let mut failed = None;
+        for (host, limit) in hosts::shuffled(&options.hosts, CONNECT_LIMIT) {
+            match Self::connect_to(host, limit).await {
+                Ok(listener) => return Ok(listener),
+                Err(error) => hosts::keep(&mut failed, error, is_standby),
+            }
+        }
+        Err(failed.unwrap_or(Error::Url))
+    }
+
+    async fn connect_to(host: &Host, limit: Duration) -> Result<Self, Error> {
         let connect = async {
             let pool = PgPoolOptions::new()
                 .max_connections(1)
                 .acquire_timeout(limit)
-                .connect_with(options.connect.clone())
+                .connect_with(host.connect.clone())
                 .await?;
             let mut listener = PgListener::connect_with(&pool).await?;
             listener.ignore_pool_close_event(true);
@@ -50,7 +60,7 @@ impl Listener {
             .await
             .map_err(|_elapsed| Error::Timeout { operation: "connecting", limit })?
             .map(Self)
-            .map_err(|source| connect_error(options, source))
+            .map_err(|source| connect_error(host, source))
     }
 
     /// Waits for the next hint. After `patience` without one, checks the connection and returns.

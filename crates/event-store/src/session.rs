@@ -55,14 +55,23 @@ const NO_NESTED_LOOPS: &str = ";
 /// How to connect to the event store, and how long to wait for it.
 #[derive(Clone)]
 pub struct Options {
-    pub(crate) connect: PgConnectOptions,
+    pub(crate) hosts: Vec<Host>,
     address: String,
     statement_limit: Duration,
     idle_limit: Duration,
 }
 
+/// One host of the cluster.
+#[derive(Clone)]
+pub(crate) struct Host {
+    pub(crate) connect: PgConnectOptions,
+    /// Host, port and database, for messages.
+    address: String,
+}
+
 impl Options {
-    /// Takes a URL such as `postgres://user:password@host:5432/database?sslmode=verify-full`.
+    /// Takes a URL such as `postgres://user:password@host:5432/database?sslmode=verify-full`. It may name several
+    /// hosts, separated by commas: connections go to the primary among them.
     ///
     /// `pg_stat_activity` shows the `application_name`.
     ///
@@ -70,17 +79,23 @@ impl Options {
     ///
     /// [`Error::Url`] when the URL cannot be parsed.
     pub fn parse(url: &SecretString, application_name: &str) -> Result<Self, Error> {
-        let connect = PgConnectOptions::from_str(url.expose_secret())
-            .map_err(|_quotes_the_url| Error::Url)?
-            .application_name(application_name)
-            // Poolers refuse this parameter. It affects floats in text form only: we read none.
-            .extra_float_digits(None)
-            .disable_statement_logging();
-        let database = connect.get_database().unwrap_or(connect.get_username());
-        let address = format!("{}:{}/{database}", connect.get_host(), connect.get_port());
+        let host = |url: String| {
+            let connect = PgConnectOptions::from_str(&url)
+                .map_err(|_quotes_the_url| Error::Url)?
+                .application_name(application_name)
+                // Poolers refuse this parameter. It affects floats in text form only: we read none.
+                .extra_float_digits(None)
+                .disable_statement_logging();
+            let database = connect.get_database().unwrap_or(connect.get_username());
+            let address = format!("{}:{}/{database}", connect.get_host(), connect.get_port());
+            Ok(Host { connect, address })
+        };
+        let hosts = hosts::each(url.expose_secret()).into_iter().map(host);
+        let hosts = hosts.collect::<Result<Vec<_>, Error>>()?;
+        let addresses: Vec<&str> = hosts.iter().map(|host| &*host.address).collect();
         Ok(Self {
-            connect,
-            address,
+            address: addresses.join(", "),
+            hosts,
             statement_limit: Duration::from_secs(10),
             idle_limit: Duration::from_secs(15),
         })
@@ -107,7 +122,7 @@ impl Options {
         self.statement_limit.min(rest)
     }
 
-    /// Host, port and database, for messages.
+    /// Host, port and database of each host, for messages.
     pub fn address(&self) -> &str {
         &self.address
     }
@@ -134,11 +149,21 @@ impl Session {
     /// [`Error::LimitsIgnored`], and [`Error::Unreachable`] or [`Error::Timeout`] for temporary
     /// failures.
     pub async fn connect(options: &Options) -> Result<Self, Error> {
-        let limit = CONNECT_LIMIT;
-        let connection = timeout(limit, PgConnection::connect_with(&options.connect))
+        let mut failed = None;
+        for (host, limit) in hosts::shuffled(&options.hosts, CONNECT_LIMIT) {
+            match Self::connect_to(host, options, limit).await {
+                Ok(session) => return Ok(session),
+                Err(error) => hosts::keep(&mut failed, error, is_standby),
+            }
+        }
+        Err(failed.unwrap_or(Error::Url))
+    }
+
+    async fn connect_to(host: &Host, options: &Options, limit: Duration) -> Result<Self, Error> {
+        let connection = timeout(limit, PgConnection::connect_with(&host.connect))
             .await
             .map_err(|_elapsed| Error::Timeout { operation: "connecting", limit })?
-            .map_err(|source| connect_error(options, source))?;
+            .map_err(|source| connect_error(host, source))?;
         let statement_ms = options.statement_limit.as_millis();
         let claim_statement_ms = options.claim_statement_limit().as_millis();
         let idle_ms = options.idle_limit.as_millis();
@@ -158,7 +183,7 @@ impl Session {
             ),
             client_limit: options.statement_limit + GRACE,
         };
-        session.require_primary(options).await?;
+        session.require_primary(host).await?;
         session.require_limits(options).await?;
         Ok(session)
     }
@@ -169,7 +194,7 @@ impl Session {
         drop(timeout(GRACE, self.connection.close()).await);
     }
 
-    async fn require_primary(&mut self, options: &Options) -> Result<(), Error> {
+    async fn require_primary(&mut self, host: &Host) -> Result<(), Error> {
         let query = sqlx::query_scalar(
             "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean",
         );
@@ -179,7 +204,7 @@ impl Session {
             query.fetch_one(&mut self.connection),
         )
         .await?;
-        if standby { Err(Error::NotPrimary { address: options.address.clone() }) } else { Ok(()) }
+        if standby { Err(Error::NotPrimary { address: host.address.clone() }) } else { Ok(()) }
     }
 
     /// Checks that the server enforces the limits of a claim. A pooler or a fork of PostgreSQL might
@@ -286,8 +311,13 @@ pub(crate) async fn within<T>(
     }
 }
 
-pub(crate) fn connect_error(options: &Options, source: sqlx::Error) -> Error {
-    let address = options.address.clone();
+/// Whether a host is a standby: among several hosts, that is no news.
+pub(crate) fn is_standby(error: &Error) -> bool {
+    matches!(error, Error::NotPrimary { .. })
+}
+
+pub(crate) fn connect_error(host: &Host, source: sqlx::Error) -> Error {
+    let address = host.address.clone();
     let code = source.as_database_error().and_then(sqlx::error::DatabaseError::code);
     // invalid_authorization_specification, invalid_password, invalid_catalog_name, and
     // insufficient_privilege: no CONNECT privilege.

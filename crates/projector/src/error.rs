@@ -62,9 +62,15 @@ impl ServerError {
             Self::ReadModel(ReadModel::Url)
             | Self::Broker(Broker::Url | Broker::Mismatch { .. } | Broker::Name { .. })
             | Self::Store(Store::Url) => Exit::Configuration,
-            Self::ReadModel(ReadModel::Unreachable { .. } | ReadModel::Timeout { .. })
+            Self::ReadModel(
+                ReadModel::Unreachable { .. }
+                | ReadModel::ReadOnly { .. }
+                | ReadModel::Timeout { .. },
+            )
             | Self::Broker(Broker::Unreachable { .. } | Broker::Timeout { .. })
-            | Self::Store(Store::Unreachable { .. } | Store::Timeout { .. }) => Exit::Unavailable,
+            | Self::Store(
+                Store::Unreachable { .. } | Store::NotPrimary { .. } | Store::Timeout { .. },
+            ) => Exit::Unavailable,
             Self::ReadModel(_) | Self::Broker(_) | Self::Store(_) => Exit::Failed,
         }
     }

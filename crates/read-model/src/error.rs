@@ -36,6 +36,15 @@ pub enum Error {
         #[source]
         source: sqlx::Error,
     },
+    /// The server is a replica, or was made read-only.
+    #[error(
+        "MySQL at {address} is read-only: a replica, or a primary that was demoted. The URL must lead to the primary, \
+         or name all hosts, separated by commas"
+    )]
+    ReadOnly {
+        /// Host, port and database.
+        address: String,
+    },
     /// A session variable has another value than the one that this program has set.
     #[error("MySQL has {name} = {found}, but this program needs {wanted}")]
     Setting {
@@ -269,6 +278,7 @@ impl Error {
         matches!(
             self,
             Self::Unreachable { .. }
+                | Self::ReadOnly { .. }
                 | Self::Timeout { .. }
                 | Self::Transient { .. }
                 | Self::Overtaken

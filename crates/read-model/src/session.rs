@@ -49,38 +49,61 @@ const SETTINGS: [(&str, &str); 6] = [
 /// The server, the login and the database of the read models.
 #[derive(Clone)]
 pub struct Options {
-    connect: MySqlConnectOptions,
+    hosts: Vec<Host>,
     address: String,
 }
 
+/// One host of the cluster.
+#[derive(Clone)]
+struct Host {
+    connect: MySqlConnectOptions,
+    /// Host, port and database, for messages.
+    address: String,
+}
+
+impl Host {
+    fn of(connect: MySqlConnectOptions) -> Result<Self, Error> {
+        let database = connect.get_database().ok_or(Error::Url)?;
+        let address = format!("{}:{}/{database}", connect.get_host(), connect.get_port());
+        Ok(Self { connect, address })
+    }
+}
+
 impl Options {
-    /// Parses a URL such as `mysql://user:password@host:3306/database?ssl-mode=VERIFY_IDENTITY`.
+    /// Parses a URL such as `mysql://user:password@host:3306/database?ssl-mode=VERIFY_IDENTITY`. It may name
+    /// several hosts, separated by commas: connections go to the one that can be written to.
     ///
     /// # Errors
     ///
     /// [`Error::Url`] when the URL is not valid.
     pub fn parse(url: &SecretString) -> Result<Self, Error> {
-        let connect = MySqlConnectOptions::from_str(url.expose_secret())
-            .map_err(|_quotes_the_url| Error::Url)?
-            // The driver would set PIPES_AS_CONCAT, and `||` in a handler would mean something else than in
-            // other clients.
-            .pipes_as_concat(false)
-            .statement_cache_capacity(PREPARED_STATEMENTS)
-            .disable_statement_logging();
-        let database = connect.get_database().ok_or(Error::Url)?;
-        let address = format!("{}:{}/{database}", connect.get_host(), connect.get_port());
-        Ok(Self { connect, address })
+        let host = |url: String| {
+            let connect = MySqlConnectOptions::from_str(&url)
+                .map_err(|_quotes_the_url| Error::Url)?
+                // The driver would set PIPES_AS_CONCAT, and `||` in a handler would mean something else than in
+                // other clients.
+                .pipes_as_concat(false)
+                .statement_cache_capacity(PREPARED_STATEMENTS)
+                .disable_statement_logging();
+            Host::of(connect)
+        };
+        let hosts = hosts::each(url.expose_secret()).into_iter().map(host);
+        Ok(Self::of(hosts.collect::<Result<_, _>>()?))
+    }
+
+    fn of(hosts: Vec<Host>) -> Self {
+        let addresses: Vec<&str> = hosts.iter().map(|host| &*host.address).collect();
+        Self { address: addresses.join(", "), hosts }
     }
 
     /// The same server with another database.
     #[must_use]
     pub fn with_database(&self, database: &str) -> Self {
-        let connect = self.connect.clone().database(database);
-        let address = format!("{}:{}/{database}", connect.get_host(), connect.get_port());
-        Self { connect, address }
+        let with = |host: &Host| Host::of(host.connect.clone().database(database)).ok();
+        Self::of(self.hosts.iter().filter_map(with).collect())
     }
 
-    /// Host, port and database, for messages.
+    /// Host, port and database of each host, for messages.
     pub fn address(&self) -> &str {
         &self.address
     }
@@ -105,12 +128,24 @@ impl Session {
     ///
     /// When MySQL fails.
     pub async fn connect(options: &Options) -> Result<Self, Error> {
-        let limit = CONNECT_LIMIT;
-        let connection = timeout(limit, MySqlConnection::connect_with(&options.connect))
+        let is_replica = |error: &Error| matches!(error, Error::ReadOnly { .. });
+        let mut failed = None;
+        for (host, limit) in hosts::shuffled(&options.hosts, CONNECT_LIMIT) {
+            match Self::connect_to(host, limit).await {
+                Ok(session) => return Ok(session),
+                Err(error) => hosts::keep(&mut failed, error, is_replica),
+            }
+        }
+        Err(failed.unwrap_or(Error::Url))
+    }
+
+    async fn connect_to(host: &Host, limit: Duration) -> Result<Self, Error> {
+        let connection = timeout(limit, MySqlConnection::connect_with(&host.connect))
             .await
             .map_err(|_elapsed| Error::Timeout { operation: "connecting", limit })?
-            .map_err(|source| connect_error(options, source))?;
+            .map_err(|source| connect_error(host, source))?;
         let mut session = Self { connection, used: Instant::now(), owned: HashSet::new() };
+        session.require_writable(host).await?;
         session.set_variables().await?;
         Ok(session)
     }
@@ -142,6 +177,14 @@ impl Session {
     pub async fn close(self) {
         // Dropping the connection closes it even if the server does not answer.
         drop(timeout(Duration::from_secs(1), self.connection.close()).await);
+    }
+
+    /// Checks that the server takes writes. A replica and a demoted primary do not.
+    async fn require_writable(&mut self, host: &Host) -> Result<(), Error> {
+        let read = sqlx::query_scalar("SELECT @@GLOBAL.read_only OR @@GLOBAL.super_read_only");
+        let read = read.persistent(false).fetch_one(&mut self.connection);
+        let read_only: i64 = within("checking that the server is the primary", read).await?;
+        if read_only == 0 { Ok(()) } else { Err(Error::ReadOnly { address: host.address.clone() }) }
     }
 
     /// Sets the session variables and reads them back, because a proxy may ignore the change.
@@ -197,8 +240,8 @@ pub(crate) async fn within<T>(
     }
 }
 
-fn connect_error(options: &Options, source: sqlx::Error) -> Error {
-    let address = options.address.clone();
+fn connect_error(host: &Host, source: sqlx::Error) -> Error {
+    let address = host.address.clone();
     let refused = matches!(
         number(&source),
         Some(

@@ -10,7 +10,7 @@ use std::time::Duration;
 use secrecy::SecretString;
 use serde::Serialize;
 use toml::Value;
-use url::Url;
+use url::{Position, Url};
 
 use super::Errors;
 use super::layers::Setting;
@@ -171,12 +171,12 @@ impl Reader {
             self.errors.push(format!("{key} is not a URL ({origin})"));
             return SecretString::default();
         };
-        if !schemes.iter().any(|scheme| value.scheme() == *scheme) {
+        if !schemes.iter().any(|scheme| value.starts_with(&format!("{scheme}://"))) {
             let schemes = schemes.join(":// or ");
             self.errors.push(format!("{key} does not begin with {schemes}:// ({origin})"));
             return SecretString::default();
         }
-        let value = toml(value.into());
+        let value = toml(value);
         self.shown.push(Shown { key, value, origin });
         SecretString::from(url)
     }
@@ -263,8 +263,19 @@ fn variable(key: &str) -> String {
     key.to_uppercase().replace('.', "__")
 }
 
-/// The URL without its password and its query, which may contain one too. `None` if it is not a URL.
-fn redacted(url: &str) -> Option<Url> {
+/// The URL without its password and its query, which may contain one too. `None` if it is not a URL. A URL may name
+/// several hosts, separated by commas.
+fn redacted(url: &str) -> Option<String> {
+    let each: Vec<Url> =
+        hosts::each(url).iter().map(|url| redacted_one(url)).collect::<Option<_>>()?;
+    let first = each.first()?;
+    let login = &first[..Position::BeforeHost];
+    let hosts: Vec<&str> =
+        each.iter().map(|url| &url[Position::BeforeHost..Position::BeforePath]).collect();
+    Some(format!("{login}{}{}", hosts.join(","), &first[Position::BeforePath..]))
+}
+
+fn redacted_one(url: &str) -> Option<Url> {
     // Without `//`, the URL has no authority: a password would be part of its path.
     let mut url = Url::parse(url).ok().filter(Url::has_authority)?;
     if url.password().is_some() {

@@ -111,6 +111,15 @@ fn a_number_is_not_converted() {
 }
 
 #[test]
+fn a_url_with_several_hosts_is_shown_without_its_password() {
+    let url = "amqp://app:secret@one:1,two/%2f?password=x";
+    let (settings, shown) = read(None, &[("AMQP_URL", url)]).unwrap();
+    assert_eq!(settings.url, url);
+    let shown = shown.iter().find(|shown| shown.key == "rabbitmq.url").unwrap();
+    assert_eq!(shown.value, "\"amqp://app:***@one:1,two/%2f?***\"");
+}
+
+#[test]
 fn a_url_of_another_server_is_refused_without_its_password() {
     let errors = read(None, &[("AMQP_URL", "mysql://app:secret@localhost/app")]).err().unwrap();
     let expected =
