@@ -46,7 +46,7 @@ pub use bookkeeping::{
 pub use error::{Error, Refusal};
 pub use rust_projection::{CodeError, Registry, RustProjection, ServerError, Tables};
 pub use schema::{
-    Attached, Checked, Comparison, Databases, Drift, InService, Migrated, Rows, Swap, TableRows,
-    Ticket, all_tables, check,
+    Attached, Checked, ColumnDrift, Comparison, Databases, Drift, InService, Migrated, Rows,
+    StreamAt, Swap, TableRows, Ticket, all_tables, check,
 };
 pub use session::{Options, Session};

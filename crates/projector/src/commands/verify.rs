@@ -5,7 +5,8 @@ use daemon::{Failure, chain};
 
 use super::rebuild::rebuilder;
 use crate::Settings;
-use daemon::output::Format;
+use crate::rebuild::Findings;
+use daemon::output::{Format, counted};
 
 /// How often to begin, if MySQL undoes the work for the sake of other sessions.
 const ATTEMPTS: u32 = 5;
@@ -42,22 +43,28 @@ pub(crate) async fn verify(settings: &Settings, arguments: &Verify) -> Result<bo
             verified => break verified?,
         }
     };
-    format.print(&found, |found| {
-        let mut lines: Vec<String> = found.drift.iter().map(ToString::to_string).collect();
-        lines.push(match (found.drift.len(), repair) {
-            (0, _) => format!("every compared row of {projection} agrees with the event store"),
-            (rows, true) => format!("{rows} rows were wrong and have been repaired"),
-            (rows, false) => format!("{rows} rows are wrong; --repair overwrites them"),
-        });
-        lines.extend(found.streams.iter().map(ToString::to_string));
-        if !found.streams.is_empty() {
-            let count = found.streams.len();
-            lines.push(format!(
-                "the bookkeeping of {count} streams contradicts the event store; run `projector rebuild start \
-                 {projection}`"
-            ));
-        }
-        lines.join("\n")
-    })?;
+    format.print(&found, |found| text(projection, found, *repair))?;
     Ok(found.streams.is_empty() && (found.is_empty() || *repair))
+}
+
+fn text(projection: &str, found: &Findings, repaired: bool) -> String {
+    let Findings { scope, drift, streams } = found;
+    let mut lines: Vec<String> = drift.iter().map(ToString::to_string).collect();
+    lines.push(scope.to_string());
+    let rows = counted(drift.len(), "row differs", "rows differ");
+    lines.push(match (drift.len(), repaired) {
+        (0, _) => "every compared row agrees with the event store".to_owned(),
+        (_, true) => format!("{rows} from the event store; repaired"),
+        (_, false) => format!(
+            "{rows} from the event store: `projector verify {projection} --repair` overwrites them"
+        ),
+    });
+    lines.extend(streams.iter().map(ToString::to_string));
+    if !streams.is_empty() {
+        lines.push(format!(
+            "the bookkeeping of {} contradicts the event store: run `projector rebuild start {projection}`",
+            counted(streams.len(), "stream", "streams")
+        ));
+    }
+    lines.join("\n")
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use broker::{Connection, Delivery, Envelope, Queue, Receipt};
+use daemon::output::counted;
 use daemon::{CancellationToken, Probe, chain};
 use domain_events::{Event, StoredEvent, StreamId, StreamRange};
 use projection::plan::Verdict;
@@ -360,8 +361,8 @@ impl<'c> Consumer<'c> {
         let expired = self.gaps.postpone(missing, KEEP_LIMIT);
         self.context.metrics.lost("postgresql");
         self.probe.failing(&format!(
-            "{} streams wait for missing events, because the event store cannot be read: {reason}",
-            self.gaps.len()
+            "missing events of {} cannot be read from the event store: {reason}",
+            counted(self.gaps.len(), "stream", "streams")
         ));
         self.defer(expired).await
     }

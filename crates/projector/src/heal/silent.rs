@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, SecondsFormat, Utc};
+use daemon::output::counted;
 use read_model::{Instance, QueueUse, Report};
 
 /// A queue counts as silent when events were found missing so many times without a delivery in between.
@@ -91,11 +92,12 @@ impl Silent {
         let events = silent.iter().map(|(_, spell)| spell.events).max()?;
         let queues: Vec<&str> = silent.iter().map(|(name, _)| *name).collect();
         Some(format!(
-            "{} brought nothing since {}, although {events} events were published that were then found missing \
+            "{} brought nothing since {}, although {} then found missing \
              and applied from the event store: another program probably receives the messages. `rabbitmqctl \
              list_consumers` names it; close its connection",
             queues.join(", "),
-            since.to_rfc3339_opts(SecondsFormat::Secs, true)
+            since.to_rfc3339_opts(SecondsFormat::Secs, true),
+            counted(events, "published event was", "published events were")
         ))
     }
 }

@@ -14,6 +14,7 @@ mod attached;
 mod cut_over;
 mod dry_run;
 mod error;
+mod findings;
 mod in_place;
 mod job;
 mod maintenance;
@@ -33,6 +34,7 @@ use tokio::time::sleep;
 
 use self::cut_over::tables_of_every_release;
 pub(crate) use self::error::Error;
+pub(crate) use self::findings::Findings;
 pub(crate) use self::in_place::Folded;
 use self::job::{Attempt, Owned};
 pub(crate) use self::maintenance::maintain;

@@ -1,14 +1,13 @@
 //! Compares a read model with the event store, and repairs it.
 
-use std::fmt;
 use std::time::Duration;
 
 use daemon::output::counted;
 use domain_events::{Position, StreamId, StreamVersion};
 use projection::plan::Head;
-use read_model::{Admitted, Comparison, Drift, ReadModel, Rows, Session};
-use serde::Serialize;
+use read_model::{Admitted, Comparison, Drift, ReadModel, Rows, Session, StreamAt};
 
+use super::findings::{Findings, Mismatch, MismatchKind, Scope};
 use super::progress::RebuildPace;
 use super::{Error, Rebuilder};
 use crate::error::Error as WorkError;
@@ -21,65 +20,6 @@ use crate::history::{
 const SAMPLED_AT_ONCE: usize = 1_000;
 /// How long a batch that runs alone waits for open transactions that append events.
 const ALONE_PATIENCE: Duration = Duration::from_secs(1);
-
-/// The result of a comparison.
-#[derive(Debug, Default, Serialize)]
-pub(crate) struct Findings {
-    /// Rows that differ.
-    pub(crate) drift: Vec<Drift>,
-    /// Streams whose bookkeeping contradicts the event store.
-    pub(crate) streams: Vec<Mismatch>,
-}
-
-impl Findings {
-    /// Whether there is no difference.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.drift.is_empty() && self.streams.is_empty()
-    }
-}
-
-/// A stream whose bookkeeping contradicts the event store.
-#[derive(Debug, Serialize)]
-pub(crate) struct Mismatch {
-    stream_id: String,
-    /// The last version that was applied.
-    applied: i64,
-    kind: MismatchKind,
-}
-
-#[derive(Debug, Clone, Copy, Serialize)]
-#[serde(rename_all = "snake_case")]
-enum MismatchKind {
-    /// The event store does not have the last applied event.
-    NotStored,
-    /// The event store has another event with that version.
-    OtherEvent,
-    /// The event store has later events before the checkpoint that were not applied.
-    Lagging,
-}
-
-impl fmt::Display for Mismatch {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { stream_id, applied, kind } = self;
-        match kind {
-            MismatchKind::NotStored => write!(
-                f,
-                "stream {stream_id}: version {applied} was applied, but the event store does not have it; \
-                 perhaps an older event store was restored"
-            ),
-            MismatchKind::OtherEvent => write!(
-                f,
-                "stream {stream_id}: version {applied} was applied from another event than the event \
-                 store has"
-            ),
-            MismatchKind::Lagging => write!(
-                f,
-                "stream {stream_id}: version {applied} was the last to be applied, but the event store has \
-                 later events before the checkpoint"
-            ),
-        }
-    }
-}
 
 /// A running comparison.
 struct Verification<'v> {
@@ -126,14 +66,20 @@ impl Rebuilder {
             None => None,
             Some(count) => {
                 let chosen = session.some_streams(&live.ledger, count).await?;
-                Some(chosen.into_iter().map(|id| (id, StreamVersion::LAST)).collect())
+                Some(chosen.into_iter().map(|id| (id, StreamVersion::LAST)).collect::<Vec<_>>())
             }
+        };
+        let scope = Scope {
+            streams: session.count_streams(&live.ledger).await?,
+            sampled: sample.as_ref().map(|sample| sample.len() as u64),
+            tables: comparisons.iter().map(|compared| compared.table().to_owned()).collect(),
         };
         let expected = self.target(&mut session, database).await?;
         let mut verification =
             Verification { rebuilder: self, session, store, live, expected, comparisons, sample };
-        let drift = verification.compare(repair).await?;
-        let Verification { mut session, comparisons, store, expected, .. } = verification;
+        let mut drift = verification.compare(repair).await?;
+        let Verification { mut session, comparisons, store, expected, live, .. } = verification;
+        add_streams(&mut session, &live, &mut drift).await?;
         for compared in &comparisons {
             session.drop_suspects(compared).await?;
         }
@@ -141,7 +87,7 @@ impl Rebuilder {
         expected.close().await;
         store.close().await;
         session.close().await;
-        Ok(Findings { drift, streams })
+        Ok(Findings { scope, drift, streams })
     }
 
     /// Begins a batch that runs alone, and brings the live and the expected tables to the same position, in the
@@ -356,6 +302,30 @@ async fn catch_up_with(
         let version = |(stream_id, head): (StreamId, Head)| Some((stream_id, head.last?.version));
         let wanted: Vec<_> = heads.into_iter().filter_map(version).collect();
         catch_up(&mut OneBatch { batch, model: live }, store, &wanted).await?;
+    }
+    Ok(())
+}
+
+/// Adds the stream and its version to each row that belongs to one stream.
+async fn add_streams(
+    session: &mut Session,
+    live: &ReadModel,
+    drift: &mut [Drift],
+) -> Result<(), Error> {
+    let Ok(columns) = live.forms().stream_columns(&live.projection) else { return Ok(()) };
+    let stream = |row: &Drift| StreamId::new(row.key(columns.get(&row.table)?)?).ok();
+    for page in drift.chunks_mut(STREAMS_AT_ONCE) {
+        let streams: Vec<Option<StreamId>> = page.iter().map(stream).collect();
+        let known: Vec<&StreamId> = streams.iter().flatten().collect();
+        let heads = session.heads(&live.ledger, &known).await?;
+        for (row, stream_id) in page.iter_mut().zip(&streams) {
+            let Some(stream_id) = stream_id else { continue };
+            let last = heads.get(stream_id).and_then(|head| head.last);
+            row.stream = last.map(|last| StreamAt {
+                stream_id: stream_id.as_str().to_owned(),
+                version: last.version.get(),
+            });
+        }
     }
     Ok(())
 }

@@ -231,6 +231,18 @@ impl Session {
         ledger.read(&mut self.connection, ledger.read_heads.clone(), streams).await
     }
 
+    /// The number of streams.
+    ///
+    /// # Errors
+    ///
+    /// When MySQL fails.
+    pub async fn count_streams(&mut self, ledger: &Ledger) -> Result<u64, Error> {
+        let sql = format!("SELECT COUNT(*) FROM {}", ledger.streams);
+        let count = sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&mut self.connection);
+        let count: i64 = within_minutes(count).await?;
+        Ok(count.unsigned_abs())
+    }
+
     /// A random sample of streams.
     ///
     /// # Errors

@@ -23,7 +23,51 @@ pub struct Drift {
     /// The kind of difference.
     pub kind: DriftKind,
     /// The columns that differ.
-    pub columns: Vec<String>,
+    pub columns: Vec<ColumnDrift>,
+    /// The stream to which the row belongs, and its version on both sides; `None` if it may belong to several.
+    pub stream: Option<StreamAt>,
+    #[serde(skip)]
+    key_columns: Vec<String>,
+}
+
+/// A column that differs. Values are texts, cut after [`SHOWN`] characters; binary ones in hexadecimal digits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ColumnDrift {
+    /// The column.
+    pub column: String,
+    /// The value in service; `None` is NULL.
+    pub found: Option<String>,
+    /// The value that the event store gives; `None` is NULL.
+    pub expected: Option<String>,
+}
+
+/// A stream and a version.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct StreamAt {
+    /// The stream.
+    pub stream_id: String,
+    /// The last version that both sides have applied.
+    pub version: i64,
+}
+
+/// The most characters of a value that are shown.
+const SHOWN: usize = 60;
+
+impl Drift {
+    /// The value of a column of the key.
+    pub fn key(&self, column: &str) -> Option<&str> {
+        let place = self.key_columns.iter().position(|name| name == column)?;
+        self.key.get(place).map(String::as_str)
+    }
+}
+
+impl fmt::Display for ColumnDrift {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { column, found, expected } = self;
+        let [found, expected] =
+            [found, expected].map(|value| value.as_deref().unwrap_or("NULL").to_owned());
+        write!(f, "{column} is {found}, expected {expected}")
+    }
 }
 
 /// The kind of difference of a row.
@@ -40,12 +84,18 @@ pub enum DriftKind {
 
 impl fmt::Display for Drift {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { table, key, kind, columns } = self;
-        let key = key.join(", ");
+        let Self { table, key, kind, columns, stream, .. } = self;
+        write!(f, "{table} ({})", key.join(", "))?;
+        if let Some(StreamAt { stream_id, version }) = stream {
+            write!(f, " at version {version} of {stream_id}")?;
+        }
         match kind {
-            DriftKind::Missing => write!(f, "{table} ({key}): missing"),
-            DriftKind::Extra => write!(f, "{table} ({key}): must not be there"),
-            DriftKind::Different => write!(f, "{table} ({key}): {}", columns.join(", ")),
+            DriftKind::Missing => f.write_str(": missing"),
+            DriftKind::Extra => f.write_str(": must not be there"),
+            DriftKind::Different => {
+                let columns: Vec<String> = columns.iter().map(ToString::to_string).collect();
+                write!(f, ": {}", columns.join("; "))
+            }
         }
     }
 }
@@ -113,6 +163,11 @@ impl Comparison {
         })
     }
 
+    /// The name of the table.
+    pub fn table(&self) -> &str {
+        &self.table
+    }
+
     fn joined(&self, one: &str, other: &str) -> String {
         let equal = |key: &String| format!("{one}.{0} = {other}.{0}", quoted(key));
         self.keys.iter().map(equal).collect::<Vec<_>>().join(" AND ")
@@ -145,15 +200,18 @@ impl Comparison {
         )
     }
 
-    /// The SQL that compares the suspects again. Its columns are the key, whether each side has the row,
-    /// and whether each column differs.
+    /// The SQL that compares the suspects again. Its columns are the key, whether each side has the row, and for
+    /// each column whether it differs, with the text of both values.
     fn recheck_sql(&self) -> String {
         let Self { live, reference, suspects, .. } = self;
         let first = quoted(&self.keys[0]);
         let keys: Vec<String> =
             self.keys.iter().map(|key| format!("CAST(s.{} AS CHAR)", quoted(key))).collect();
-        let columns: Vec<String> =
-            self.columns.iter().map(|(name, kind)| differs(name, kind)).collect();
+        let column = |(name, kind): &(String, Kind)| {
+            let [found, expected] = ["l", "r"].map(|side| shown(side, name, kind));
+            format!("{}, {found}, {expected}", differs(name, kind))
+        };
+        let columns: Vec<String> = self.columns.iter().map(column).collect();
         format!(
             "SELECT {}, l.{first} IS NOT NULL, r.{first} IS NOT NULL, {}
              FROM {suspects} AS s
@@ -176,8 +234,10 @@ impl Comparison {
             (row.try_get(count)?, row.try_get(count + 1)?);
         let mut columns = Vec::new();
         for (index, (name, _)) in self.columns.iter().enumerate() {
-            if row.try_get(count + 2 + index)? {
-                columns.push(name.clone());
+            let place = count + 2 + 3 * index;
+            if row.try_get(place)? {
+                let (found, expected) = (row.try_get(place + 1)?, row.try_get(place + 2)?);
+                columns.push(ColumnDrift { column: name.clone(), found, expected });
             }
         }
         let kind = match (is_live, is_in_reference) {
@@ -186,7 +246,17 @@ impl Comparison {
             (true, true) => DriftKind::Different,
             (false, false) => return Ok(None),
         };
-        Ok(Some(Drift { table: self.table.clone(), key, kind, columns }))
+        let (table, key_columns) = (self.table.clone(), self.keys.clone());
+        Ok(Some(Drift { table, key, kind, columns, stream: None, key_columns }))
+    }
+}
+
+/// The SQL of a value's text.
+fn shown(side: &str, column: &str, kind: &Kind) -> String {
+    let value = format!("{side}.{}", quoted(column));
+    match kind {
+        Kind::Binary { .. } | Kind::Bit | Kind::Other(_) => format!("LEFT(HEX({value}), {SHOWN})"),
+        _ => format!("LEFT(CAST({value} AS CHAR), {SHOWN})"),
     }
 }
 

@@ -9,7 +9,7 @@ mod tables;
 mod warnings;
 
 pub use attached::Attached;
-pub use compare::{Comparison, Drift, Rows};
+pub use compare::{ColumnDrift, Comparison, Drift, Rows, StreamAt};
 pub use scratch::{Checked, check};
 pub use shadow::{Databases, InService, Swap, Ticket, all_tables};
 pub use show::Rows as TableRows;

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use daemon::output::counted;
 use read_model::{Job, JobState};
 
 use super::Report;
@@ -41,7 +42,9 @@ fn write_report(text: &mut String, report: &Report) -> std::fmt::Result {
     let Facts { publishing, projections, .. } = facts;
     if let Some(published) = publishing {
         let (relays, pending) = (published.relays.len(), published.pending);
-        writeln!(text, "publishing  {pending} events wait for {relays} sessions of relays")?;
+        let pending = counted(pending, "event", "events");
+        let relays = counted(relays, "session", "sessions");
+        writeln!(text, "publishing  {pending} pending; {relays} of relays")?;
     }
     projections.iter().try_for_each(|found| write_projection(text, found))
 }
@@ -66,18 +69,20 @@ fn write_projection(text: &mut String, found: &Found) -> std::fmt::Result {
         }
         Some(lag) => {
             let more = if lag.is_minimum { "more than " } else { "" };
-            writeln!(text, "  lag         {more}{} events, {:.1} s", lag.events, lag.seconds)?;
+            let events = counted(lag.events, "event", "events");
+            writeln!(text, "  lag         {more}{events}, {:.1} s", lag.seconds)?;
         }
     }
     for queue in &found.queues {
         let ready = queue.ready.map_or_else(|| "missing".to_owned(), |it| format!("{it} ready"));
         writeln!(text, "  queue       {}: {ready}, {} unsettled", queue.name, queue.unsettled)?;
     }
-    writeln!(text, "  parked      {parked} streams, {conflicts} of them in conflict")?;
+    let parked = counted(parked, "stream", "streams");
+    writeln!(text, "  parked      {parked}, {conflicts} in conflict")?;
     if let Some(letters) = found.dead_letters {
-        writeln!(text, "  dead        {letters} messages")?;
+        writeln!(text, "  dead        {}", counted(letters, "message", "messages"))?;
     }
-    writeln!(text, "  healed      {healed} events")?;
+    writeln!(text, "  healed      {}", counted(healed, "event", "events"))?;
     if found.locks_hidden {
         let hidden = read_model::Error::LocksHidden;
         writeln!(text, "  locks       unknown: {hidden}")?;
