@@ -96,7 +96,7 @@ async fn a_rollback_uses_the_definition_of_the_previous_tables() {
         assert!(output.contains(WAITS), "{output}");
         for (files, waits) in [(&one, false), (&ten, true)] {
             let (_, output) = files.clone().args(["status", "steps"]).try_run().await;
-            assert_eq!(output.contains(WAITS), waits, "{output}");
+            assert_eq!(output.contains("  files "), waits, "{output}");
         }
 
         // New tables with a column: the rollback has the statements of the tables without it.
