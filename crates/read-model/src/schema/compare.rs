@@ -30,7 +30,7 @@ pub struct Drift {
     key_columns: Vec<String>,
 }
 
-/// A column that differs. Values are texts, cut after [`SHOWN`] characters; binary ones in hexadecimal digits.
+/// A column that differs. Values are texts, cut after 60 characters; binary ones in hexadecimal digits.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ColumnDrift {
     /// The column.
