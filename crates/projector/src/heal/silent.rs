@@ -122,7 +122,7 @@ mod tests {
         silent.healed(2, Some(&brought(7, 0)), 3);
         let reason = silent.reason(&names).unwrap();
         assert!(reason.starts_with("one, two brought nothing since 20"), "{reason}");
-        assert!(reason.contains("although 6 events"), "{reason}");
+        assert!(reason.contains("although 6 published events were then found missing"), "{reason}");
         silent.update(Some(&brought(8, 0)), GRACE);
         assert!(silent.reason(&names).unwrap().starts_with("two brought nothing"));
         silent.update(None, GRACE);
