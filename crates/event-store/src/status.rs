@@ -103,7 +103,21 @@ pub struct OpenTransaction {
 
 from_row!(OpenTransaction { pid, application_name, prepared, since, age_seconds });
 
+/// A transaction that has been open for so long is worth a look.
+const LONG_TRANSACTION_SECONDS: f64 = 60.0;
+
 impl OpenTransaction {
+    /// Whether it has been open for a minute. Without the right to see when it began, it counts as short: every
+    /// append of another role would be suspected.
+    pub fn is_long(&self) -> bool {
+        self.age_seconds.is_some_and(|age| age >= LONG_TRANSACTION_SECONDS)
+    }
+
+    /// What it does if it has appended events, as a sentence.
+    pub fn as_writer(&self) -> String {
+        format!("{self} has appended and not ended, so that no order of events is decided")
+    }
+
     /// How to end it.
     pub fn remedy(&self) -> String {
         match (self.pid, &self.prepared) {

@@ -6,9 +6,6 @@ use event_store::{
     LaneLocker, OpenTransaction, Relay, RelayReport, Status, UnroutableKey, WaitingStreams,
 };
 
-/// A transaction that has been open for so long is worth a look.
-const LONG_TRANSACTION_SECONDS: f64 = 60.0;
-
 /// All causes, the most urgent first.
 pub(crate) fn causes(status: &Status) -> Vec<Cause> {
     let mut causes = Vec::new();
@@ -25,11 +22,7 @@ pub(crate) fn causes(status: &Status) -> Vec<Cause> {
     }
     causes.extend(status.relays.iter().filter_map(of_relay));
     causes.extend(status.lane_lockers.iter().map(of_locker));
-    // Without the right to see when it began, every append of another role would be suspected.
-    let long = |writer: &&OpenTransaction| {
-        writer.age_seconds.is_some_and(|age| age >= LONG_TRANSACTION_SECONDS)
-    };
-    causes.extend(status.open_writers.iter().filter(long).map(of_writer));
+    causes.extend(status.open_writers.iter().filter(|it| it.is_long()).map(of_writer));
     causes.extend(status.unroutable.iter().map(of_key));
     causes.extend(status.waiting.iter().filter_map(of_waiting));
     causes.sort_by_key(|cause| std::cmp::Reverse(cause.state));
@@ -77,7 +70,7 @@ fn of_writer(writer: &OpenTransaction) -> Cause {
         cause: "transaction_open",
         object: Some(writer.to_string()),
         since: writer.since,
-        text: format!("{writer} has appended and not ended, so that no order of events is decided"),
+        text: writer.as_writer(),
         remedy: writer.remedy(),
     }
 }

@@ -10,8 +10,6 @@ use serde::Serialize;
 use super::found::{Condition, Facts, Found};
 use crate::survey::since;
 
-/// A transaction that has been open for so long is worth a look.
-const LONG_TRANSACTION_SECONDS: f64 = 60.0;
 /// A lag that is older is worth a look, also without a known cause.
 const LONG_LAG_SECONDS: f64 = 60.0;
 
@@ -30,11 +28,7 @@ pub(super) fn causes(facts: &Facts) -> Vec<Reason> {
     let mut shared: Vec<Cause> = facts.unknown.iter().map(|text| unknown(text)).collect();
     if let Some(published) = &facts.publishing {
         shared.extend(published.cause.clone());
-        // Without the right to see when it began, every append of another role would be suspected.
-        let long = |writer: &&OpenTransaction| {
-            writer.age_seconds.is_some_and(|age| age >= LONG_TRANSACTION_SECONDS)
-        };
-        shared.extend(published.open_writers.iter().filter(long).map(of_writer));
+        shared.extend(published.open_writers.iter().filter(|it| it.is_long()).map(of_writer));
     }
     shared.extend(facts.projectors.iter().flat_map(of_projector));
     let mut reasons = Vec::new();
@@ -68,7 +62,7 @@ fn of_writer(writer: &OpenTransaction) -> Cause {
         cause: "transaction_open",
         object: Some(writer.to_string()),
         since: writer.since,
-        text: format!("{writer} has appended and not ended, so that no order of events is decided"),
+        text: writer.as_writer(),
         remedy: writer.remedy(),
     }
 }
